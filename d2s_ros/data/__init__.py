@@ -1,0 +1,1 @@
+"""Images, poses and bags on disk (no torch, no ROS installation)."""

@@ -1,0 +1,1 @@
+"""Local feature extractors behind one contract."""

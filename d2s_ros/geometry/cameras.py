@@ -1,0 +1,271 @@
+"""Pinhole and fisheye cameras with distortion.
+
+Pixel convention: (0, 0) is the centre of the first pixel, as in OpenCV and ROS. COLMAP puts it at
+(0.5, 0.5); `Camera.from_colmap` and `Camera.colmap_params` are the only places that convert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from d2s_ros.errors import CalibrationError
+
+Array = NDArray[np.float64]
+
+#: Number of coefficients each model may have, in ROS order.
+_COEFFICIENTS = {
+    'pinhole': (0,),
+    'plumb_bob': (4, 5),
+    'rational_polynomial': (8, 12, 14),
+    'equidistant': (4,),
+}
+#: Rays further than this from the optical axis have no useful pinhole image.
+_MAX_RAY_TANGENT = 10.0
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Intrinsics of one camera at one image size.
+
+    Attributes:
+        model: 'pinhole', 'plumb_bob', 'rational_polynomial' or 'equidistant' (ROS names).
+        width, height: Image size in px.
+        fx, fy, cx, cy: Focal lengths and principal point in px, (0, 0) = centre of first pixel.
+        distortion: Coefficients in ROS order: plumb_bob k1 k2 p1 p2 k3, rational_polynomial
+            k1 k2 p1 p2 k3 k4 k5 k6, equidistant k1 k2 k3 k4.
+    """
+
+    model: str
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.model not in _COEFFICIENTS:
+            raise CalibrationError(
+                f'distortion model {self.model!r} is not supported; supported: '
+                f'{", ".join(_COEFFICIENTS)}'
+            )
+        if len(self.distortion) not in _COEFFICIENTS[self.model]:
+            raise CalibrationError(
+                f'{self.model} needs {" or ".join(map(str, _COEFFICIENTS[self.model]))} '
+                f'distortion coefficients, found {len(self.distortion)}'
+            )
+        if self.width <= 0 or self.height <= 0:
+            raise CalibrationError(f'image size {self.width}x{self.height} is not positive')
+        numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
+        if not np.isfinite(numbers).all() or self.fx <= 0 or self.fy <= 0:
+            raise CalibrationError(
+                f'focal lengths ({self.fx}, {self.fy}) must be positive and all intrinsics '
+                f'finite; is the camera calibrated?'
+            )
+
+    @classmethod
+    def from_camera_info(
+        cls,
+        width: int,
+        height: int,
+        distortion_model: str,
+        d: ArrayLike,
+        k: ArrayLike,
+    ) -> Camera:
+        """Build from the fields of a sensor_msgs/CameraInfo (its raw image, K and D).
+
+        Raises:
+            CalibrationError: zeros (an uncalibrated camera), an unknown model, a wrong count.
+        """
+        matrix = np.asarray(k, dtype=np.float64).reshape(-1)
+        if matrix.shape != (9,):
+            raise CalibrationError(f'camera_info.k needs 9 numbers, found {matrix.size}')
+        if not matrix.any():
+            raise CalibrationError('camera_info.k is all zeros: the camera is not calibrated')
+        coefficients = tuple(float(value) for value in np.asarray(d, dtype=np.float64).reshape(-1))
+        model = str(distortion_model)
+        if model == '' and not any(coefficients):
+            model = 'pinhole'
+        if model in ('fisheye', 'kannala_brandt4'):
+            model = 'equidistant'
+        if model in _COEFFICIENTS and not any(coefficients) and model != 'equidistant':
+            model = 'pinhole'
+        if model == 'pinhole':
+            coefficients = ()
+        return cls(
+            model,
+            int(width),
+            int(height),
+            float(matrix[0]),
+            float(matrix[4]),
+            float(matrix[2]),
+            float(matrix[5]),
+            coefficients,
+        )
+
+    @classmethod
+    def from_colmap(cls, model: str, width: int, height: int, params: ArrayLike) -> Camera:
+        """Build from a line of COLMAP's cameras.txt (its pixel centre at 0.5 is shifted here)."""
+        p = [float(value) for value in np.asarray(params, dtype=np.float64).reshape(-1)]
+        expected = {
+            'SIMPLE_PINHOLE': 3,
+            'PINHOLE': 4,
+            'SIMPLE_RADIAL': 4,
+            'RADIAL': 5,
+            'OPENCV': 8,
+            'FULL_OPENCV': 12,
+            'OPENCV_FISHEYE': 8,
+        }
+        if model not in expected:
+            raise CalibrationError(
+                f'COLMAP camera model {model} is not supported; supported: {", ".join(expected)}'
+            )
+        if len(p) != expected[model]:
+            raise CalibrationError(f'{model} needs {expected[model]} parameters, found {len(p)}')
+        if model in ('SIMPLE_PINHOLE', 'SIMPLE_RADIAL', 'RADIAL'):
+            p = [p[0], *p]
+        fx, fy, cx, cy, *rest = p
+        ros_model, distortion = 'pinhole', ()
+        if model in ('SIMPLE_RADIAL', 'RADIAL'):
+            radial = [*rest, 0.0][:2]
+            ros_model, distortion = 'plumb_bob', (*radial, 0.0, 0.0, 0.0)
+        elif model == 'OPENCV':
+            ros_model, distortion = 'plumb_bob', (*rest, 0.0)
+        elif model == 'FULL_OPENCV':
+            ros_model, distortion = 'rational_polynomial', tuple(rest)
+        elif model == 'OPENCV_FISHEYE':
+            ros_model, distortion = 'equidistant', tuple(rest)
+        return cls(ros_model, int(width), int(height), fx, fy, cx - 0.5, cy - 0.5, distortion)
+
+    @property
+    def matrix(self) -> Array:
+        """The (3, 3) intrinsic matrix."""
+        return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+
+    @property
+    def ideal(self) -> Camera:
+        """The same camera without distortion: what `undistort` maps to."""
+        return replace(self, model='pinhole', distortion=())
+
+    def project(self, points_in_camera: ArrayLike) -> Array:
+        """Project points (N, 3) in the camera's optical frame to pixels (N, 2).
+
+        Points at or behind the image plane give NaN.
+        """
+        points = np.asarray(points_in_camera, dtype=np.float64).reshape(-1, 3)
+        pixels = np.full((len(points), 2), np.nan)
+        front = points[:, 2] > 1e-9
+        if not front.any():
+            return pixels
+        visible = points[front]
+        if self.model == 'pinhole':
+            normalized = visible[:, :2] / visible[:, 2:]
+            pixels[front] = normalized * [self.fx, self.fy] + [self.cx, self.cy]
+            return pixels
+        zero = np.zeros((1, 3))
+        coefficients = np.asarray(self.distortion, dtype=np.float64)
+        if self.model == 'equidistant':
+            projected, _ = cv2.fisheye.projectPoints(
+                visible.reshape(-1, 1, 3), zero, zero, self.matrix, coefficients
+            )
+        else:
+            projected, _ = cv2.projectPoints(
+                visible.reshape(-1, 1, 3), zero, zero, self.matrix, coefficients
+            )
+        pixels[front] = projected.reshape(-1, 2)
+        return pixels
+
+    def normalize(self, keypoints: ArrayLike) -> Array:
+        """Return undistorted image-plane coordinates (N, 2), x/z and y/z, of pixels (N, 2).
+
+        Pixels whose ray cannot be recovered, or lies beyond 84 degrees off axis, give NaN.
+        """
+        pixels = np.asarray(keypoints, dtype=np.float64).reshape(-1, 2)
+        if self.model == 'pinhole' or len(pixels) == 0:
+            return (pixels - [self.cx, self.cy]) / [self.fx, self.fy]
+        coefficients = np.asarray(self.distortion, dtype=np.float64)
+        criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-10)
+        source = pixels.reshape(-1, 1, 2)
+        if self.model == 'equidistant':
+            normalized = cv2.fisheye.undistortPoints(
+                source, self.matrix, coefficients, criteria=criteria
+            )
+        else:
+            normalized = cv2.undistortPoints(
+                source, self.matrix, coefficients, criteria=criteria
+            )
+        normalized = np.array(normalized, dtype=np.float64).reshape(-1, 2)
+        # Strong distortion folds the image plane over: only keep what projects back.
+        rays = np.concatenate([normalized, np.ones((len(normalized), 1))], axis=1)
+        bad = ~np.isfinite(normalized).all(axis=1)
+        bad |= np.linalg.norm(np.nan_to_num(normalized), axis=1) > _MAX_RAY_TANGENT
+        rays[bad] = [0, 0, 1]
+        bad |= np.linalg.norm(self.project(rays) - pixels, axis=1) > 0.1
+        normalized[bad] = np.nan
+        return normalized
+
+    def undistort(self, keypoints: ArrayLike) -> Array:
+        """Return where pixels (N, 2) would lie in the `ideal` camera; NaN where unrecoverable."""
+        return self.normalize(keypoints) * [self.fx, self.fy] + [self.cx, self.cy]
+
+    def resized(self, width: int, height: int) -> Camera:
+        """Return the camera of the image resampled to another size of about the same aspect.
+
+        Raises:
+            CalibrationError: if the aspect ratio differs by more than one pixel's worth.
+        """
+        scale_x, scale_y = width / self.width, height / self.height
+        if abs(scale_x * self.height - height) > 1.0 and abs(scale_y * self.width - width) > 1.0:
+            raise CalibrationError(
+                f'a {width}x{height} image does not have the aspect ratio of the calibration '
+                f'({self.width}x{self.height}); recalibrate or fix camera_info'
+            )
+        return replace(
+            self,
+            width=int(width),
+            height=int(height),
+            fx=self.fx * scale_x,
+            fy=self.fy * scale_y,
+            cx=(self.cx + 0.5) * scale_x - 0.5,
+            cy=(self.cy + 0.5) * scale_y - 0.5,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, the inverse of `from_dict`."""
+        return {
+            'model': self.model,
+            'width': self.width,
+            'height': self.height,
+            'fx': self.fx,
+            'fy': self.fy,
+            'cx': self.cx,
+            'cy': self.cy,
+            'distortion': list(self.distortion),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Camera:
+        """Build from `to_dict`'s result.
+
+        Raises:
+            CalibrationError: on missing or wrong values.
+        """
+        try:
+            return cls(
+                str(values['model']),
+                int(values['width']),
+                int(values['height']),
+                float(values['fx']),
+                float(values['fy']),
+                float(values['cx']),
+                float(values['cy']),
+                tuple(float(value) for value in values.get('distortion', ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f'calibration has no valid {error}') from error

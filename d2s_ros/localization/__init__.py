@@ -1,0 +1,1 @@
+"""Pose solver, gating and the localizer that chains the stages."""

@@ -1,0 +1,97 @@
+"""What localizing one image returns: a pose with covariance, or a reason why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.geometry.transforms import RigidTransform
+
+
+class LocalizationStatus(str, Enum):
+    """Outcome of one frame. Everything but LOCALIZED is a refusal: no pose is given."""
+
+    LOCALIZED = 'localized'
+    BAD_IMAGE = 'bad_image'
+    NO_CALIBRATION = 'no_calibration'
+    CALIBRATION_MISMATCH = 'calibration_mismatch'
+    TOO_FEW_KEYPOINTS = 'too_few_keypoints'
+    TOO_FEW_RELIABLE = 'too_few_reliable'
+    NO_POSE = 'no_pose'
+    TOO_FEW_INLIERS = 'too_few_inliers'
+    LOW_INLIER_SHARE = 'low_inlier_share'
+    POOR_SPREAD = 'poor_spread'
+    UNCERTAIN = 'uncertain'
+
+
+@dataclass(frozen=True, eq=False)
+class FrameDetails:
+    """Per-keypoint results, for pictures and point clouds.
+
+    Attributes:
+        keypoints: (N, 2) float32 px in the input image.
+        reliability: (N,) float32 in [0, 1].
+        reliable: (N,) bool, given to the pose solver.
+        inlier: (N,) bool, agrees with the pose (all False without one).
+        points_in_map: (N, 3) float32, predicted scene coordinates in the map frame.
+    """
+
+    keypoints: NDArray[np.float32]
+    reliability: NDArray[np.float32]
+    reliable: NDArray[np.bool_]
+    inlier: NDArray[np.bool_]
+    points_in_map: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalizationResult:
+    """The outcome of one frame.
+
+    Attributes:
+        status: LOCALIZED or the reason of the refusal.
+        reason: One line for people; empty when localized.
+        map_from_camera: Pose of the optical frame; None unless localized.
+        covariance: (6, 6) float64 in ROS order (x y z, rotation about x y z), about the fixed
+            axes of the map frame, m^2 and rad^2; None unless localized.
+        num_keypoints, num_reliable, num_inliers: Counts.
+        reprojection_error_px: Median over inliers; NaN without a pose.
+        latency_ms: Stage name to milliseconds: features, network, pose, total.
+        details: Per-keypoint results if asked for.
+    """
+
+    status: LocalizationStatus
+    reason: str = ''
+    map_from_camera: RigidTransform | None = None
+    covariance: NDArray[np.float64] | None = None
+    num_keypoints: int = 0
+    num_reliable: int = 0
+    num_inliers: int = 0
+    reprojection_error_px: float = float('nan')
+    latency_ms: dict[str, float] = field(default_factory=dict)
+    details: FrameDetails | None = None
+
+    @property
+    def localized(self) -> bool:
+        """Whether there is a pose."""
+        return self.status is LocalizationStatus.LOCALIZED
+
+    def to_report(self, name: str, stamp_ns: int) -> dict[str, Any]:
+        """Return the frame's entry in the report of `d2s localize` (JSON types)."""
+        error = self.reprojection_error_px
+        return {
+            'name': name,
+            'stamp': stamp_ns / 1e9,
+            'status': self.status.value,
+            'reason': self.reason,
+            'map_from_camera': self.map_from_camera.to_tum() if self.map_from_camera else None,
+            'covariance': None if self.covariance is None else self.covariance.tolist(),
+            'num_keypoints': self.num_keypoints,
+            'num_reliable': self.num_reliable,
+            'num_inliers': self.num_inliers,
+            'reprojection_error_px': float(error) if np.isfinite(error) else None,
+            'latency_ms': dict(self.latency_ms),
+        }

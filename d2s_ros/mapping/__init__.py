@@ -1,0 +1,1 @@
+"""Reconstruction, map bundles and their store."""

@@ -1,0 +1,1 @@
+"""Scene models: descriptors of one image to scene coordinates and reliability."""

@@ -1,0 +1,1 @@
+"""Photo-textured 3D scenes with exact poses."""

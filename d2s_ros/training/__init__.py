@@ -1,0 +1,1 @@
+"""Samples, losses and training loops."""
