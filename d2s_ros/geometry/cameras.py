@@ -131,7 +131,8 @@ class Camera:
         if model in ('SIMPLE_PINHOLE', 'SIMPLE_RADIAL', 'RADIAL'):
             p = [p[0], *p]
         fx, fy, cx, cy, *rest = p
-        ros_model, distortion = 'pinhole', ()
+        ros_model = 'pinhole'
+        distortion: tuple[float, ...] = ()
         if model in ('SIMPLE_RADIAL', 'RADIAL'):
             radial = [*rest, 0.0][:2]
             ros_model, distortion = 'plumb_bob', (*radial, 0.0, 0.0, 0.0)
