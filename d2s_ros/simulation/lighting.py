@@ -58,7 +58,7 @@ def make_lighting(name: str) -> Lighting:
     """
     if name == 'day':
         return Lighting(
-            ambient=0.40, window=1.1, window_glow=2.2, max_exposure=4.0, max_gain=4.0, target=0.2
+            ambient=0.24, window=1.3, window_glow=1.5, max_exposure=4.0, max_gain=4.0, target=0.2
         )
     if name == 'dusk':
         return Lighting(
@@ -74,16 +74,16 @@ def make_lighting(name: str) -> Lighting:
         )
     if name == 'night':
         return Lighting(
-            ambient=0.0012,
+            ambient=0.0025,
             window=0.0,
             window_glow=0.001,
-            lamp=0.035,
+            lamp=0.04,
             lamp_glow=1.5,
-            lamp_share=0.25,
+            lamp_share=0.3,
             target=0.07,
-            max_exposure=5.0,
+            max_exposure=6.0,
             max_gain=12.0,
-            read_noise=8.0,
+            read_noise=7.0,
             vignetting=0.3,
         )
     raise ConfigError(f'lighting is {name!r}, it must be one of day, dusk, night')
@@ -183,7 +183,7 @@ def _sources(
         for index, position in enumerate(scene.lamps):
             if lamp_is_on(index, len(scene.lamps), lighting):
                 for shift in (-0.4, 0.4):
-                    where = position + [shift, 0, -0.03]
+                    where = position + np.array([shift, 0, -0.03])
                     sources.append((where, np.array([0, 0, -1.0]), lighting.lamp / 2 * 4))
     return sources
 

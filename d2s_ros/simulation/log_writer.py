@@ -12,12 +12,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.interfaces import (
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -26,7 +33,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 
 #: Metadata version that ROS 2 Humble reads as well as Jazzy.
-_BAG_VERSION = 8
+_BAG_VERSION: Literal[8] = 8
 TUM_HEADER = '# stamp tx ty tz qx qy qz qw (map_from_camera, metres)\n'
 
 
@@ -68,9 +75,7 @@ class LogWriter:
         except OSError as error:
             raise InputError(f'cannot write to {parent}: {error.strerror}') from error
         # The storage file is named after its folder, so that has the final name already.
-        self._writer = Writer(
-            self.folder, version=_BAG_VERSION, storage_plugin=self._plugin
-        )
+        self._writer = Writer(self.folder, version=_BAG_VERSION, storage_plugin=self._plugin)
         self._writer.open()
         return self
 
@@ -80,7 +85,8 @@ class LogWriter:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._writer is not None and self._temporary is not None
+        assert self._writer is not None
+        assert self._temporary is not None
         try:
             self._writer.close()
             if exception_type is None:
@@ -198,9 +204,7 @@ class LogWriter:
             ),
         )
 
-    def transforms(
-        self, stamp_ns: int, entries: Sequence[tuple[str, str, RigidTransform]]
-    ) -> Any:
+    def transforms(self, stamp_ns: int, entries: Sequence[tuple[str, str, RigidTransform]]) -> Any:
         """Return a tf2_msgs/TFMessage of (parent, child, parent_from_child)."""
         stamped = []
         for parent, child, transform in entries:

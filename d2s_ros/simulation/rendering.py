@@ -90,12 +90,9 @@ def _rays(camera: Camera, samples: int) -> _Rays:
             'the distortion is too strong: some pixels of the camera have no ray; '
             'use a longer focal length or weaker coefficients'
         )
-    xu, xv = np.gradient(x, axis=1), np.gradient(x, axis=0)
-    yu, yv = np.gradient(y, axis=1), np.gradient(y, axis=0)
+    (xv, xu), (yv, yu) = np.gradient(x), np.gradient(y)
     spacing = np.sqrt(np.abs(xu * yv - xv * yu)).astype(np.float32)
-    return _Rays(
-        x, y, shape, x.min(axis=0), x.max(axis=0), y.min(axis=1), y.max(axis=1), spacing
-    )
+    return _Rays(x, y, shape, x.min(axis=0), x.max(axis=0), y.min(axis=1), y.max(axis=1), spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,9 +174,7 @@ def _project(
             continue
         ray_map = np.linalg.inv(matrices[index]).astype(np.float32)
         nearest = float(polygon[:, 2].min())
-        found.append(
-            _Visible(int(index), ray_map, (low[0], low[1]), (high[0], high[1]), nearest)
-        )
+        found.append(_Visible(int(index), ray_map, (low[0], low[1]), (high[0], high[1]), nearest))
     return sorted(found, key=lambda quad: quad.nearest)
 
 

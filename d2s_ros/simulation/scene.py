@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -205,6 +206,8 @@ class _Builder:
         self._windows: list[Surface] = []
         #: Oriented footprints (x, y, half width, half depth, yaw) that block the way.
         self._blocked: list[tuple[float, float, float, float, float]] = []
+        #: Floor that doorways need: (x, y, half size x, half size y).
+        self._doorways: list[tuple[float, float, float, float]] = []
         #: Stretches of wall: start (x, y), direction along the wall, length, inward normal yaw.
         self._wall_runs: list[tuple[Array, Array, float, float]] = []
         #: What hangs on each stretch already: (from, to) along it.
@@ -239,9 +242,7 @@ class _Builder:
                 placement = item.moved_to
             surfaces += [placement.apply(surface, index) for surface in item.surfaces]
         size = (self._length, self._width, self._height)
-        return Scene(
-            tuple(surfaces), tuple(self._objects), lamps, tuple(self._windows), size, free
-        )
+        return Scene(tuple(surfaces), tuple(self._objects), lamps, tuple(self._windows), size, free)
 
     # -- structure ---------------------------------------------------------------------------
 
@@ -355,13 +356,6 @@ class _Builder:
             halves = [(x0, y0, x1, at - thickness / 2), (x0, at + thickness / 2, x1, y1)]
         return rooms[:largest] + halves + rooms[largest + 1 :]
 
-    @property
-    def _doorways(self) -> list[tuple[float, float, float, float]]:
-        """(x, y, half size x, half size y) of the floor that doorways need."""
-        if not hasattr(self, '_doorway_list'):
-            self._doorway_list: list[tuple[float, float, float, float]] = []
-        return self._doorway_list
-
     def _build_openings(self, rng: np.random.Generator) -> None:
         """Windows and closed doors on the outer walls, a skirting board on every wall."""
         for index, (left, along, run, yaw) in enumerate(self._wall_runs):
@@ -405,7 +399,7 @@ class _Builder:
                     self._doorways.append((float(x), float(y), 0.6, 0.6))
 
     def _build_lamps(self, rooms: list[tuple[float, float, float, float]]) -> Array:
-        lamps = []
+        lamps: list[list[float]] = []
         for x0, y0, x1, y1 in rooms:
             columns = max(1, round((x1 - x0) / 3.5))
             rows = max(1, round((y1 - y0) / 3.5))
@@ -428,9 +422,7 @@ class _Builder:
 
     # -- furniture ---------------------------------------------------------------------------
 
-    def _furnish(
-        self, room: tuple[float, float, float, float], rng: np.random.Generator
-    ) -> None:
+    def _furnish(self, room: tuple[float, float, float, float], rng: np.random.Generator) -> None:
         area = _area(room)
         wall_kinds = ['shelf', 'cabinet', 'sofa', 'shelf', 'locker', 'desk']
         for _ in range(round(area / 7.0) + 1):
@@ -533,9 +525,7 @@ class _Builder:
         for ox, oy, half_x, half_y, yaw in self._blocked:
             c, s = np.cos(yaw), np.sin(yaw)
             u, v = c * (x - ox) + s * (y - oy), -s * (x - ox) + c * (y - oy)
-            outside = np.hypot(
-                np.maximum(np.abs(u) - half_x, 0), np.maximum(np.abs(v) - half_y, 0)
-            )
+            outside = np.hypot(np.maximum(np.abs(u) - half_x, 0), np.maximum(np.abs(v) - half_y, 0))
             free &= outside > CLEARANCE
         return _largest_component(free)
 
@@ -579,7 +569,11 @@ class _Builder:
                 surfaces += self._solid(foot, (0.2, 0.15, 0.055), 'wood', 'wood')
             for _ in range(int(rng.integers(1, 4))):
                 tall = float(rng.uniform(0.08, 0.3))
-                spot = (float(rng.uniform(-0.38, 0.38)) * width, float(rng.uniform(0.45, 0.6)), 0.745)
+                spot = (
+                    float(rng.uniform(-0.38, 0.38)) * width,
+                    float(rng.uniform(0.45, 0.6)),
+                    0.745,
+                )
                 surfaces += self._solid(
                     spot, (float(rng.uniform(0.12, 0.3)), 0.2, tall), 'carton', 'poster'
                 )
@@ -712,7 +706,9 @@ def _overlap(
     for x, y, half_x, half_y, yaw in (a, b):
         u, v = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
         corners.append(
-            np.array([[x, y] + su * half_x * u + sv * half_y * v for su in (-1, 1) for sv in (-1, 1)])
+            np.array(
+                [[x, y] + su * half_x * u + sv * half_y * v for su in (-1, 1) for sv in (-1, 1)]
+            )
         )
         axes += [u, v]
     for axis in axes:
@@ -723,9 +719,9 @@ def _overlap(
 
 
 def _largest_component(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    import cv2
-
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(free.astype(np.uint8), connectivity=4)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        free.astype(np.uint8), connectivity=4
+    )
     if count < 2:
         return np.zeros_like(free)
     best = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))

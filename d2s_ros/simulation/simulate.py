@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -49,9 +51,16 @@ def frames(config: SimulationConfig) -> Iterator[Frame]:
         yield frame
 
 
-def rendered_frames(config: SimulationConfig) -> Iterator[tuple[Frame, RenderedImage]]:
-    """Yield as `frames` does, each with its depth and surface ids."""
-    scene = build_scene(config)
+def rendered_frames(
+    config: SimulationConfig, scene: Scene | None = None
+) -> Iterator[tuple[Frame, RenderedImage]]:
+    """Yield as `frames` does, each with its depth and surface ids.
+
+    Args:
+        config: What to simulate.
+        scene: `build_scene(config)`, where the caller has it already.
+    """
+    scene = scene or build_scene(config)
     poses = sample_trajectory(scene, config)
     people = People(config, poses)
     lighting = make_lighting(config.lighting)
@@ -88,21 +97,29 @@ def simulate_log(
         InputError: if it cannot be written, or photographs for the textures are missing.
     """
     with LogWriter(out_dir, config.storage) as log:
+        scene = build_scene(config)
         truth = [TUM_HEADER]
-        poses: list[RigidTransform] = []
+        odometry = _odometry_messages(log, config, scene) if config.odometry else iter(())
+        pending = next(odometry, None)
         bar = tqdm(
-            frames(config), total=config.frames, desc='simulate', unit='frame', disable=not progress
+            rendered_frames(config, scene),
+            total=config.frames,
+            desc='simulate',
+            unit='frame',
+            disable=not progress,
         )
-        for frame in bar:
-            assert frame.image is not None and frame.camera is not None
+        for frame, _ in bar:
+            assert frame.image is not None
+            assert frame.camera is not None
             assert frame.map_from_camera is not None
             stamp, pose = frame.stamp_ns, frame.map_from_camera
+            while pending is not None and pending[1] <= stamp:
+                log.write(*pending)
+                pending = next(odometry, None)
             info = log.camera_info(stamp, CAMERA_FRAME, frame.camera)
             log.write('/camera/camera_info', stamp, info)
             if config.compressed:
-                image = log.compressed_image(
-                    stamp, CAMERA_FRAME, frame.image, config.jpeg_quality
-                )
+                image = log.compressed_image(stamp, CAMERA_FRAME, frame.image, config.jpeg_quality)
                 log.write('/camera/image_raw/compressed', stamp, image)
             else:
                 image = log.image(stamp, CAMERA_FRAME, frame.image)
@@ -111,9 +128,6 @@ def simulate_log(
                 message = log.pose_stamped(stamp, MAP_FRAME, pose)
                 log.write('/ground_truth/pose', stamp, message)
             truth.append(tum_line(stamp, pose))
-            poses.append(pose)
-        if config.odometry:
-            _write_odometry(log, config, poses)
         (log.folder / 'groundtruth_tum.txt').write_text(''.join(truth), encoding='utf-8')
         text = json.dumps(to_dict(config), indent=2) + '\n'
         (log.folder / 'simulation.json').write_text(text, encoding='utf-8')
@@ -133,7 +147,7 @@ def drifting_odometry(
     bias = np.radians(0.1) * rng.standard_normal(3) * [0.2, 0.2, 1.0]
     bases = [pose @ base_from_camera.inverse() for pose in poses]
     odometry = [RigidTransform.identity()]
-    for before, after in zip(bases, bases[1:], strict=False):
+    for before, after in itertools.pairwise(bases):
         step = before.inverse() @ after
         length = float(np.linalg.norm(step.translation))
         translation = scale * step.translation + 0.005 * length * rng.standard_normal(3)
@@ -143,16 +157,13 @@ def drifting_odometry(
     return odometry
 
 
-def _write_odometry(
-    log: LogWriter, config: SimulationConfig, poses: Sequence[RigidTransform]
-) -> None:
-    """Write odometry and transforms, also between images: at least ten a second."""
-    log.write(
-        '/tf_static',
-        START_NS,
-        log.transforms(START_NS, [(BASE_FRAME, CAMERA_FRAME, BASE_FROM_CAMERA)]),
-    )
-    odometry = drifting_odometry(config, poses)
+def _odometry_messages(
+    log: LogWriter, config: SimulationConfig, scene: Scene
+) -> Iterator[tuple[str, int, Any]]:
+    """Yield (topic, stamp, message) in order of time, at least ten odometries a second."""
+    static = log.transforms(START_NS, [(BASE_FRAME, CAMERA_FRAME, BASE_FROM_CAMERA)])
+    yield '/tf_static', START_NS, static
+    odometry = drifting_odometry(config, sample_trajectory(scene, config))
     parts = max(1, int(np.ceil(10 / config.rate_hz)))
     for index, pose in enumerate(odometry):
         following = odometry[min(index + 1, len(odometry) - 1)]
@@ -165,8 +176,8 @@ def _write_odometry(
             here = interpolate(pose, following, part / parts)
             twist = velocity * config.rate_hz
             message = log.odometry(stamp, ODOM_FRAME, BASE_FRAME, here, twist)
-            log.write('/odom', stamp, message)
-            log.write('/tf', stamp, log.transforms(stamp, [(ODOM_FRAME, BASE_FRAME, here)]))
+            yield '/odom', stamp, message
+            yield '/tf', stamp, log.transforms(stamp, [(ODOM_FRAME, BASE_FRAME, here)])
 
 
 def _blur(
@@ -185,9 +196,13 @@ def _blur(
     duration = lighting.exposure_s * (lighting.max_exposure if config.lighting != 'day' else 1.5)
     step = before.inverse() @ after
     fraction = duration / span_s
-    pixels = fraction * config.camera.fx * (
-        float(np.linalg.norm(vector_from_rotation(step.rotation)))
-        + float(np.linalg.norm(step.translation)) / 2.0
+    pixels = (
+        fraction
+        * config.camera.fx
+        * (
+            float(np.linalg.norm(vector_from_rotation(step.rotation)))
+            + float(np.linalg.norm(step.translation)) / 2.0
+        )
     )
     count = int(np.clip(np.ceil(pixels / 0.7), 1, _MAX_SUBEXPOSURES))
     if count == 1:

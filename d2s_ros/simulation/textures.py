@@ -36,7 +36,6 @@ _PHOTOGRAPHS = {
         'data/ihc.png',
         'data/moon.png',
         'data/motorcycle_left.png',
-        'data/page.png',
         'data/retina.jpg',
         'data/rocket.jpg',
         'data/text.png',
@@ -56,7 +55,6 @@ _PICTURES = (
     'color',
     'hubble_deep_field',
     'motorcycle_left',
-    'page',
     'rocket',
     'china',
     'flower',
@@ -131,9 +129,7 @@ class TextureFactory:
     def __init__(self, photographs: dict[str, Grey]) -> None:
         self._photographs = photographs
 
-    def make(
-        self, material: str, width: float, height: float, rng: np.random.Generator
-    ) -> Texture:
+    def make(self, material: str, width: float, height: float, rng: np.random.Generator) -> Texture:
         """Make a texture of a named material for a surface of `width` x `height` metres."""
         makers: dict[str, tuple[Callable[..., Grey], float]] = {
             'plaster': (self._plaster, 0.005),
@@ -184,6 +180,8 @@ class TextureFactory:
     ) -> Grey:
         """Cover any shape with overlapping random crops, zero mean and unit deviation."""
         patch = 256
+        if max(shape) <= patch:
+            return _normalized(self._crop(names, shape, zoom, rng))
         step = patch * 3 // 4
         ramp = np.sin(np.linspace(0.02, np.pi - 0.02, patch)).astype(np.float32)
         window = np.outer(ramp, ramp)
@@ -208,7 +206,7 @@ class TextureFactory:
     def _plaster(self, shape: tuple[int, int], texel: float, rng: np.random.Generator) -> Grey:
         mean = rng.uniform(0.62, 0.78)
         grain = self._cover(('moon', 'gravel', 'cell'), shape, rng.uniform(0.5, 0.9), rng)
-        image = mean + 0.022 * grain + 0.018 * self._stains(shape, texel, rng)
+        image = mean + 0.026 * grain + 0.02 * self._stains(shape, texel, rng)
         for _ in range(rng.poisson(shape[0] * shape[1] * texel**2 * 0.9)):
             # Scuffs, sockets and repairs: small patches of something else.
             size = (int(rng.integers(8, 60)), int(rng.integers(8, 60)))
@@ -216,7 +214,7 @@ class TextureFactory:
                 continue
             top = int(rng.integers(shape[0] - size[0]))
             left = int(rng.integers(shape[1] - size[1]))
-            patch = _normalized(self._crop(_ROUGH + ('coins',), size, 0.8, rng))
+            patch = _normalized(self._crop((*_ROUGH, 'coins'), size, 0.8, rng))
             area = image[top : top + size[0], left : left + size[1]]
             area += rng.uniform(-0.16, 0.06) + rng.uniform(0.02, 0.08) * patch
         return image
@@ -232,16 +230,22 @@ class TextureFactory:
         return image
 
     def _brick(self, shape: tuple[int, int], texel: float, rng: np.random.Generator) -> Grey:
-        photo = _normalized(self._photographs['brick'])
-        if rng.random() < 0.5:
-            photo = photo[:, ::-1]
-        photo = _resize(np.ascontiguousarray(photo), (400, 400))
-        repeats = (shape[0] // 400 + 2, shape[1] // 400 + 2)
-        top, left = (int(value) for value in rng.integers(400, size=2))
-        tiled = np.tile(photo, repeats)[top : top + shape[0], left : left + shape[1]]
-        mean = rng.uniform(0.4, 0.6)
-        own = self._cover(('gravel', 'moon'), shape, 0.7, rng)
-        return np.asarray(mean + 0.085 * tiled + 0.035 * own + 0.04 * self._stains(shape, texel, rng))
+        """Running bond; every brick has its own tone and grain."""
+        brick, course = round(0.25 / texel), round(0.083 / texel)
+        joint = max(2, round(0.011 / texel))
+        mean = rng.uniform(0.36, 0.52)
+        grain = self._cover(('gravel', 'brick', 'moon'), shape, 0.8, rng)
+        image = mean + 0.04 * grain + 0.03 * self._stains(shape, texel, rng)
+        mortar = mean + 0.2 + 0.03 * grain
+        for row, top in enumerate(range(0, shape[0], course)):
+            rows = slice(top, min(top + course, shape[0]))
+            for left in range(-(row % 2) * brick // 2, shape[1], brick):
+                columns = slice(max(left, 0), max(left + brick, 0))
+                image[rows, columns] += rng.normal(0, 0.045)
+                edge = slice(max(left, 0), max(left + joint, 0))
+                image[rows, edge] = mortar[rows, edge]
+            image[top : top + joint] = mortar[top : top + joint]
+        return np.asarray(image, dtype=np.float32)
 
     def _wood(self, shape: tuple[int, int], texel: float, rng: np.random.Generator) -> Grey:
         mean, along = rng.uniform(0.3, 0.62), 9
@@ -299,7 +303,7 @@ class TextureFactory:
     def _poster(self, shape: tuple[int, int], texel: float, rng: np.random.Generator) -> Grey:
         zoom = rng.uniform(0.55, 1.0)
         picture = _normalized(self._crop(_PICTURES, shape, zoom, rng))
-        image = rng.uniform(0.35, 0.6) + rng.uniform(0.15, 0.24) * picture
+        image = rng.uniform(0.4, 0.62) + rng.uniform(0.18, 0.27) * picture
         if rng.random() < 0.25:
             image = 1 - image
         border = int(rng.integers(0, max(2, min(shape) // 12)))
@@ -349,7 +353,7 @@ class TextureFactory:
                 middle, centre = (top + bottom) // 2, (left + right) // 2
                 image[middle - 2 : middle + 3, centre - 15 : centre + 16] = 0.8
                 if rng.random() < 0.4 and bottom - top > 40 and right - left > 60:
-                    label = self._crop(('page', 'text'), (16, 36), 1.0, rng)
+                    label = self._crop(('text',), (16, 36), 1.0, rng)
                     image[top + 10 : top + 26, left + 10 : left + 46] = label
         return image
 
@@ -368,7 +372,7 @@ class TextureFactory:
         cv2.circle(image, (round(0.9 * width), round(0.52 * height)), 6, 0.9, -1)
         sign = (round(0.06 * height), round(0.3 * width))
         top, left = round(0.24 * height), round(0.35 * width)
-        image[top : top + sign[0], left : left + sign[1]] = self._crop(('page', 'text'), sign, 1, rng)
+        image[top : top + sign[0], left : left + sign[1]] = self._crop(('text',), sign, 1, rng)
         image[:3] = 0.15
         image[:, :3] = image[:, -3:] = 0.15
         return image
@@ -384,7 +388,7 @@ class TextureFactory:
         return np.asarray(image, dtype=np.float32)
 
     def _screen(self, shape: tuple[int, int], texel: float, rng: np.random.Generator) -> Grey:
-        image = self._crop(('page', 'text', 'coins', 'motorcycle_left'), shape, 0.8, rng) * 0.8
+        image = self._crop(('text', 'camera', 'coins', 'motorcycle_left'), shape, 0.8, rng) * 0.8
         border = max(2, round(0.015 / texel))
         image[:border] = image[-border:] = 0.05
         image[:, :border] = image[:, -border:] = 0.05
@@ -416,5 +420,5 @@ def _resize(image: Grey, shape: tuple[int, int], enlarge: int = cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (shape[1], shape[0]), interpolation=method), np.float32)
 
 
-def _normalized(image: Grey) -> Grey:
+def _normalized(image: NDArray[np.floating]) -> Grey:
     return np.asarray((image - image.mean()) / (image.std() + 1e-3), dtype=np.float32)

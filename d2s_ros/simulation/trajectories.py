@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform
@@ -21,9 +23,7 @@ _HEADINGS = 72
 #: A view is good when the nearest obstacle ahead is at least this far, m.
 _GOOD_VIEW = 4.0
 #: Optical frame (x right, y down, z forward) in a body frame (x forward, y left, z up).
-BODY_FROM_CAMERA = RigidTransform(
-    np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]]), np.zeros(3)
-)
+BODY_FROM_CAMERA = RigidTransform(np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]]), np.zeros(3))
 
 
 def sample_trajectory(scene: Scene, config: SimulationConfig) -> list[RigidTransform]:
@@ -38,7 +38,9 @@ def sample_trajectory(scene: Scene, config: SimulationConfig) -> list[RigidTrans
     if not scene.free.any():
         raise InputError('the scene has no free space for a camera path')
     kind = ('loop', 'lawnmower', 'random').index(config.trajectory)
-    rng = np.random.default_rng([config.seed, int(config.other_place), 11, config.trajectory_seed, kind])
+    rng = np.random.default_rng(
+        [config.seed, int(config.other_place), 11, config.trajectory_seed, kind]
+    )
     planner = _Planner(scene)
     if config.trajectory == 'loop':
         route, closed = planner.loop(rng), True
@@ -69,8 +71,6 @@ class _Planner:
     """Shortest ways on the grid of free cells that prefer the middle of the free space."""
 
     def __init__(self, scene: Scene) -> None:
-        import cv2
-
         self._scene = scene
         self._free = scene.free
         distance = cv2.distanceTransform(scene.free.astype(np.uint8), cv2.DIST_L2, 3)
@@ -86,7 +86,7 @@ class _Planner:
         angle = np.arctan2(offset[:, 1], offset[:, 0])
         # Distance as if the building were square, so that the long sides count as well.
         extent = np.abs(offset / np.array(self._scene.size[:2])).max(axis=1)
-        corners = []
+        corners: list[tuple[int, ...]] = []
         start, turn = rng.uniform(0, 2 * np.pi), int(rng.choice([-1, 1]))
         for index in range(8):
             wanted = start + turn * 2 * np.pi * index / 8
@@ -97,7 +97,7 @@ class _Planner:
             candidates = np.flatnonzero(near)
             best = candidates[int(np.argmin(np.abs(extent[candidates] - goal)))]
             corners.append(tuple(int(value) for value in cells[best]))
-        return self._route([*corners, corners[0]], closed=True)
+        return self._route(self._without_spurs(corners), closed=True)
 
     def lawnmower(self, rng: np.random.Generator) -> Array:
         """Back and forth along the building."""
@@ -116,7 +116,7 @@ class _Planner:
     def random(self, rng: np.random.Generator) -> Array:
         """From one random place to the next."""
         cells = np.argwhere(self._free)
-        corners = []
+        corners: list[tuple[int, ...]] = []
         for _ in range(10):
             draws = cells[rng.integers(len(cells), size=12)]
             if corners:
@@ -126,9 +126,27 @@ class _Planner:
             corners.append(tuple(int(value) for value in draws[int(rng.integers(0, 4))]))
         return self._route(corners, closed=False)
 
+    def _without_spurs(self, corners: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Leave out corners of a ring that cost a long way there and back; close the ring."""
+        index = 0
+        while index < len(corners) and len(corners) > 3:
+            before, here = corners[index - 1], corners[index]
+            after = corners[(index + 1) % len(corners)]
+            direct = self._length(before, after)
+            by_here = self._length(before, here) + self._length(here, after)
+            # A long detour is a visit to another room, a short one only a kink.
+            if 0.35 * direct + 3 < by_here - direct < 20:
+                corners = corners[:index] + corners[index + 1 :]
+            else:
+                index += 1
+        return [*corners, corners[0]]
+
+    def _length(self, start: tuple[int, ...], end: tuple[int, ...]) -> int:
+        return len(self._shortest((start[0], start[1]), (end[0], end[1])))
+
     def _route(self, corners: Sequence[tuple[int, ...]], closed: bool) -> Array:
         cells: list[tuple[int, int]] = []
-        for start, end in zip(corners, corners[1:], strict=False):
+        for start, end in itertools.pairwise(corners):
             leg = self._shortest((start[0], start[1]), (end[0], end[1]))
             cells += leg if not cells else leg[1:]
         if not cells:
@@ -175,7 +193,9 @@ class _Planner:
             pad = len(kernel) // 2
             if closed:
                 ring = points[:-1] if len(points) > 1 else points
-                padded = np.concatenate([np.take(ring, range(-pad, len(ring) + pad), 0, mode='wrap')])
+                padded = np.concatenate(
+                    [np.take(ring, range(-pad, len(ring) + pad), 0, mode='wrap')]
+                )
             else:
                 padded = np.pad(points, ((pad, pad), (0, 0)), mode='edge')
             smooth = np.stack(
@@ -217,7 +237,7 @@ def _headings(
         lean = 30.0 if kind == 'loop' else 0.0
         wanted = along + np.radians(lean) * side + np.radians(35) * _smooth_noise(phase, 6, rng)
     turn = np.angle(np.exp(1j * (options[None] - wanted[:, None])))
-    cost = 1.5 * (turn / np.radians(60)) ** 2 + 4 * np.maximum(0, 1 - view / _GOOD_VIEW)
+    cost = 1.5 * (turn / np.radians(60)) ** 2 + 8 * np.maximum(0, 1 - view / _GOOD_VIEW)
     # The cheapest sequence of headings that does not turn more than the limit per frame.
     limit = 2 if kind != 'random' else 3
     steps = list(range(-limit, limit + 1))
@@ -271,9 +291,7 @@ def _rotation(heading: float, pitch: float, roll: float) -> Array:
 class People:
     """People made of boxes who walk along the camera's path, ahead of it or towards it."""
 
-    def __init__(
-        self, config: SimulationConfig, poses: Sequence[RigidTransform], weights: ArrayLike = ()
-    ) -> None:
+    def __init__(self, config: SimulationConfig, poses: Sequence[RigidTransform]) -> None:
         self._path = np.array([pose.translation[:2] for pose in poses])
         self._bodies: list[list[Surface]] = []
         self._sways: list[Array] = []
