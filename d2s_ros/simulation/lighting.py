@@ -32,6 +32,9 @@ class Lighting:
     """
 
     ambient: float = option(1.0, 'Irradiance that comes from everywhere.', minimum=0.0)
+    ambient_above: float = option(
+        0.15, 'Share of the ambient light that only faces turned up get.', minimum=0.0, maximum=1.0
+    )
     window: float = option(0.0, 'Strength of one square metre of window.', minimum=0.0)
     window_glow: float = option(0.0, 'Radiance of a white texel of a window.', minimum=0.0)
     lamp: float = option(0.0, 'Strength of one lamp that is on.', minimum=0.0)
@@ -91,7 +94,7 @@ def make_lighting(name: str) -> Lighting:
 
 def flat_lighting(level: float = 1.0) -> Lighting:
     """Return even light, fixed exposure and an ideal sensor, so that pixels equal texels."""
-    return Lighting(ambient=level, target=0.0, noise=False, vignetting=0.0)
+    return Lighting(ambient=level, ambient_above=0.0, target=0.0, noise=False, vignetting=0.0)
 
 
 def lamp_is_on(index: int, count: int, lighting: Lighting) -> bool:
@@ -149,7 +152,8 @@ def surface_irradiance(
         shapes.append((rows, columns))
     point, normal = np.concatenate(points), np.concatenate(normals)
     # More of what is around is bright above than below.
-    total = lighting.ambient * (0.85 + 0.15 * normal[:, 2])
+    above = lighting.ambient_above
+    total = lighting.ambient * (1 - above + above * normal[:, 2])
     for position, direction, strength in _sources(scene, lighting):
         towards = position - point
         square = np.einsum('ij,ij->i', towards, towards)

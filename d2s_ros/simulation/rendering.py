@@ -27,6 +27,8 @@ _GAMMA = 2.2
 _SAMPLES = 2
 #: Nothing nearer than this is drawn, m.
 _NEAR = 0.02
+#: Share of the light in the room that a window pane sends back.
+_GLASS = np.float32(0.1)
 _TO_LINEAR = ((np.arange(256) / 255.0) ** _GAMMA).astype(np.float32)
 
 
@@ -91,8 +93,8 @@ def _rays(camera: Camera, samples: int) -> _Rays:
             'use a longer focal length or weaker coefficients'
         )
     (xv, xu), (yv, yu) = np.gradient(x), np.gradient(y)
-    spacing = np.sqrt(np.abs(xu * yv - xv * yu)).astype(np.float32)
-    return _Rays(x, y, shape, x.min(axis=0), x.max(axis=0), y.min(axis=1), y.max(axis=1), spacing)
+    spread = np.sqrt(np.abs(xu * yv - xv * yu)).astype(np.float32)
+    return _Rays(x, y, shape, x.min(axis=0), x.max(axis=0), y.min(axis=1), y.max(axis=1), spread)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +298,8 @@ def _shade(
     else:
         # The outer values of the grid are on the borders, unlike texels.
         shade = _remap(light, a * (columns - 1), b * (rows - 1))
+    if surface.glow == 'window':
+        shade = shade * _GLASS  # the picture is what is outside, not paint on the wall
     return np.asarray(reflectance * (shade + np.float32(glow)), dtype=np.float32)
 
 
