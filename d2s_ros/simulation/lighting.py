@@ -33,7 +33,7 @@ class Lighting:
 
     ambient: float = option(1.0, 'Irradiance that comes from everywhere.', minimum=0.0)
     ambient_above: float = option(
-        0.15, 'Share of the ambient light that only faces turned up get.', minimum=0.0, maximum=1.0
+        0.15, 'Share of the ambient light that only faces turned up get.', minimum=0.0, maximum=0.5
     )
     window: float = option(0.0, 'Strength of one square metre of window.', minimum=0.0)
     window_glow: float = option(0.0, 'Radiance of a white texel of a window.', minimum=0.0)

@@ -176,16 +176,21 @@ def box(
     ]
 
 
-def build_scene(config: SimulationConfig) -> Scene:
+def build_scene(config: SimulationConfig, factory: TextureFactory | None = None) -> Scene:
     """Build the place that a config describes; the same config gives the same scene.
 
     The layout depends on `seed` and `other_place`, the state of movable things on `change`, the
     spectrum of the reflectances on `lighting`; nothing depends on the trajectory.
 
+    Args:
+        config: Which place, in which state.
+        factory: Makes the textures; by default from the photographs in installed packages.
+
     Raises:
         InputError: if the photographs for the textures are missing.
     """
-    factory = TextureFactory(load_photographs(_GREY_WEIGHTS[config.lighting]))
+    if factory is None:
+        factory = TextureFactory(load_photographs(_GREY_WEIGHTS[config.lighting]))
     return _Builder(config, factory).build()
 
 

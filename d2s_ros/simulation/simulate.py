@@ -80,7 +80,10 @@ def stamp_of(config: SimulationConfig, index: int) -> int:
 
 
 def simulate_log(
-    config: SimulationConfig, out_dir: str | os.PathLike[str], progress: bool = True
+    config: SimulationConfig,
+    out_dir: str | os.PathLike[str],
+    progress: bool = True,
+    scene: Scene | None = None,
 ) -> Path:
     """Write a simulated log: a rosbag2 folder with `groundtruth_tum.txt` and `simulation.json`.
 
@@ -88,6 +91,7 @@ def simulate_log(
         config: What to simulate.
         out_dir: The folder to make. It appears when it is complete.
         progress: Whether to show a progress bar.
+        scene: `build_scene(config)`, where the caller has it already.
 
     Returns:
         The folder.
@@ -97,7 +101,7 @@ def simulate_log(
         InputError: if it cannot be written, or photographs for the textures are missing.
     """
     with LogWriter(out_dir, config.storage) as log:
-        scene = build_scene(config)
+        scene = scene or build_scene(config)
         truth = [TUM_HEADER]
         odometry = _odometry_messages(log, config, scene) if config.odometry else iter(())
         pending = next(odometry, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -91,6 +92,7 @@ class Texture:
         return cls(tuple(levels))
 
 
+@lru_cache(maxsize=4)
 def load_photographs(weights_bgr: tuple[float, float, float]) -> dict[str, Grey]:
     """Read the photographs as grey images in [0, 1], by name.
 
@@ -117,9 +119,9 @@ def load_photographs(weights_bgr: tuple[float, float, float]) -> dict[str, Grey]
                     f'{root / file} is missing or not an image; reinstall {_PACKAGES[package]}'
                 )
             grey = cv2.transform(image.astype(np.float32) / 255, weights)
-            photographs[Path(file).stem] = np.asarray(grey, dtype=np.float32).reshape(
-                image.shape[:2]
-            )
+            photograph = np.asarray(grey, dtype=np.float32).reshape(image.shape[:2])
+            photograph.flags.writeable = False  # shared by all callers
+            photographs[Path(file).stem] = photograph
     return photographs
 
 
@@ -421,4 +423,6 @@ def _resize(image: Grey, shape: tuple[int, int], enlarge: int = cv2.INTER_LINEAR
 
 
 def _normalized(image: NDArray[np.floating]) -> Grey:
-    return np.asarray((image - image.mean()) / (image.std() + 1e-3), dtype=np.float32)
+    mean, deviation = cv2.meanStdDev(image)
+    scale = 1 / (float(deviation[0, 0]) + 1e-3)
+    return np.asarray((image - np.float32(mean[0, 0])) * np.float32(scale), dtype=np.float32)

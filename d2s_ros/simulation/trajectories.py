@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -155,12 +156,12 @@ class _Planner:
         return self._smooth(points, closed)
 
     def _shortest(self, start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
-        """Dijkstra with eight neighbours."""
+        """A* with eight neighbours."""
         best = {start: 0.0}
         previous: dict[tuple[int, int], tuple[int, int]] = {}
-        queue = [(0.0, start)]
+        queue = [(0.0, 0.0, start)]
         while queue:
-            cost, cell = heapq.heappop(queue)
+            _, cost, cell = heapq.heappop(queue)
             if cell == end:
                 break
             if cost > best[cell]:
@@ -175,11 +176,13 @@ class _Planner:
                         or not self._free[following]
                     ):
                         continue
-                    total = cost + float(np.hypot(di, dj)) * float(self._cost[following])
+                    total = cost + math.hypot(di, dj) * float(self._cost[following])
                     if total < best.get(following, np.inf):
                         best[following] = total
                         previous[following] = cell
-                        heapq.heappush(queue, (total, following))
+                        # A step costs at least its length, so the beeline never overrates.
+                        beeline = math.hypot(end[0] - following[0], end[1] - following[1])
+                        heapq.heappush(queue, (total + beeline, total, following))
         way = [end]
         while way[-1] != start:
             way.append(previous[way[-1]])
