@@ -706,6 +706,9 @@ def _overlap(
     gap: float,
 ) -> bool:
     """Whether two turned rectangles come closer than about `gap` (separating axes)."""
+    reach = float(np.hypot(*a[2:4]) + np.hypot(*b[2:4])) + gap
+    if (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 > reach**2:
+        return False
     corners = []
     axes = []
     for x, y, half_x, half_y, yaw in (a, b):

@@ -149,7 +149,7 @@ def test_a_change_shows_only_where_changed_things_are_or_were(change: str) -> No
 def test_missing_photographs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     textures.load_photographs.cache_clear()
     monkeypatch.setattr(textures, '_PHOTOGRAPHS', {'skimage': ('data/nothing.png',)})
-    with pytest.raises(InputError, match='nothing.png'):
+    with pytest.raises(InputError, match=r'nothing\.png'):
         build_scene(small())
     monkeypatch.setattr(textures, '_PHOTOGRAPHS', {'no_such_package': ('a.png',)})
     monkeypatch.setattr(textures, '_PACKAGES', {'no_such_package': 'no-such-package'})

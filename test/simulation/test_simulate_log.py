@@ -114,7 +114,7 @@ def test_odometry_and_transforms(log: Path) -> None:
     assert len(odometry) == len(moving) == 2 * 5 + 1
     stamps = [stamp for stamp, _ in odometry]
     assert stamps == sorted(stamps)
-    assert set(stamp for stamp, _ in topics['/ground_truth/pose']) <= set(stamps)
+    assert {stamp for stamp, _ in topics['/ground_truth/pose']} <= set(stamps)
     for (_, message), (_, transforms) in zip(odometry, moving, strict=True):
         assert (message.header.frame_id, message.child_frame_id) == ('odom', 'base_link')
         transform = transforms.transforms[0]
