@@ -53,6 +53,8 @@ class PoseEstimate:
         inlier_mask: (N,) bool over the given correspondences.
         reprojection_errors_px: (N,) float64, NaN behind the camera.
         rank_deficient: The geometry leaves at least one direction undetermined.
+        median_depth: Median distance of the inliers along the optical axis.
+        inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
     """
 
     camera_from_map: RigidTransform
@@ -60,6 +62,13 @@ class PoseEstimate:
     inlier_mask: NDArray[np.bool_]
     reprojection_errors_px: Array
     rank_deficient: bool
+    median_depth: float
+    inlier_scatter_px: Array
+
+    def spread(self, camera: Camera) -> float:
+        """Return the area of the inliers' two-sigma ellipse over that of the image."""
+        determinant = float(np.linalg.det(self.inlier_scatter_px))
+        return float(4 * np.pi * np.sqrt(max(determinant, 0.0)) / (camera.width * camera.height))
 
 
 def solve_pose(
@@ -130,7 +139,15 @@ def solve_pose(
     if inliers.sum() < 4:
         return None
     covariance, rank_deficient = covariance_of_pose(refined, information)
-    return PoseEstimate(refined, covariance, inliers, errors, rank_deficient)
+    return PoseEstimate(
+        refined,
+        covariance,
+        inliers,
+        errors,
+        rank_deficient,
+        float(np.median(in_camera[inliers, 2])),
+        np.cov(ideal_keypoints[inliers].T),
+    )
 
 
 def reprojection_errors(
@@ -274,12 +291,10 @@ def covariance_of_pose(camera_from_map: RigidTransform, information: Array) -> t
     floor = 1e-10
     rank_deficient = bool(values[0] < floor)
     inverse = (vectors / np.maximum(values, floor)) @ vectors.T / np.outer(diagonal, diagonal)
-    # x_camera = Exp(w) (R x_map + t) + v: the centre moves by -R^T (v + t x w)... in map axes,
-    # the camera's axes turn about the map's fixed axes by -R^T w.
-    rotation, translation = camera_from_map.rotation, camera_from_map.translation
+    # With x_camera = Exp(w) (R x_map + t) + v the camera's centre -R^T t moves by -R^T v, and its
+    # axes turn about the fixed axes of the map by -R^T w, to first order.
     transport = np.zeros((6, 6))
-    transport[:3, 3:] = -rotation.T
-    transport[3:, :3] = -rotation.T
-    del translation
+    transport[:3, 3:] = -camera_from_map.rotation.T
+    transport[3:, :3] = -camera_from_map.rotation.T
     covariance = transport @ inverse @ transport.T
     return 0.5 * (covariance + covariance.T), rank_deficient
