@@ -23,6 +23,8 @@ PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 		>/dev/null 2>&1; then echo $$candidate; break; fi; done)
 
 REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.txt
+# tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
+TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
 STAMP := $(VENV)/.d2s_ros_requirements
 BIN := $(VENV)/bin
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks)
@@ -34,7 +36,7 @@ help:
 
 venv: $(STAMP)
 
-$(STAMP): $(REQUIREMENTS)
+$(STAMP): $(REQUIREMENTS) $(TYPE_SUPPORT)
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "make: no Python 3.11 or 3.12 with the venv module found;" \
 			"install python3.11-venv or set PYTHON=/path/to/python3.11" >&2; exit 1; fi
@@ -42,6 +44,7 @@ $(STAMP): $(REQUIREMENTS)
 		$(PYTHON) -m venv $(VENV); fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(addprefix -r ,$(REQUIREMENTS))
+	$(if $(TYPE_SUPPORT),$(BIN)/python -m d2s_ros.ros.tf2_msgs_support)
 	@touch $@
 
 demo: $(STAMP)
