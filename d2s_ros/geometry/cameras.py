@@ -208,12 +208,13 @@ class Camera:
         criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-10)
         # OpenCV before 4.7 (ROS 2 Humble) has no `criteria` here: it has another name for the one
         # function and 10 Newton steps, which are enough, in the other.
+        opencv: Any = cv2  # the stubs know one version only
         if self.model == 'equidistant':
             options = {'criteria': criteria} if _HAS_CRITERIA else {}
-            return cv2.fisheye.undistortPoints(source, self.matrix, coefficients, **options)
+            return opencv.fisheye.undistortPoints(source, self.matrix, coefficients, **options)
         if _HAS_CRITERIA:
             return cv2.undistortPoints(source, self.matrix, coefficients, criteria=criteria)
-        return cv2.undistortPointsIter(source, self.matrix, coefficients, None, None, criteria)
+        return opencv.undistortPointsIter(source, self.matrix, coefficients, None, None, criteria)
 
     def undistort(self, keypoints: ArrayLike) -> Array:
         """Return where pixels (N, 2) would lie in the `ideal` camera; NaN where unrecoverable."""

@@ -270,6 +270,33 @@ def test_frames_are_deterministic_and_carry_the_truth() -> None:
     assert [stamp - stamps[0] for stamp in stamps] == [0, 500_000_000, 1_000_000_000]
 
 
+def test_motion_blur_softens_but_keeps_the_light() -> None:
+    scene = photographic(small(seed=1, lighting='night'))
+    # 30 images of a lap in 3 s: running, so that the long exposure at night shows.
+    config = small(seed=1, lighting='night', rate_hz=10.0)
+    sharp, soft = (
+        [frame.image for _, (frame, _) in zip(range(3), rendered_frames(c, scene), strict=False)]
+        for c in (config, dataclasses.replace(config, motion_blur=True))
+    )
+    for a, b in zip(sharp, soft, strict=True):
+        assert abs(float(a.mean()) - float(b.mean())) < 2
+        along = [
+            np.abs(np.diff(cv2.blur(image.astype(float), (1, 5)), axis=1)).mean()
+            for image in (a, b)
+        ]
+        assert along[1] < 0.97 * along[0]
+
+
+@pytest.mark.parametrize('kind', ['loop', 'lawnmower', 'random'])
+def test_very_short_logs_have_poses_too(kind: str) -> None:
+    scene = layout(small(seed=0))
+    for count in (1, 2, 3):
+        config = small(seed=0, frames=count, trajectory=kind, people=1)
+        poses = sample_trajectory(scene, config)
+        assert len(poses) == count
+        People(config, poses).surfaces(count - 1)
+
+
 def root_sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     keypoints, descriptors = cv2.SIFT_create(1500).detectAndCompute(image, None)
     descriptors = np.sqrt(descriptors / descriptors.sum(axis=1, keepdims=True))
