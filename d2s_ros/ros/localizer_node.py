@@ -470,7 +470,7 @@ class LocalizerNode(LifecycleNode):
             self.get_logger().error(f'the GPU failed ({error}); continuing on the CPU')
             self._begin_reload()
         elif not self._fault and not (self._loader is not None and self._loader.busy):
-            self._fault = f'the device failed: {error}; clean up and configure again to recover'
+            self._fault = f'the device failed: {error}; configure and activate again to recover'
             self._fault_signal.trigger()
         return outcome
 

@@ -170,7 +170,8 @@ class TransformBuffer:
         up_source, up_target = self._chain(source), self._chain(target)
         common = next((frame for frame in up_source if frame in up_target), None)
         if common is None:
-            missing = [f for f, up in ((source, up_source), (target, up_target)) if len(up) == 1]
+            known = {*self._edges, *(edge.parent for edge in self._edges.values())}
+            missing = [frame for frame in (source, target) if frame not in known]
             what = f'frame {missing[0]!r} is not known' if missing else 'they are not connected'
             return Lookup(None, f'no transform from {source!r} to {target!r}: {what}')
         source_edges = up_source[: up_source.index(common)]

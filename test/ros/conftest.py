@@ -75,9 +75,13 @@ class Spinner:
         self.executor.add_node(node)
         return node
 
-    def close(self):
+    def stop(self):
+        """Stop spinning; nodes stay."""
         self._end = True
         self._thread.join(10)
+
+    def close(self):
+        self.stop()
         for node in self.executor.get_nodes():
             node.destroy_node()
         self.executor.shutdown()
