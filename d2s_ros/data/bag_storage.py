@@ -164,7 +164,17 @@ class _ReaderContext:
 
 
 def _refuse_unfinished(file: Path) -> None:
-    """SQLite keeps what is not yet committed beside the file; reading without it loses data."""
+    """Notice what SQLite would pass over in silence: data beside the file, a torn last page."""
+    if file.suffix != '.db3':
+        return
+    with file.open('rb') as stream:
+        page_bytes = int.from_bytes(stream.read(18)[16:18], 'big')
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    if page_bytes and file.stat().st_size % page_bytes:
+        raise BagError(
+            f'{file} is cut off or damaged: its size is not a whole number of pages; record it '
+            f'again, or read only what is left of it'
+        )
     for suffix in ('-wal', '-journal'):
         companion = file.with_name(file.name + suffix)
         if companion.is_file() and companion.stat().st_size > 0:

@@ -99,6 +99,12 @@ class BagSource:
         )
         self._infos = _CameraInfos(self._log, self.camera_info_topic)
         self.camera_frame = self._first_frame_id()
+        if partial:
+            # The message at the cut may be torn; it is left out.
+            messages = self._log.messages([self.image_topic])
+            self._count = sum(_deserialize(data, image.type) is not None for *_, data in messages)
+            if not self._count:
+                raise BagError(f'no image of {path} can be read: record it again')
         self.pose_topic: str | None = None
         self.pose_problem = ''
         self._pose_at: PoseLookup = _no_pose
@@ -115,7 +121,10 @@ class BagSource:
     def __iter__(self) -> Iterator[Frame]:
         names: Counter[str] = Counter()
         for _topic, received_ns, data in self._log.messages([self.image_topic]):
-            frame = self._frame(received_ns, data)
+            message = _deserialize(data, self._image_type)
+            if message is None and self._partial:
+                continue
+            frame = self._frame(received_ns, message)
             names[frame.name] += 1
             if names[frame.name] > 1:
                 # Two images of one time: names must stay unique.
@@ -129,8 +138,7 @@ class BagSource:
                 )
             yield frame
 
-    def _frame(self, received_ns: int, data: bytes) -> Frame:
-        message = _deserialize(data, self._image_type)
+    def _frame(self, received_ns: int, message: Any) -> Frame:
         if message is None:
             error = f'the message at {format_stamp(received_ns)} is damaged'
             return Frame(format_stamp(received_ns), received_ns, None, error=error)
