@@ -133,6 +133,7 @@ class NodeFacts:
         transform_problem: Why no transform could be sent for the last image.
         transforms_sent, transforms_missed: Counts.
         hint: The last initial pose, for people.
+        subscribers: Connected subscribers by output topic.
     """
 
     state: str = 'unconfigured'
@@ -156,6 +157,7 @@ class NodeFacts:
     transforms_sent: int = 0
     transforms_missed: int = 0
     hint: str = ''
+    subscribers: dict[str, int] = field(default_factory=dict)
 
 
 def statuses(
@@ -227,6 +229,7 @@ def _localization(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapsh
         **{f'refused: {reason}': count for reason, count in sorted(figures.refused.items())},
         'time jumps': figures.time_jumps,
         'initial pose hint': facts.hint or 'none',
+        **{f'subscribers of {topic}': count for topic, count in facts.subscribers.items()},
     }
     last = figures.last
     if last is not None:

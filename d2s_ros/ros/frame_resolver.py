@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,7 @@ class FrameResolver:
         self._config = config
         self._source = source
         self._has_odometry = False
+        self._first = True
         self._extrinsic: tuple[str, RigidTransform] | None = None
         self._given = (
             RigidTransform.from_tum(config.base_from_camera) if config.base_from_camera else None
@@ -94,6 +96,10 @@ class FrameResolver:
         """
         config = self._config
         camera_frame = (config.camera_frame or camera_frame).removeprefix('/')
+        if self._first:
+            # Latched transforms may come in just after the first image.
+            self._first = False
+            self._wait_for_frames(camera_frame, timeout)
         base_from_camera, base_problem = self._base_from_camera(camera_frame, stamp_ns, timeout)
         map_from_base = None
         if base_from_camera is not None:
@@ -137,6 +143,20 @@ class FrameResolver:
             return Resolved('', map_from_camera, covariance, None, base_problem, mode)
         moved = covariance_of_body(covariance, map_from_camera, base_from_camera.inverse())
         return Resolved(config.base, map_from_base, moved, broadcast, problem, mode)
+
+    def _wait_for_frames(self, camera_frame: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pairs = []
+        if self._source is not None and self._given is None and camera_frame:
+            pairs.append((self._config.base, camera_frame))
+        if self._source is not None and self._config.tf_mode in ('auto', 'map_to_odom'):
+            pairs.append((self._config.odom, self._config.base))
+        for target, source in pairs:
+            while time.monotonic() < deadline:
+                assert self._source is not None
+                if self._source.lookup(target, source, None).target_from_source is not None:
+                    break
+                time.sleep(0.005)
 
     def _base_from_camera(
         self, camera_frame: str, stamp_ns: int, timeout: float

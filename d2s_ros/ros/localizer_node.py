@@ -644,6 +644,11 @@ class LocalizerNode(LifecycleNode):
             transforms_sent=self._transforms_sent,
             transforms_missed=self._transforms_missed,
             hint=self._hint[1] if self._hint else '',
+            subscribers={
+                name: publisher.get_subscription_count()
+                for name, publisher in self._outputs.items()
+                if name in ('d2s/pose', 'd2s/status')
+            },
         )
 
     def _publish_diagnostics(self) -> None:
