@@ -17,31 +17,33 @@ rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 from rclpy.context import Context  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
+from ros.helpers import RELIABLE  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 
-@pytest.fixture(scope='session')
+_next_domain = os.getpid() % 80
+
+
+@pytest.fixture
 def domain_id():
-    """Take a DDS domain that no other test session on this machine uses."""
-    for candidate in range(20, 100):
+    """Take a DDS domain that nobody else on this machine tests in, another one for each test.
+
+    A process that was killed stays known to its domain for a while, which would confuse the next.
+    """
+    global _next_domain
+    for _ in range(80):
+        candidate = 20 + _next_domain % 80
+        _next_domain += 1
         path = pathlib.Path(tempfile.gettempdir()) / f'd2s_ros_test_domain_{candidate}.lock'
-        file = open(path, 'w')  # noqa: SIM115
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            continue
-        previous = os.environ.get('ROS_DOMAIN_ID')
-        os.environ['ROS_DOMAIN_ID'] = str(candidate)
-        yield candidate
-        if previous is None:
-            del os.environ['ROS_DOMAIN_ID']
-        else:
-            os.environ['ROS_DOMAIN_ID'] = previous
-        file.close()
-        return
+        with open(path, 'w') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield candidate
+            return
     pytest.skip('no free DDS domain')
 
 
@@ -139,7 +141,11 @@ def start_process(domain_id):
     processes = []
 
     def start(target, *arguments):
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'test')]))
+        environment = dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'test')]),
+            ROS_DOMAIN_ID=str(domain_id),
+        )
         how = [str(target)] if str(target).endswith('.py') else ['-m', str(target)]
         command = [sys.executable, *how, *map(str, arguments)]
         process = Process(command, environment)
@@ -161,8 +167,9 @@ def start_stub_node(start_process, tmp_path, tf2_msgs):
     folder.mkdir()
     (folder / 'current').write_text('0001')
 
-    def start(*arguments, **parameters):
-        parameters.setdefault('map', str(folder))
+    def start(*arguments, best_effort=False, **parameters):
+        defaults = {'map': folder, 'diagnostics_period': 0.05}
+        parameters = {**defaults, **({} if best_effort else RELIABLE), **parameters}
         settings = [f'{name}:={value}' for name, value in parameters.items()]
         flat = [part for setting in settings for part in ('-p', setting)]
         process = start_process(HERE / 'stub_node.py', *arguments, '--ros-args', *flat)

@@ -65,22 +65,43 @@ def wait_for(condition, timeout=20.0, what='the condition'):
     pytest.fail(f'{what} did not come true within {timeout} s')
 
 
+#: Parameters of a node whose input must not get lost while connections settle.
+RELIABLE = {
+    f'qos_overrides.{topic}.subscription.reliability': 'reliable'
+    for topic in (
+        '/camera/image_raw',
+        '/camera/image_raw/compressed',
+        '/camera/camera_info',
+    )
+}
+
+
 class Collector:
     """Messages of one topic, by arrival."""
 
     def __init__(self, node, message, topic, qos=10):
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._messages = []
         self.subscription = node.create_subscription(message, topic, self._add, qos)
 
     def _add(self, message):
         with self._lock:
             self._messages.append(message)
+            self._lock.notify_all()
 
     @property
     def messages(self):
         with self._lock:
             return list(self._messages)
+
+    def clear(self):
+        with self._lock:
+            self._messages.clear()
+
+    def wait_count(self, count, timeout=20.0):
+        """Wait until so many messages came; return whether they did."""
+        with self._lock:
+            return self._lock.wait_for(lambda: len(self._messages) >= count, timeout)
 
     def __len__(self):
         with self._lock:
@@ -108,19 +129,31 @@ class Camera:
         )
         self.poses = Collector(node, PoseWithCovarianceStamped, f'{namespace}/d2s/pose')
         self.status = Collector(node, DiagnosticArray, f'{namespace}/d2s/status')
+        self.diagnostics = Collector(node, DiagnosticArray, '/diagnostics')
+        self._name = f'{namespace}/localizer: localization'.lstrip('/')
 
     def connect(self, timeout=30.0):
-        """Wait until the node is subscribed to the images and its results arrive here."""
-        wait_for(
-            lambda: (
-                self.images.get_subscription_count()
-                and self.infos.get_subscription_count()
-                and self.node.count_publishers(self.poses.subscription.topic_name)
-                and self.node.count_publishers(self.status.subscription.topic_name)
-            ),
-            timeout,
-            'the connection to the node',
-        )
+        """Wait until the node is subscribed to the images and its results arrive here.
+
+        The node itself tells in diagnostics whom its publishers are connected to.
+        """
+        self.diagnostics.clear()
+
+        def connected():
+            status = newest_status(self.diagnostics, self._name)
+            if status is None or not self.images.get_subscription_count():
+                return False
+            values = values_of(status)
+            return (
+                self.infos.get_subscription_count()
+                and values['state'] == 'active'
+                and all(
+                    int(values.get(f'subscribers of {topic}', 0))
+                    for topic in ('d2s/pose', 'd2s/status')
+                )
+            )
+
+        wait_for(connected, timeout, 'the connection to the node')
 
     def show(self, message, info='same', timeout=20.0):
         """Publish one image until its result is there; return the result's status.
@@ -148,6 +181,15 @@ class Camera:
 def values_of(status):
     """Return the values of a DiagnosticStatus as a dictionary."""
     return {item.key: item.value for item in status.values}
+
+
+def newest_status(collector, name):
+    """Return the newest DiagnosticStatus of a name, if one came."""
+    for message in reversed(collector.messages):
+        for status in message.status:
+            if status.name == name:
+                return status
+    return None
 
 
 def position(message):

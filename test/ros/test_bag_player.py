@@ -18,12 +18,6 @@ SECOND = 10**9
 START = 1_700_000_000 * SECOND
 BASE_FROM_CAMERA = RigidTransform.from_tum([0.3, 0.1, 1.2, -0.5, 0.5, -0.5, 0.5])
 
-#: Nothing is lost between the player and the node.
-RELIABLE = {
-    'qos_overrides./camera/image_raw.subscription.reliability': 'reliable',
-    'qos_overrides./camera/camera_info.subscription.reliability': 'reliable',
-}
-
 
 def odom_from_base(seconds):
     return RigidTransform(
@@ -55,7 +49,7 @@ def bag(tmp_path):
 
 
 def test_lock_step_answers_every_image(start_stub_node, start_process, bag, tmp_path):
-    start_stub_node(**RELIABLE, transform_timeout=2.0)
+    start_stub_node(transform_timeout=2.0)
     output = tmp_path / 'record.json'
     player = start_process('d2s_ros.ros.bag_player', bag, '--lock-step', '--record', output)
     assert player.wait(120) == 0
@@ -80,7 +74,7 @@ def test_lock_step_answers_every_image(start_stub_node, start_process, bag, tmp_
 
 
 def test_real_time_playback_reaches_the_node(start_stub_node, start_process, bag, tmp_path):
-    start_stub_node(**RELIABLE)
+    start_stub_node()
     output = tmp_path / 'record.json'
     player = start_process('d2s_ros.ros.bag_player', bag, '--rate', '2', '--record', output)
     assert player.wait(120) == 0

@@ -10,10 +10,12 @@ import pytest
 from ros import stub_localizer
 from ros.helpers import (
     LATCHED,
+    RELIABLE,
     Camera,
     Collector,
     image_msg,
     info_msg,
+    newest_status,
     position,
     values_of,
     wait_for,
@@ -56,7 +58,7 @@ def make_node(spinner, map_folder):
 
     def make(*, delay=0.0, namespace='', **parameters):
         parameters.setdefault('map', str(map_folder))
-        parameters.setdefault('diagnostics_period', 0.05)
+        parameters = {**RELIABLE, 'diagnostics_period': 0.05, **parameters}
         node = LocalizerNode(
             localizer_factory=stub_localizer.factory(delay),
             context=spinner.context,
@@ -82,14 +84,6 @@ def show(camera, place, number, **changes):
     return camera.show(image_msg(picture(*place), START + number * SECOND // 10), **changes)
 
 
-def diagnostic(collector, name):
-    for message in reversed(collector.messages):
-        for status in message.status:
-            if status.name == name:
-                return status
-    return None
-
-
 def test_transitions_are_checked_and_can_be_repeated(make_node, camera):
     node = make_node()
     for cycle in range(3):
@@ -111,7 +105,8 @@ def test_a_failed_configure_can_be_repaired(make_node, map_folder, client):
     status = wait_for(
         lambda: (
             found
-            if (found := diagnostic(reports, 'localizer: localization')) and found.level != b'\x01'
+            if (found := newest_status(reports, 'localizer: localization'))
+            and found.level != b'\x01'
             else None
         )
     )
@@ -262,7 +257,7 @@ def test_refusals_publish_nothing_and_recovery_is_immediate(make_node, client, c
     camera.connect()
 
     def level():
-        status = diagnostic(reports, 'localizer: localization')
+        status = newest_status(reports, 'localizer: localization')
         return (status.level, status.message) if status else None
 
     assert show(camera, (9, 9), 0).message == 'localized'
@@ -363,7 +358,7 @@ def test_gpu_out_of_memory_is_an_error_and_reconfiguring_recovers(make_node, cli
     status = wait_for(
         lambda: (
             found
-            if (found := diagnostic(reports, 'localizer: localization'))
+            if (found := newest_status(reports, 'localizer: localization'))
             and found.level == DiagnosticStatus.ERROR
             else None
         )
@@ -395,7 +390,7 @@ def test_map_deleted_under_the_running_node(make_node, map_folder, client, camer
     status = wait_for(
         lambda: (
             found
-            if (found := diagnostic(reports, 'localizer: map')) and 'is gone' in found.message
+            if (found := newest_status(reports, 'localizer: map')) and 'is gone' in found.message
             else None
         )
     )

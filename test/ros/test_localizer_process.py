@@ -14,6 +14,7 @@ from ros.helpers import (
     Collector,
     image_msg,
     info_msg,
+    newest_status,
     values_of,
     wait_for,
 )
@@ -30,17 +31,8 @@ SECOND = 10**9
 START = 1_700_000_000 * SECOND
 
 
-def diagnostic(collector, name):
-    """Return the newest status of a name."""
-    for message in reversed(collector.messages):
-        for status in message.status:
-            if status.name == name:
-                return status
-    return None
-
-
 def test_pose_over_dds(start_stub_node, client):
-    start_stub_node()
+    start_stub_node(best_effort=True)
     camera = Camera(client)
     from tf2_msgs.msg import TFMessage
 
@@ -96,7 +88,7 @@ def test_bad_input_is_refused_counted_and_shown(start_stub_node, client):
     assert len(camera.poses) == 0
 
     def lost():
-        status = diagnostic(reports, 'localizer: localization')
+        status = newest_status(reports, 'localizer: localization')
         return status if status and values_of(status)['refused'] == '6' else None
 
     status = wait_for(lost)
@@ -113,7 +105,7 @@ def test_bad_input_is_refused_counted_and_shown(start_stub_node, client):
     status = wait_for(
         lambda: (
             found
-            if (found := diagnostic(reports, 'localizer: localization')).message == 'localized'
+            if (found := newest_status(reports, 'localizer: localization')).message == 'localized'
             else None
         )
     )
@@ -133,7 +125,7 @@ def test_signals_end_the_process(start_stub_node, client, name, busy):
 
         def received():
             camera.images.publish(image_msg(picture(1, 1), START))
-            status = diagnostic(reports, 'localizer: input')
+            status = newest_status(reports, 'localizer: input')
             return status and int(values_of(status)['received']) > 0
 
         wait_for(received)
@@ -183,7 +175,7 @@ def test_a_new_map_version_is_loaded_without_missing_a_frame(start_stub_node, cl
     status = wait_for(
         lambda: (
             found
-            if (found := diagnostic(reports, 'localizer: map'))
+            if (found := newest_status(reports, 'localizer: map'))
             and 'the map is damaged' in found.message
             else None
         )
