@@ -306,11 +306,14 @@ def _unpack(data: bytes, compression: str) -> bytes:
 
 def _zstd() -> Any:
     import importlib
-    import sys
 
-    return importlib.import_module(
-        'compression.zstd' if sys.version_info >= (3, 14) else 'backports.zstd'
-    )
+    # Part of Python since 3.14; before that, rosbags brings one of the others.
+    for name in ('compression.zstd', 'backports.zstd', 'zstandard'):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise _CutOffError('chunks compressed with zstd, but no package that unpacks them')
 
 
 def _exact(stream: BinaryIO, size: int) -> bytes:

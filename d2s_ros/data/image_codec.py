@@ -38,12 +38,12 @@ _PACKED: dict[str, tuple[int, int, int | None]] = {
     'yuv422_yuy2': (2, 1, cv2.COLOR_YUV2BGR_YUY2),
     'yuyv': (2, 1, cv2.COLOR_YUV2BGR_YUY2),
 }
-# ROS names the first two rows' pattern; these OpenCV constants do so too.
+# ROS names the pattern from the first pixel on, OpenCV from the second pixel of the second row.
 _BAYER = {
-    'rggb': cv2.COLOR_BayerRGGB2BGR,
-    'bggr': cv2.COLOR_BayerBGGR2BGR,
-    'gbrg': cv2.COLOR_BayerGBRG2BGR,
-    'grbg': cv2.COLOR_BayerGRBG2BGR,
+    'rggb': cv2.COLOR_BayerBG2BGR,
+    'bggr': cv2.COLOR_BayerRG2BGR,
+    'gbrg': cv2.COLOR_BayerGR2BGR,
+    'grbg': cv2.COLOR_BayerGB2BGR,
 }
 for _pattern, _code in _BAYER.items():
     _PACKED[f'bayer_{_pattern}8'] = (1, 1, _code)

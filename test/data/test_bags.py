@@ -39,7 +39,7 @@ PERIOD_NS = 10**8
 
 def transform(seed: int) -> RigidTransform:
     rng = np.random.default_rng(seed)
-    return RigidTransform(Rotation.random(rng=rng).as_matrix(), rng.uniform(-3, 3, 3))
+    return RigidTransform(Rotation.from_quat(rng.normal(size=4)).as_matrix(), rng.uniform(-3, 3, 3))
 
 
 def assert_pose(found, expected, atol=1e-9):
@@ -476,3 +476,29 @@ def test_fox_bags(shared_data, part, count):
         distance, degrees = pose_error(frame.map_from_camera, poses[name])
         assert distance < 1e-6
         assert degrees < 1e-4
+
+
+@pytest.mark.parametrize('storage', ['sqlite3', 'mcap'])
+@pytest.mark.parametrize('partial', [False, True])
+def test_random_damage_is_a_frame_without_image_or_a_clear_error(tmp_path, storage, partial, rng):
+    bag = write_bag(tmp_path / 'bag', [*camera_log(8), *tf_log()], storage)
+    file = storage_file(bag)
+    original = file.read_bytes()
+    messages = []
+    for _attempt in range(25):
+        data = bytearray(original)
+        # The ends hold the structure: headers, index and footer.
+        limit = int(rng.choice([200, 5000, len(data)]))
+        places = rng.integers(0, limit, 3)
+        places = len(data) - 1 - places if rng.random() < 0.3 else places
+        data[int(places[0])] ^= int(rng.integers(1, 256))
+        data[int(places[1])] = 0xFF
+        data[int(places[2])] = 0
+        file.write_bytes(data)
+        try:
+            for frame in BagSource(bag, partial=partial):
+                assert frame.image is not None or frame.error
+        except BagError as error:
+            messages.append(str(error))
+    assert messages
+    assert not any('\n' in message for message in messages)

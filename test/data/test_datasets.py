@@ -23,7 +23,7 @@ POINT = np.array([0.3, -0.2, 0.5])
 def camera_from_map(seed: int) -> RigidTransform:
     """Return a pose that has POINT in view, three metres in front."""
     rng = np.random.default_rng(seed)
-    rotation = Rotation.random(rng=rng).as_matrix()
+    rotation = Rotation.from_quat(rng.normal(size=4)).as_matrix()
     in_camera = np.array([*rng.uniform(-0.5, 0.5, 2), 3.0])
     return RigidTransform(rotation, in_camera - rotation @ POINT)
 

@@ -24,7 +24,7 @@ NAMES = ('1.jpg', '2.jpg', '10.jpg')
 
 def transform(seed: int) -> RigidTransform:
     rng = np.random.default_rng(seed)
-    return RigidTransform(Rotation.random(rng=rng).as_matrix(), rng.uniform(-3, 3, 3))
+    return RigidTransform(Rotation.from_quat(rng.normal(size=4)).as_matrix(), rng.uniform(-3, 3, 3))
 
 
 def write_images(folder, names=NAMES, size=(64, 48)):
