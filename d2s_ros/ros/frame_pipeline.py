@@ -27,6 +27,7 @@ class NodeRefusal(str, Enum):
     FUTURE_STAMP = 'future_stamp'
     TOO_OLD = 'too_old'
     NO_EXTRINSIC = 'no_extrinsic'
+    IMPLAUSIBLE = 'implausible'
     INTERNAL_ERROR = 'internal_error'
 
 

@@ -37,6 +37,7 @@ class Resolved:
         broadcast: Transform to send, None if there is none.
         problem: Why a wanted transform or body is missing; empty if none is.
         tf_mode: The mode in effect, where `auto` has been decided.
+        odom_from_body: Odometry of the body at the stamp, None if it is not known.
     """
 
     body: str
@@ -45,6 +46,7 @@ class Resolved:
     broadcast: Broadcast | None
     problem: str
     tf_mode: str
+    odom_from_body: RigidTransform | None = None
 
 
 class FrameResolver:
@@ -142,7 +144,7 @@ class FrameResolver:
         if map_from_base is None or base_from_camera is None:
             return Resolved('', map_from_camera, covariance, None, base_problem, mode)
         moved = covariance_of_body(covariance, map_from_camera, base_from_camera.inverse())
-        return Resolved(config.base, map_from_base, moved, broadcast, problem, mode)
+        return Resolved(config.base, map_from_base, moved, broadcast, problem, mode, odom_from_base)
 
     def _wait_for_frames(self, camera_frame: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -150,6 +150,29 @@ class LocalizerNodeConfig:
         maximum=3600.0,
     )
 
+    max_speed: float = option(
+        0.0,
+        'Fastest the camera moves; a pose that would need more is held back until a second one '
+        'agrees. 0 switches this off, as for photographs taken here and there.',
+        unit='m/s',
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    max_turn_rate: float = option(
+        180.0,
+        'Fastest the camera turns; used with max_speed.',
+        unit='deg/s',
+        minimum=0.0,
+        maximum=36000.0,
+    )
+    odometry_drift: float = option(
+        0.1,
+        'Error of odometry as a share of its motion; where odometry is known it is used instead '
+        'of max_speed.',
+        minimum=0.0,
+        maximum=10.0,
+    )
+
     lost_after: int = option(
         10,
         'Consecutive refusals after which diagnostics say ERROR lost; fewer are a WARN.',

@@ -25,6 +25,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError, InputError
+from d2s_ros.localization.plausibility import PlausibilityGate
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import (
     CameraInfos,
@@ -100,6 +101,7 @@ class LocalizerNode(LifecycleNode):
         self._worker: Worker[QueuedImage] | None = None
         self._pipeline: FramePipeline | None = None
         self._resolver: FrameResolver | None = None
+        self._gate = PlausibilityGate(0.0, 0.0, 0.0)
         self._resolved: Resolved | None = None
         self._broadcaster: tf.TransformBroadcaster | None = None
         self._source: tf.TransformSource | None = None
@@ -131,6 +133,9 @@ class LocalizerNode(LifecycleNode):
         if restart:
             self._start_diagnostics()
         if self._pipeline is not None:
+            self._gate.max_speed = config.max_speed
+            self._gate.max_turn_rate = config.max_turn_rate
+            self._gate.odometry_drift = config.odometry_drift
             self._pipeline.camera_info_timeout = config.camera_info_timeout
             self._pipeline.stamps.jump = config.time_jump_threshold
             self._pipeline.stamps.max_future = config.max_future
@@ -245,6 +250,7 @@ class LocalizerNode(LifecycleNode):
         self._camera_infos.clear()
         self._transforms_sent = self._transforms_missed = 0
         self._resolved = None
+        self._gate = PlausibilityGate(config.max_speed, config.max_turn_rate, config.odometry_drift)
         with self._path_lock:
             self._path = deque(maxlen=config.path_length)
         self._pipeline = FramePipeline(
@@ -387,6 +393,8 @@ class LocalizerNode(LifecycleNode):
             return
         x, y, z = pose.translation
         stamp_ns = conversions.ns_from_stamp(message.header.stamp)
+        # The robot was moved by hand or by somebody who knows better: believe the next image.
+        self._gate.reset()
         self._hint = (stamp_ns, f'x {x:.3f} y {y:.3f} z {z:.3f} at {stamp_ns / 1e9:.3f}')
         self.get_logger().info(f'initial pose noted as a hint: {self._hint[1]}')
 
@@ -483,6 +491,7 @@ class LocalizerNode(LifecycleNode):
     def _on_time_jump(self, stamp_ns: int) -> None:
         self._figures.jumped()
         self.get_logger().warning('time jumped back, what depends on it starts again')
+        self._gate.reset()
         if self._source is not None:
             self._source.restart_at(stamp_ns)
         with self._path_lock:
@@ -511,11 +520,20 @@ class LocalizerNode(LifecycleNode):
                 tolerance=config.transform_tolerance,
                 timeout=config.transform_timeout,
             )
+            if self._resolved is not None and self._resolved.body != resolved.body:
+                self._gate.reset()
             self._resolved = resolved
-            if resolved.body:
-                self._publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
-            else:
+            if not resolved.body:
                 outcome.refuse(NodeRefusal.NO_EXTRINSIC.value, resolved.problem)
+            elif implausible := self._gate.check(
+                outcome.stamp_ns,
+                resolved.map_from_body,
+                resolved.covariance,
+                resolved.odom_from_body,
+            ):
+                outcome.refuse(NodeRefusal.IMPLAUSIBLE.value, implausible)
+            else:
+                self._publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
         outcome.latency_ms['publish'] = 1e3 * (time.monotonic() - start)
         if self._wanted('d2s/status'):
             name = self._diagnostic_name()

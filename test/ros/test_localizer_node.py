@@ -428,6 +428,29 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
     assert [round(100 * p.pose.position.x) for p in path.poses] == [1, 2]
 
 
+def test_implausible_poses_are_held_back_until_confirmed(make_node, client, camera):
+    node = make_node(max_speed=1.0)
+    assert node.start()
+    camera.connect()
+    assert show(camera, (10, 0), 0).message == 'localized'
+    status = show(camera, (250, 0), 1)
+    assert status.message == 'implausible'
+    assert '2.400 m' in values_of(status)['reason']
+    assert show(camera, (15, 0), 2).message == 'localized'
+    # Carried away: the second image there is believed.
+    assert show(camera, (250, 0), 3).message == 'implausible'
+    assert show(camera, (251, 0), 4).message == 'localized'
+    # Told so by an operator, the first one is.
+    publisher = client.create_publisher(PoseWithCovarianceStamped, '/initialpose', 1)
+    wait_for(publisher.get_subscription_count)
+    publisher.publish(
+        conversions.pose_with_covariance(RigidTransform.identity(), np.eye(6), START, 'map')
+    )
+    wait_for(lambda: node.facts().hint)
+    assert show(camera, (5, 0), 5).message == 'localized'
+    assert len(wait_for(lambda: len(camera.poses) == 4 and camera.poses.messages)) == 4
+
+
 def test_initial_pose_is_a_hint_only(make_node, client, camera):
     node = make_node()
     assert node.start()
