@@ -44,7 +44,7 @@ def start(context: LaunchContext) -> list[Node]:
     return [
         Node(
             package='d2s_ros',
-            executable='localizer_node',
+            executable='localizer',
             name=LaunchConfiguration('name').perform(context),
             namespace=LaunchConfiguration('namespace').perform(context),
             parameters=[LaunchConfiguration('params_file').perform(context), overrides],

@@ -7,11 +7,12 @@ set while the node is unconfigured and take effect when it is configured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from d2s_ros.config import option, validate
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.localizer import LocalizerConfig
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class LocalizerNodeConfig:
         minimum=0.0,
         maximum=3600.0,
     )
+
+    localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
 
     max_speed: float = option(
         0.0,

@@ -129,7 +129,11 @@ class LocalizerNode(LifecycleNode):
 
     def _commit(self, config: LocalizerNodeConfig) -> None:
         restart = config.diagnostics_period != self.config.diagnostics_period
+        rebuild = config.localizer != self.config.localizer
         self.config = config
+        if rebuild and not self._begin_reload():
+            # What is being loaded may have the old options; the next check loads again.
+            self._token = None
         if restart:
             self._start_diagnostics()
         if self._pipeline is not None:
@@ -720,6 +724,10 @@ def main(
     except D2SError as error:
         sys.stderr.write(f'error: {error}\n')
         code = error.exit_code
+    except Exception:
+        # A callback that was running when the signal came finds its publishers gone.
+        if rclpy.ok():
+            raise
     finally:
         ended = True
         with contextlib.suppress(KeyboardInterrupt):

@@ -217,6 +217,7 @@ class Spinner:
     """
 
     def __init__(self, node: Node) -> None:
+        self._context = node.context
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
         self._end = threading.Event()
@@ -229,6 +230,10 @@ class Spinner:
                 self._executor.spin_once(timeout_sec=0.1)
         except ExternalShutdownException:
             return
+        except Exception:
+            # A callback that was running at shutdown finds its handles gone.
+            if self._context.ok():
+                raise
 
     def close(self) -> None:
         """Stop spinning."""

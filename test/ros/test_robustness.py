@@ -92,8 +92,16 @@ def test_a_lifecycle_manager_can_drive_the_node(start_stub_node, client):
 def test_killed_and_restarted_it_localizes_its_first_image(start_stub_node, client):
     camera = Camera(client)
     for number in range(2):
+        stale = camera.images.get_subscription_count(), camera.infos.get_subscription_count()
         process = start_stub_node()
         camera.connect()
+        # The killed one stays known for a while.
+        wait_for(
+            lambda stale=stale: (
+                camera.images.get_subscription_count() > stale[0]
+                and camera.infos.get_subscription_count() > stale[1]
+            )
+        )
         status = camera.show(image_msg(picture(1, 1), START + number * SECOND), timeout=60.0)
         assert status.message == 'localized'
         assert float(values_of(status)['total [ms]']) < 3000
