@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from d2s_ros.data.bag_storage import Log, Topic, open_log
+from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.data.frames import Frame
 from d2s_ros.data.image_codec import decode_compressed, decode_image
 from d2s_ros.data.image_folder import fit_camera
@@ -66,6 +67,7 @@ class BagSource:
         poses: Trajectory | str | os.PathLike[str] | None = None,
         *,
         camera: Camera | None = None,
+        rectified: bool = False,
         partial: bool = False,
     ) -> None:
         """Find the topics and read calibrations and poses.
@@ -79,6 +81,7 @@ class BagSource:
                 log has of PoseStamped, PoseWithCovarianceStamped, TF below `map`, Odometry.
             poses: Trajectory or TUM file of map_from_camera to use instead of the log's poses.
             camera: Calibration to use instead of the log's.
+            rectified: The images are rectified: use P of camera_info without distortion.
             partial: Read what is there of a log that is cut off or still being written.
 
         Raises:
@@ -97,7 +100,7 @@ class BagSource:
         self.camera_info_topic = _choose_camera_info(
             self._path, topics, image.name, camera_info_topic, camera is not None
         )
-        self._infos = _CameraInfos(self._log, self.camera_info_topic)
+        self._infos = _CameraInfos(self._log, self.camera_info_topic, rectified)
         self.camera_frame = self._first_frame_id()
         if partial:
             # The message at the cut may be torn; it is left out.
@@ -143,8 +146,7 @@ class BagSource:
             error = f'the message at {format_stamp(received_ns)} is damaged'
             return Frame(format_stamp(received_ns), received_ns, None, error=error)
         stamp_ns = _stamp_ns(message.header) or received_ns
-        camera, error = (self._camera, '') if self._camera is not None else self._infos.at(stamp_ns)
-        image = None
+        image, camera, error = None, None, ''
         try:
             if self._image_type == _COMPRESSED:
                 image = decode_compressed(message.data, message.format)
@@ -159,11 +161,14 @@ class BagSource:
                 )
         except UnsupportedImageError as problem:
             error = str(problem)
-        if image is not None and camera is not None:
-            camera, error = fit_camera(camera, image.shape[1], image.shape[0])
-        return Frame(
-            format_stamp(stamp_ns), stamp_ns, image, camera, self._pose_at(stamp_ns), error
-        )
+        if image is not None:
+            height, width = image.shape[:2]
+            if self._camera is not None:
+                camera, error = fit_camera(self._camera, width, height)
+            else:
+                camera, error = self._infos.at(stamp_ns, width, height)
+        pose = self._pose_at(stamp_ns)
+        return Frame(format_stamp(stamp_ns), stamp_ns, image, camera, pose, error)
 
     def _first_frame_id(self) -> str:
         for _topic, _received, data in self._log.messages([self.image_topic]):
@@ -258,33 +263,36 @@ class BagSource:
 class _CameraInfos:
     """Calibrations over time; equal messages are kept once."""
 
-    def __init__(self, log: Log, topic: str | None) -> None:
-        self._stamps: list[int] = []
-        self._values: list[tuple[Camera | None, str]] = []
-        if topic is None:
-            return
-        entries: list[tuple[int, tuple[Camera | None, str]]] = []
-        cache: dict[Any, tuple[Camera | None, str]] = {}
-        previous = None
-        for _topic, received_ns, data in log.messages([topic]):
+    def __init__(self, log: Log, topic: str | None, rectified: bool) -> None:
+        self._rectified = rectified
+        self._cameras: dict[Any, tuple[Camera | None, str]] = {}
+        entries: list[tuple[int, CameraInfoValues]] = []
+        for _topic, received_ns, data in log.messages([topic]) if topic is not None else ():
             message = _deserialize(data, _CAMERA_INFO)
             if message is None:
                 continue
-            key = _info_key(message)
-            if key not in cache:
-                cache[key] = _camera_from_info(message)
-            if key != previous:
-                entries.append((_stamp_ns(message.header) or received_ns, cache[key]))
-            previous = key
+            values = CameraInfoValues.from_message(message)
+            if not entries or values != entries[-1][1]:
+                entries.append((_stamp_ns(message.header) or received_ns, values))
         entries.sort(key=lambda entry: entry[0])
-        self._stamps = [stamp for stamp, _value in entries]
-        self._values = [value for _stamp, value in entries]
+        self._stamps = [stamp for stamp, _values in entries]
+        self._values = [values for _stamp, values in entries]
 
-    def at(self, stamp_ns: int) -> tuple[Camera | None, str]:
-        """Return the latest calibration up to a time, the first one for images before it."""
+    def at(self, stamp_ns: int, width: int, height: int) -> tuple[Camera | None, str]:
+        """Return the camera of an image, or None and the reason why there is none.
+
+        The latest calibration up to the image's time counts, the first one for images before it.
+        """
         if not self._values:
             return None, 'the log has no camera_info for the images'
-        return self._values[max(0, bisect.bisect_right(self._stamps, stamp_ns) - 1)]
+        values = self._values[max(0, bisect.bisect_right(self._stamps, stamp_ns) - 1)]
+        key = (values, width, height)
+        if key not in self._cameras:
+            try:
+                self._cameras[key] = values.camera(width, height, self._rectified), ''
+            except CalibrationError as error:
+                self._cameras[key] = None, str(error)
+        return self._cameras[key]
 
 
 @dataclass
@@ -470,38 +478,3 @@ def _trajectory(samples: dict[int, RigidTransform]) -> Trajectory:
 
 def _no_pose(_stamp_ns: int) -> RigidTransform | None:
     return None
-
-
-def _info_key(message: Any) -> tuple[Any, ...]:
-    roi = message.roi
-    return (
-        message.width,
-        message.height,
-        message.distortion_model,
-        np.asarray(message.d).tobytes(),
-        np.asarray(message.k).tobytes(),
-        (roi.x_offset, roi.y_offset, roi.width, roi.height),
-    )
-
-
-def _camera_from_info(message: Any) -> tuple[Camera | None, str]:
-    """Return the calibration of the image that is sent, or None and what is wrong with it."""
-    try:
-        camera = Camera.from_camera_info(
-            message.width, message.height, message.distortion_model, message.d, message.k
-        )
-        roi = message.roi
-        if roi.width and roi.height and (roi.width, roi.height) != (camera.width, camera.height):
-            camera = Camera(
-                camera.model,
-                int(roi.width),
-                int(roi.height),
-                camera.fx,
-                camera.fy,
-                camera.cx - int(roi.x_offset),
-                camera.cy - int(roi.y_offset),
-                camera.distortion,
-            )
-    except CalibrationError as error:
-        return None, str(error)
-    return camera, ''

@@ -23,6 +23,7 @@ def open_source(
     camera_info_topic: str | None = None,
     pose_topic: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    rectified: bool = False,
     partial: bool = False,
 ) -> FrameSource:
     """Open a rosbag2 log, a folder with a COLMAP model, or a folder of images.
@@ -33,6 +34,7 @@ def open_source(
         poses: TUM file of map_from_camera (or lines by image name, for folders).
         image_topic, camera_info_topic, pose_topic: Topics of a log; found by type if None.
         calibration: Calibration file to use instead of what the input has.
+        rectified: The images of the log are rectified: use P of camera_info without distortion.
         partial: Read what is there of a log that is cut off.
 
     Raises:
@@ -64,6 +66,7 @@ def open_source(
             pose_topic,
             poses,
             camera=camera,
+            rectified=rectified,
             partial=partial,
         )
     if image_topic or camera_info_topic or pose_topic:

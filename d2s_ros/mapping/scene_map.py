@@ -336,7 +336,8 @@ def read_manifest(folder: Path) -> MapManifest:
         raise MapFormatError(f'{path} is incomplete ({error}); build the map again') from error
 
 
-def _manifest_document(manifest: MapManifest) -> dict[str, Any]:
+def manifest_document(manifest: MapManifest) -> dict[str, Any]:
+    """Return the manifest as it is written, with its digest."""
     document = {
         'format_version': manifest.format_version,
         'version': manifest.version,
@@ -435,7 +436,7 @@ def _write_version(
         files=files,
         software=__version__,
     )
-    text = json.dumps(_manifest_document(manifest), indent=1, sort_keys=True)
+    text = json.dumps(manifest_document(manifest), indent=1, sort_keys=True)
     _write_synced(folder / _MANIFEST_FILE, text.encode())
     _sync_folder(folder)
     return manifest

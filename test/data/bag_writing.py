@@ -86,6 +86,7 @@ def info_message(stamp_ns: int, camera: Camera = CAMERA, roi=(0, 0, 0, 0), **cha
         'distortion_model': camera.model,
         'd': np.array(camera.distortion, dtype=np.float64),
         'k': camera.matrix.reshape(-1),
+        'p': np.eye(3, 4).reshape(-1),
         **changes,
     }
     region = make('sensor_msgs/msg/RegionOfInterest', *roi, False)
@@ -98,7 +99,7 @@ def info_message(stamp_ns: int, camera: Camera = CAMERA, roi=(0, 0, 0, 0), **cha
         values['d'],
         values['k'],
         np.eye(3).reshape(-1),
-        np.eye(3, 4).reshape(-1),
+        values['p'],
         0,
         0,
         region,

@@ -32,6 +32,7 @@ from d2s_ros.data.bags import BagSource
 from d2s_ros.data.colmap_model import read_colmap_model
 from d2s_ros.data.tum import Trajectory, read_tum
 from d2s_ros.errors import BagError
+from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, interpolate, pose_error
 
 PERIOD_NS = 10**8
@@ -187,6 +188,27 @@ def test_region_of_interest_moves_the_principal_point(tmp_path):
     np.testing.assert_allclose(
         frame.camera.project(point), CAMERA.project(point) - [8, 4], atol=1e-9
     )
+
+
+def test_a_full_image_despite_a_region_of_interest(tmp_path):
+    log = camera_log(1)
+    log[0] = ('/camera/camera_info', 'info', START_NS, info_message(START_NS, roi=(8, 4, 24, 32)))
+    (frame,) = BagSource(write_bag(tmp_path / 'bag', log))
+    assert frame.camera == CAMERA
+
+
+def test_rectified_images_use_the_projection_matrix(tmp_path):
+    log = camera_log(1)
+    p = np.array([[40.0, 0, 30, -4], [0, 41, 22, 0], [0, 0, 1, 0]])
+    log[0] = ('/camera/camera_info', 'info', START_NS, info_message(START_NS, p=p.reshape(-1)))
+    bag = write_bag(tmp_path / 'bag', log)
+    (frame,) = BagSource(bag, rectified=True)
+    assert frame.camera == Camera('pinhole', 64, 48, 40, 41, 30, 22)
+    (frame,) = BagSource(bag)
+    assert frame.camera == CAMERA
+    log[0] = (*log[0][:3], info_message(START_NS, p=np.zeros(12)))
+    (frame,) = BagSource(write_bag(tmp_path / 'zeros', log), rectified=True)
+    assert 'not rectified' in frame.error
 
 
 def test_broken_images_are_frames_with_an_error(tmp_path):
