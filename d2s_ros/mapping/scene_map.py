@@ -418,7 +418,9 @@ def _write_version(
     version: str,
     parent: str,
 ) -> MapManifest:
-    contents = {LOCALIZATION_FILE: save_tensors(_pack(scene_map))}
+    # safetensors writes the memory of an array as it lies, so it must be in C order.
+    tensors = {name: np.asarray(value, order='C') for name, value in _pack(scene_map).items()}
+    contents = {LOCALIZATION_FILE: save_tensors(tensors)}
     if update_data:
         contents[UPDATE_FILE] = save_tensors(
             {name: np.ascontiguousarray(value) for name, value in update_data.items()}
