@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMsg
@@ -18,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.data.image_codec import decode_compressed, decode_image
-from d2s_ros.errors import CalibrationError, InputError
+from d2s_ros.errors import InputError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, skew
 
@@ -94,38 +94,7 @@ def camera_from_info(
     Raises:
         CalibrationError: zeros, an unknown model, or another aspect ratio.
     """
-    if message.width == 0 or message.height == 0:
-        raise CalibrationError(
-            f'camera_info says the image is {message.width}x{message.height}: the camera is not '
-            f'calibrated'
-        )
-    if rectified:
-        projection = np.asarray(message.p, dtype=np.float64).reshape(3, 4)
-        if not projection.any():
-            raise CalibrationError('camera_info.p is all zeros: the images are not rectified')
-        camera = Camera.from_camera_info(
-            message.width, message.height, '', (), projection[:, :3].reshape(-1)
-        )
-    else:
-        camera = Camera.from_camera_info(
-            message.width, message.height, message.distortion_model, message.d, message.k
-        )
-    if image_size == (camera.width, camera.height):
-        return camera
-    region = message.roi
-    if region.width and region.height:
-        camera = _replace(
-            camera,
-            width=int(region.width),
-            height=int(region.height),
-            cx=camera.cx - region.x_offset,
-            cy=camera.cy - region.y_offset,
-        )
-    return camera.resized(*image_size)
-
-
-def _replace(camera: Camera, **changes: Any) -> Camera:
-    return Camera.from_dict({**camera.to_dict(), **changes})
+    return CameraInfoValues.from_message(message).camera(*image_size, rectified)
 
 
 def transform_from_msg(message: Transform) -> tuple[float, ...]:

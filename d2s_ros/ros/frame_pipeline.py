@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
-from d2s_ros.ros.conversions import camera_from_info, image_from_msg, ns_from_stamp
+from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
 from d2s_ros.ros.map_loader import LoadedMap
 
 
@@ -185,7 +186,7 @@ class FramePipeline:
         self.stamps = stamps
         self._info_topic = info_topic
         self._rectified = rectified
-        self._camera_key: tuple[bytes, tuple[int, int]] | None = None
+        self._camera_key: tuple[CameraInfoValues, tuple[int, int]] | None = None
         self._camera: Camera | None = None
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
@@ -256,17 +257,8 @@ class FramePipeline:
 
     def _camera_of(self, info: CameraInfo, size: tuple[int, int]) -> Camera:
         """Convert a camera_info, once per content."""
-        region = info.roi
-        numbers = np.concatenate(
-            [
-                np.asarray(info.d, dtype=np.float64),
-                np.asarray(info.p if self._rectified else info.k, dtype=np.float64),
-                [info.width, info.height, region.x_offset, region.y_offset],
-                [region.width, region.height],
-            ]
-        )
-        key = (numbers.tobytes() + info.distortion_model.encode(), size)
+        key = (CameraInfoValues.from_message(info), size)
         if self._camera is None or key != self._camera_key:
-            self._camera = camera_from_info(info, size, rectified=self._rectified)
+            self._camera = key[0].camera(*size, self._rectified)
             self._camera_key = key
         return self._camera

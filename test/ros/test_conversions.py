@@ -107,7 +107,7 @@ def test_uncalibrated_cameras_are_refused():
     zeros.k = [0.0] * 9
     for message, words in (
         (zeros, 'zeros'),
-        (info_msg(0, size=(0, 0)), 'not calibrated'),
+        (info_msg(0, size=(0, 0)), 'not positive'),
         (info_msg(0, model='telescope', d=(0.1,)), 'not supported'),
     ):
         with pytest.raises(CalibrationError, match=words):
