@@ -119,12 +119,22 @@ def test_transform_modes(document):
 
 def test_launch_files_compile_and_name_real_parameters(repo_root, tmp_path):
     names = {name for name, *_ in parameter_fields(LocalizerNodeConfig)} | {'use_sim_time'}
-    for path in sorted((repo_root / 'launch').glob('*.py')):
+    for path in sorted((repo_root / 'launch').rglob('*.launch.py')):
         py_compile.compile(str(path), cfile=str(tmp_path / 'compiled'), doraise=True)
     text = (repo_root / 'launch' / 'localize.launch.py').read_text()
     block = text[text.index('PARAMETERS = {') : text.index('}\n')]
     used = set(re.findall(r"^    '(\w+)':", block, re.MULTILINE))
     assert {'map', 'image_topic', 'tf_mode'} <= used <= names
+
+
+def test_examples_use_real_parameters(repo_root):
+    from d2s_ros.config import from_dict
+
+    text = (repo_root / 'config' / 'examples' / 'nav2_localizer.yaml').read_text()
+    values = yaml.safe_load(text)['localizer']['ros__parameters']
+    assert from_dict(LocalizerNodeConfig, values).tf_mode == 'map_to_odom'
+    for path in (repo_root / 'config' / 'examples').glob('*.yaml'):
+        assert yaml.safe_load(path.read_text()), path
 
 
 def test_rviz_shows_topics_that_exist(repo_root, document):
