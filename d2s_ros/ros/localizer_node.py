@@ -15,7 +15,8 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -292,6 +293,14 @@ class LocalizerNode(LifecycleNode):
         self._every(_PATH_PERIOD, self._publish_path)
         if config.map_check_period > 0:
             self._every(config.map_check_period, self._check_map)
+        self._jump_handle = self.get_clock().create_jump_callback(
+            JumpThreshold(
+                min_forward=None,
+                min_backward=Duration(seconds=-max(1e-3, config.time_jump_threshold)),
+                on_clock_change=False,
+            ),
+            post_callback=self._on_clock_jump,
+        )
         self._active = True
         return result
 
@@ -313,6 +322,9 @@ class LocalizerNode(LifecycleNode):
             self.destroy_timer(timer)
         self._image_subscriptions, self._active_subscriptions = [], []
         self._active_timers = []
+        if self._jump_handle is not None:
+            self._jump_handle.unregister()
+            self._jump_handle = None
         worker, self._worker = self._worker, None
         ended = worker is None or worker.stop(timeout)
         self._pipeline = None
@@ -491,6 +503,12 @@ class LocalizerNode(LifecycleNode):
         if self._fault and self._active:
             self.get_logger().error(self._fault)
             self.trigger_deactivate()
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        """Forget transforms of the future when simulated time starts again."""
+        self._gate.reset()
+        if self._source is not None:
+            self._source.restart_at(self.get_clock().now().nanoseconds)
 
     def _on_time_jump(self, stamp_ns: int) -> None:
         self._figures.jumped()

@@ -200,3 +200,20 @@ def test_point_cloud_can_be_read_back(rng):
     np.testing.assert_array_equal(values[:, :3], points)
     np.testing.assert_array_equal(values[:, 3], np.arange(5))
     assert message.row_step == len(message.data)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'channels'),
+    [('mono8', 1), ('bgr8', 3), ('rgb8', 3), ('bgra8', 4), ('rgba8', 4), ('bayer_rggb8', 1)],
+)
+def test_decodes_as_cv_bridge_does(encoding, channels, rng):
+    cv_bridge = pytest.importorskip(
+        'cv_bridge', reason='cv_bridge is not installed; a ROS 2 distribution brings it'
+    )
+    image = rng.integers(0, 255, (6, 8, channels), dtype=np.uint8)
+    message = image_msg(image[:, :, 0] if channels == 1 else image[:, :, :3], 0)
+    message.encoding, message.step = encoding, 8 * channels
+    message.data = array.array('B', image.tobytes())
+    wanted = 'mono8' if encoding == 'mono8' else 'bgr8'
+    expected = cv_bridge.CvBridge().imgmsg_to_cv2(message, wanted)
+    np.testing.assert_array_equal(conversions.image_from_msg(message), expected)
