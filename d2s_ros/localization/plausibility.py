@@ -1,0 +1,107 @@
+"""Whether a pose can follow the last accepted one, given speed limits or odometry.
+
+The gate can only hold back a pose, never change one. A held pose that the next one agrees with is
+believed, so a robot that was carried away is found again with its second good image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.geometry.transforms import RigidTransform, pose_error
+
+Array = NDArray[np.float64]
+
+#: Standard deviations that two poses may differ by on top of the motion.
+_SIGMAS = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    stamp_ns: int
+    map_from_body: RigidTransform
+    covariance: Array
+    odom_from_body: RigidTransform | None
+
+
+class PlausibilityGate:
+    """Compares each pose with the last accepted one.
+
+    Args:
+        max_speed: Fastest the body moves, unit of the map per second; 0 accepts every pose.
+        max_turn_rate: Fastest it turns, degrees per second.
+        odometry_drift: Error of odometry as a share of the motion it reports; used instead of the
+            speeds where odometry is known.
+    """
+
+    def __init__(self, max_speed: float, max_turn_rate: float, odometry_drift: float) -> None:
+        self.max_speed = max_speed
+        self.max_turn_rate = max_turn_rate
+        self.odometry_drift = odometry_drift
+        self._accepted: _Reference | None = None
+        self._held: _Reference | None = None
+
+    def reset(self) -> None:
+        """Believe the next pose, whatever it is."""
+        self._accepted = self._held = None
+
+    def check(
+        self,
+        stamp_ns: int,
+        map_from_body: RigidTransform,
+        covariance: Array,
+        odom_from_body: RigidTransform | None = None,
+    ) -> str:
+        """Accept or hold back a pose.
+
+        Args:
+            stamp_ns: Time of the pose.
+            map_from_body: The pose.
+            covariance: (6, 6), ROS order, map axes.
+            odom_from_body: Odometry at the stamp, if known.
+
+        Returns:
+            Empty if the pose is accepted, else why it is not, for people.
+        """
+        if self.max_speed <= 0:
+            return ''
+        new = _Reference(stamp_ns, map_from_body, np.asarray(covariance), odom_from_body)
+        reason = self._compare(self._accepted, new)
+        if reason and self._held is not None and not self._compare(self._held, new):
+            reason = ''
+        if reason:
+            self._held = new
+            return reason
+        self._accepted, self._held = new, None
+        return ''
+
+    def _compare(self, reference: _Reference | None, new: _Reference) -> str:
+        if reference is None:
+            return ''
+        seconds = abs(new.stamp_ns - reference.stamp_ns) / 1e9
+        predicted = reference.map_from_body
+        if reference.odom_from_body is not None and new.odom_from_body is not None:
+            motion = reference.odom_from_body.inverse() @ new.odom_from_body
+            predicted = predicted @ motion
+            distance, turn = pose_error(motion, RigidTransform.identity())
+            allowed = self.odometry_drift * distance
+            # A turn of the odometry that is wrong also moves what lies ahead.
+            allowed_turn = self.odometry_drift * turn
+        else:
+            allowed, allowed_turn = self.max_speed * seconds, self.max_turn_rate * seconds
+        sigmas = [
+            np.sqrt(np.maximum(0.0, np.linalg.eigvalsh(item.covariance[part, part])[-1]))
+            for item in (reference, new)
+            for part in (slice(0, 3), slice(3, 6))
+        ]
+        allowed += _SIGMAS * float(np.hypot(sigmas[0], sigmas[2]))
+        allowed_turn += _SIGMAS * float(np.degrees(np.hypot(sigmas[1], sigmas[3])))
+        distance, turn = pose_error(new.map_from_body, predicted)
+        if distance > allowed:
+            return f'{distance:.3f} m from where the last pose leads, {allowed:.3f} m allowed'
+        if turn > min(allowed_turn, 180.0):
+            return f'{turn:.1f} degrees from the last pose, {allowed_turn:.1f} allowed'
+        return ''

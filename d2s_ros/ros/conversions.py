@@ -1,0 +1,217 @@
+"""ROS messages to core types and back; pure functions, no node."""
+
+from __future__ import annotations
+
+import array
+
+import numpy as np
+from builtin_interfaces.msg import Time as TimeMsg
+from geometry_msgs.msg import (
+    Pose,
+    PoseStamped,
+    PoseWithCovarianceStamped,
+    Transform,
+    TransformStamped,
+)
+from numpy.typing import ArrayLike, NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from d2s_ros.data.calibration import CameraInfoValues
+from d2s_ros.data.image_codec import decode_compressed, decode_image
+from d2s_ros.errors import InputError
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.transforms import RigidTransform, skew
+
+Array = NDArray[np.float64]
+
+
+def ns_from_stamp(stamp: TimeMsg) -> int:
+    """Return a message's time in nanoseconds."""
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
+
+
+def stamp_from_ns(stamp_ns: int) -> TimeMsg:
+    """Return nanoseconds as a message's time."""
+    return TimeMsg(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000)
+
+
+def header(stamp_ns: int, frame_id: str) -> Header:
+    """Return a header."""
+    return Header(stamp=stamp_from_ns(stamp_ns), frame_id=frame_id)
+
+
+def image_from_msg(message: Image | CompressedImage) -> NDArray[np.uint8]:
+    """Decode an image message.
+
+    Returns:
+        (H, W) uint8 grey or (H, W, 3) uint8 BGR.
+
+    Raises:
+        UnsupportedImageError: an unknown encoding, broken data or wrong sizes.
+    """
+    data = np.frombuffer(message.data, dtype=np.uint8)
+    if isinstance(message, CompressedImage):
+        return decode_compressed(data, message.format)
+    return decode_image(
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
+        bool(message.is_bigendian),
+        data,
+    )
+
+
+def image_to_msg(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Image:
+    """Return (H, W) grey or (H, W, 3) BGR uint8 as a mono8 or bgr8 image message."""
+    height, width = image.shape[:2]
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    return Image(
+        header=header(stamp_ns, frame_id),
+        height=height,
+        width=width,
+        encoding='mono8' if channels == 1 else 'bgr8',
+        is_bigendian=0,
+        step=width * channels,
+        data=array.array('B', np.ascontiguousarray(image).tobytes()),
+    )
+
+
+def camera_from_info(
+    message: CameraInfo, image_size: tuple[int, int], *, rectified: bool = False
+) -> Camera:
+    """Return the intrinsics of an image of the given size.
+
+    The region of interest and binning of the message are applied, and an image that is scaled
+    with the aspect ratio kept is accepted.
+
+    Args:
+        message: The calibration.
+        image_size: (width, height) of the image in px.
+        rectified: Use the projection matrix P without distortion instead of K and D.
+
+    Raises:
+        CalibrationError: zeros, an unknown model, or another aspect ratio.
+    """
+    return CameraInfoValues.from_message(message).camera(*image_size, rectified)
+
+
+def transform_from_msg(message: Transform) -> tuple[float, ...]:
+    """Return tx ty tz qx qy qz qw of a transform message."""
+    t, q = message.translation, message.rotation
+    return (t.x, t.y, t.z, q.x, q.y, q.z, q.w)
+
+
+def transform_to_msg(
+    parent_from_child: RigidTransform, stamp_ns: int, parent: str, child: str
+) -> TransformStamped:
+    """Return a stamped transform: the pose of `child` in `parent`."""
+    message = TransformStamped(header=header(stamp_ns, parent), child_frame_id=child)
+    values = parent_from_child.to_tum()
+    t, q = message.transform.translation, message.transform.rotation
+    t.x, t.y, t.z, q.x, q.y, q.z, q.w = values
+    return message
+
+
+def pose_to_msg(map_from_body: RigidTransform) -> Pose:
+    """Return a pose message."""
+    message = Pose()
+    p, q = message.position, message.orientation
+    p.x, p.y, p.z, q.x, q.y, q.z, q.w = map_from_body.to_tum()
+    return message
+
+
+def pose_stamped(map_from_body: RigidTransform, stamp_ns: int, frame_id: str) -> PoseStamped:
+    """Return a stamped pose message."""
+    return PoseStamped(header=header(stamp_ns, frame_id), pose=pose_to_msg(map_from_body))
+
+
+def pose_from_msg(message: Pose) -> RigidTransform:
+    """Return the transform frame_from_body of a pose message.
+
+    Raises:
+        InputError: values that are not finite, or a quaternion without unit norm.
+    """
+    p, q = message.position, message.orientation
+    values = np.array([p.x, p.y, p.z, q.x, q.y, q.z, q.w])
+    if not np.isfinite(values).all():
+        raise InputError('the pose has values that are not finite')
+    norm = float(np.linalg.norm(values[3:]))
+    if abs(norm - 1) > 1e-2:
+        raise InputError(f'the orientation of the pose has norm {norm:.3f}, it must be 1')
+    return RigidTransform.from_tum(values)
+
+
+def pose_with_covariance(
+    map_from_body: RigidTransform, covariance: ArrayLike, stamp_ns: int, map_frame: str
+) -> PoseWithCovarianceStamped:
+    """Return a stamped pose with its (6, 6) covariance in ROS order about the map's axes."""
+    message = PoseWithCovarianceStamped(header=header(stamp_ns, map_frame))
+    message.pose.pose = pose_to_msg(map_from_body)
+    message.pose.covariance = np.asarray(covariance, dtype=np.float64).reshape(36)
+    return message
+
+
+def pose_with_covariance_from_msg(
+    message: PoseWithCovarianceStamped,
+) -> tuple[RigidTransform, Array]:
+    """Return the pose and its (6, 6) covariance.
+
+    Raises:
+        InputError: not finite, a quaternion without unit norm, a covariance that is none.
+    """
+    pose = pose_from_msg(message.pose.pose)
+    covariance = np.array(message.pose.covariance, dtype=np.float64).reshape(6, 6)
+    if not np.isfinite(covariance).all():
+        raise InputError('the covariance of the pose has values that are not finite')
+    if not np.allclose(covariance, covariance.T, atol=1e-6 + 1e-6 * np.abs(covariance).max()):
+        raise InputError('the covariance of the pose is not symmetric')
+    if np.linalg.eigvalsh(covariance).min() < -1e-6 * max(1.0, float(np.abs(covariance).max())):
+        raise InputError('the covariance of the pose has negative variances')
+    return pose, covariance
+
+
+def covariance_of_body(
+    covariance: ArrayLike, map_from_camera: RigidTransform, camera_from_body: RigidTransform
+) -> Array:
+    """Move a pose covariance from the camera to another body fixed to it.
+
+    Args:
+        covariance: (6, 6) of map_from_camera: x y z of the camera's origin, rotation about the
+            fixed axes of the map.
+        map_from_camera: The pose.
+        camera_from_body: Where the body is, without uncertainty of its own.
+
+    Returns:
+        (6, 6) of map_from_body in the same order and axes.
+    """
+    lever_in_map = map_from_camera.rotation @ camera_from_body.translation
+    jacobian = np.eye(6)
+    # A small rotation of the camera about map axes moves the body by rotation x lever.
+    jacobian[:3, 3:] = -skew(lever_in_map)
+    moved = jacobian @ np.asarray(covariance, dtype=np.float64) @ jacobian.T
+    return np.asarray((moved + moved.T) / 2)
+
+
+def point_cloud(
+    points_in_map: ArrayLike, intensity: ArrayLike, stamp_ns: int, frame_id: str
+) -> PointCloud2:
+    """Return points (N, 3) with one intensity (N,) each as an unordered cloud."""
+    points = np.asarray(points_in_map, dtype=np.float32).reshape(-1, 3)
+    values = np.asarray(intensity, dtype=np.float32).reshape(-1, 1)
+    packed = np.ascontiguousarray(np.concatenate([points, values], axis=1), dtype='<f4')
+    return PointCloud2(
+        header=header(stamp_ns, frame_id),
+        height=1,
+        width=len(points),
+        fields=[
+            PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+            for index, name in enumerate(('x', 'y', 'z', 'intensity'))
+        ],
+        is_bigendian=False,
+        point_step=16,
+        row_step=16 * len(points),
+        data=array.array('B', packed.tobytes()),
+        is_dense=bool(np.isfinite(packed).all()),
+    )

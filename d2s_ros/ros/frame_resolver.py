@@ -1,0 +1,186 @@
+"""Which body's pose is published and which transform is broadcast, by REP-105."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.ros.conversions import covariance_of_body
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.tf import TransformSource
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast:
+    """A transform to broadcast: the pose of `child` in `parent`."""
+
+    parent: str
+    child: str
+    stamp_ns: int
+    parent_from_child: RigidTransform
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """What to publish for a localized image.
+
+    Attributes:
+        body: Frame whose pose is published; empty if none can be.
+        map_from_body: Its pose.
+        covariance: (6, 6) of the pose, ROS order, map axes.
+        broadcast: Transform to send, None if there is none.
+        problem: Why a wanted transform or body is missing; empty if none is.
+        tf_mode: The mode in effect, where `auto` has been decided.
+        odom_from_body: Odometry of the body at the stamp, None if it is not known.
+    """
+
+    body: str
+    map_from_body: RigidTransform
+    covariance: Array
+    broadcast: Broadcast | None
+    problem: str
+    tf_mode: str
+    odom_from_body: RigidTransform | None = None
+
+
+class FrameResolver:
+    """Keeps what is known about the frames of one robot.
+
+    Args:
+        config: Frame names, modes and the extrinsic, if given.
+        source: Where transforms come from; None where none is needed.
+    """
+
+    def __init__(self, config: LocalizerNodeConfig, source: TransformSource | None) -> None:
+        self._config = config
+        self._source = source
+        self._has_odometry = False
+        self._first = True
+        self._extrinsic: tuple[str, RigidTransform] | None = None
+        self._given = (
+            RigidTransform.from_tum(config.base_from_camera) if config.base_from_camera else None
+        )
+
+    @staticmethod
+    def needs_source(config: LocalizerNodeConfig) -> bool:
+        """Return whether transforms must be looked up."""
+        if config.tf_mode in ('auto', 'map_to_odom'):
+            return True
+        wants_base = config.tf_mode == 'map_to_base' or config.pose_frame != 'camera'
+        return wants_base and not config.base_from_camera
+
+    def resolve(
+        self,
+        map_frame: str,
+        camera_frame: str,
+        stamp_ns: int,
+        map_from_camera: RigidTransform,
+        covariance: Array,
+        *,
+        tolerance: float = 0.0,
+        timeout: float = 0.0,
+    ) -> Resolved:
+        """Decide what to publish.
+
+        Args:
+            map_frame: Name of the map frame.
+            camera_frame: frame_id of the image.
+            stamp_ns: Stamp of the image.
+            map_from_camera, covariance: The camera's pose.
+            tolerance: Seconds that map->odom is stamped into the future.
+            timeout: Seconds to wait for transforms of the stamp.
+        """
+        config = self._config
+        camera_frame = (config.camera_frame or camera_frame).removeprefix('/')
+        if self._first:
+            # Latched transforms may come in just after the first image.
+            self._first = False
+            self._wait_for_frames(camera_frame, timeout)
+        base_from_camera, base_problem = self._base_from_camera(camera_frame, stamp_ns, timeout)
+        map_from_base = None
+        if base_from_camera is not None:
+            map_from_base = map_from_camera @ base_from_camera.inverse()
+
+        mode = config.tf_mode
+        odom_from_base, odom_problem = None, ''
+        if mode in ('auto', 'map_to_odom') and map_from_base is not None:
+            odom_from_base, odom_problem = self._odom_from_base(stamp_ns, timeout)
+        if mode == 'auto':
+            if self._has_odometry and base_from_camera is not None:
+                mode = 'map_to_odom'
+            else:
+                mode = 'map_to_camera' if map_from_base is None else 'map_to_base'
+
+        broadcast, problem = None, ''
+        if mode == 'map_to_camera':
+            if camera_frame:
+                broadcast = Broadcast(map_frame, camera_frame, stamp_ns, map_from_camera)
+            else:
+                problem = 'the images have no frame_id; set the parameter camera_frame'
+        elif mode == 'map_to_base':
+            if map_from_base is not None:
+                broadcast = Broadcast(map_frame, config.base, stamp_ns, map_from_base)
+            else:
+                problem = base_problem
+        elif mode == 'map_to_odom':
+            if map_from_base is not None and odom_from_base is not None:
+                map_from_odom = map_from_base @ odom_from_base.inverse()
+                ahead = stamp_ns + int(tolerance * 1e9)
+                broadcast = Broadcast(map_frame, config.odom, ahead, map_from_odom)
+            else:
+                problem = base_problem or odom_problem
+
+        wants_base = config.pose_frame == 'base' or (
+            config.pose_frame == 'auto' and config.tf_mode in ('map_to_base', 'map_to_odom')
+        )
+        if config.pose_frame == 'camera' or (map_from_base is None and not wants_base):
+            return Resolved(camera_frame, map_from_camera, covariance, broadcast, problem, mode)
+        if map_from_base is None or base_from_camera is None:
+            return Resolved('', map_from_camera, covariance, None, base_problem, mode)
+        moved = covariance_of_body(covariance, map_from_camera, base_from_camera.inverse())
+        return Resolved(config.base, map_from_base, moved, broadcast, problem, mode, odom_from_base)
+
+    def _wait_for_frames(self, camera_frame: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pairs = []
+        if self._source is not None and self._given is None and camera_frame:
+            pairs.append((self._config.base, camera_frame))
+        if self._source is not None and self._config.tf_mode in ('auto', 'map_to_odom'):
+            pairs.append((self._config.odom, self._config.base))
+        for target, source in pairs:
+            while time.monotonic() < deadline:
+                assert self._source is not None
+                if self._source.lookup(target, source, None).target_from_source is not None:
+                    break
+                time.sleep(0.005)
+
+    def _base_from_camera(
+        self, camera_frame: str, stamp_ns: int, timeout: float
+    ) -> tuple[RigidTransform | None, str]:
+        if self._given is not None:
+            return self._given, ''
+        if self._source is None or not camera_frame:
+            return None, 'the images have no frame_id; set the parameter camera_frame'
+        found = self._source.lookup(self._config.base, camera_frame, stamp_ns, timeout)
+        if found.target_from_source is not None:
+            self._extrinsic = (camera_frame, found.target_from_source)
+            return found.target_from_source, ''
+        if not found.may_arrive and self._extrinsic and self._extrinsic[0] == camera_frame:
+            # A restart of the static broadcaster must not turn the base's pose into the camera's.
+            return self._extrinsic[1], ''
+        return None, found.reason
+
+    def _odom_from_base(self, stamp_ns: int, timeout: float) -> tuple[RigidTransform | None, str]:
+        if self._source is None:
+            return None, 'transforms are not looked up'
+        config = self._config
+        found = self._source.lookup(config.odom, config.base, stamp_ns, timeout)
+        if found.target_from_source is not None or found.may_arrive:
+            self._has_odometry = True
+        return found.target_from_source, found.reason

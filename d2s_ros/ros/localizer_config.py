@@ -1,0 +1,259 @@
+"""Options of the localizer node: the only home of their defaults.
+
+config/localizer.yaml, the ROS parameters and the tables in docs/ros_interface.md are compared with
+this dataclass by tests. Options marked read-only describe the structure of the node; they can be
+set while the node is unconfigured and take effect when it is configured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from d2s_ros.config import option, validate
+from d2s_ros.errors import ConfigError
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.localizer import LocalizerConfig
+
+
+@dataclass(frozen=True)
+class LocalizerNodeConfig:
+    """Options of the localizer node; each is a ROS parameter of the same name."""
+
+    autostart: bool = option(
+        True,
+        'Configure and activate without a lifecycle manager; false where Nav2 or launch does it.',
+        read_only=True,
+    )
+
+    map: str = option('', 'Folder of the D2S map; must be given.', read_only=True)
+    map_check_period: float = option(
+        1.0,
+        'How often to look for a new map version and load it; 0 never looks.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+        read_only=True,
+    )
+    device: str = option(
+        'auto',
+        'Where the network runs; auto takes a GPU if there is one.',
+        choices=('auto', 'cpu', 'cuda'),
+        read_only=True,
+    )
+    allow_cpu_fallback: bool = option(
+        False, 'Continue on the CPU when the GPU runs out of memory, instead of an error.'
+    )
+    weights: str = option(
+        '', 'Weight file of network features; empty where the map needs none.', read_only=True
+    )
+
+    image_topic: str = option(
+        '/camera/image_raw', 'Base name of the image topic, without /compressed.', read_only=True
+    )
+    camera_info_topic: str = option(
+        '', 'Topic of the calibration; empty: camera_info beside the image topic.', read_only=True
+    )
+    image_transport: str = option(
+        'auto',
+        'Image transport; auto takes what is published, raw before compressed.',
+        choices=('auto', 'raw', 'compressed'),
+        read_only=True,
+    )
+    rectified: bool = option(
+        False,
+        'The images are rectified: use P of camera_info without distortion, not K and D.',
+        read_only=True,
+    )
+    camera_info_timeout: float = option(
+        0.1,
+        'How long an image waits for its camera_info of the same stamp.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
+    )
+
+    map_frame: str = option('', "Name of the map frame; empty: the map's own.", read_only=True)
+    odom_frame: str = option('odom', 'Name of the odometry frame.', read_only=True)
+    base_frame: str = option('base_link', 'Name of the robot frame.', read_only=True)
+    camera_frame: str = option(
+        '',
+        "Name of the camera's optical frame; empty: the frame_id of the images.",
+        read_only=True,
+    )
+    frame_prefix: str = option(
+        '',
+        'Put before odom_frame and base_frame, such as robot1/ with several robots.',
+        read_only=True,
+    )
+    tf_mode: str = option(
+        'auto',
+        'Transform to broadcast; auto: map_to_odom where odom->base->camera is known, map_to_base '
+        'where only base->camera is, else map_to_camera.',
+        choices=('auto', 'none', 'map_to_camera', 'map_to_base', 'map_to_odom'),
+        read_only=True,
+    )
+    pose_frame: str = option(
+        'auto',
+        'Body whose pose is published; auto: base_frame once its transform to the camera is '
+        'known, the camera before.',
+        choices=('auto', 'base', 'camera'),
+        read_only=True,
+    )
+    base_from_camera: tuple[float, ...] = option(
+        (),
+        'Pose of the camera in base_frame, tx ty tz qx qy qz qw; empty: looked up in TF.',
+        read_only=True,
+    )
+    transform_tolerance: float = option(
+        0.5,
+        'map->odom is stamped this much after the image, so that others need not extrapolate.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
+    )
+    transform_timeout: float = option(
+        0.1,
+        'How long a localized image waits for the odometry transform of its stamp.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
+    )
+    transform_cache: float = option(
+        10.0,
+        'How much history of transforms is kept.',
+        unit='s',
+        minimum=0.1,
+        maximum=600.0,
+        read_only=True,
+    )
+
+    time_jump_threshold: float = option(
+        1.0,
+        'A stamp this much before the last one resets the node (bag loop); a smaller step back '
+        'refuses the image.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    max_future: float = option(
+        1.0,
+        'Images stamped further than this in the future are refused; 0 accepts all.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    max_image_age: float = option(
+        0.0,
+        'Images older than this are refused; 0 accepts all, as bags played without their clock '
+        'need.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+
+    localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
+
+    max_speed: float = option(
+        0.0,
+        'Fastest the camera moves; a pose that would need more is held back until a second one '
+        'agrees. 0 switches this off, as for photographs taken here and there.',
+        unit='m/s',
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    max_turn_rate: float = option(
+        180.0,
+        'Fastest the camera turns; used with max_speed.',
+        unit='deg/s',
+        minimum=0.0,
+        maximum=36000.0,
+    )
+    odometry_drift: float = option(
+        0.1,
+        'Error of odometry as a share of its motion; where odometry is known it is used instead '
+        'of max_speed.',
+        minimum=0.0,
+        maximum=10.0,
+    )
+
+    lost_after: int = option(
+        10,
+        'Consecutive refusals after which diagnostics say ERROR lost; fewer are a WARN.',
+        minimum=1,
+        maximum=100000,
+    )
+    warn_no_image: float = option(
+        2.0, 'WARN when no image came for this long.', unit='s', minimum=0.0, maximum=3600.0
+    )
+    error_no_image: float = option(
+        10.0, 'ERROR when no image came for this long.', unit='s', minimum=0.0, maximum=3600.0
+    )
+    warn_latency: float = option(
+        1.0,
+        'WARN when the median time from receiving an image to its pose is longer.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    warn_drop_share: float = option(
+        0.9, 'WARN when more than this share of the images is dropped.', minimum=0.0, maximum=1.0
+    )
+    diagnostics_period: float = option(
+        1.0,
+        'Period of /diagnostics.',
+        unit='s',
+        minimum=0.05,
+        maximum=60.0,
+        read_only=True,
+    )
+
+    path_length: int = option(
+        1000, 'Poses kept for d2s/path.', minimum=1, maximum=100000, read_only=True
+    )
+    debug_image_size: int = option(
+        800, 'Longest side of d2s/debug_image.', unit='px', minimum=64, maximum=8192
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.base_from_camera and len(self.base_from_camera) != 7:
+            raise ConfigError(
+                f'base_from_camera needs 7 numbers tx ty tz qx qy qz qw, found '
+                f'{len(self.base_from_camera)}'
+            )
+        if self.base_from_camera:
+            try:
+                RigidTransform.from_tum(self.base_from_camera)
+            except Exception as error:
+                raise ConfigError(f'base_from_camera: {error}') from error
+        if self.error_no_image < self.warn_no_image:
+            raise ConfigError(
+                f'error_no_image is {self.error_no_image}, it must be at least warn_no_image '
+                f'({self.warn_no_image})'
+            )
+        for name in ('image_topic', 'odom_frame', 'base_frame'):
+            if not getattr(self, name):
+                raise ConfigError(f'{name} must not be empty')
+
+    @property
+    def odom(self) -> str:
+        """The odometry frame with its prefix."""
+        return self.frame_prefix + self.odom_frame
+
+    @property
+    def base(self) -> str:
+        """The robot frame with its prefix."""
+        return self.frame_prefix + self.base_frame
+
+    @property
+    def base_image_topic(self) -> str:
+        """The image topic without the suffix of a transport."""
+        return self.image_topic.removesuffix('/compressed')
+
+    @property
+    def info_topic(self) -> str:
+        """The calibration topic: as given, or the sibling of the image topic."""
+        if self.camera_info_topic:
+            return self.camera_info_topic
+        folder, slash, _ = self.base_image_topic.rpartition('/')
+        return f'{folder}{slash}camera_info'

@@ -1,0 +1,168 @@
+"""Loading a map for the node, and loading a new version in the background."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.errors import ConfigError, D2SError, DeviceError
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.result import LocalizationResult
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+
+logger = logging.getLogger(__name__)
+
+
+class SupportsLocalize(Protocol):
+    """What the node needs of a localizer."""
+
+    def localize(
+        self, image: NDArray[np.uint8], camera: Camera, *, details: bool = False
+    ) -> LocalizationResult:
+        """Localize one image."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedMap:
+    """A localizer with what the node publishes about its map.
+
+    Attributes:
+        localizer: Ready to use.
+        map_frame: Frame the map's coordinates are in.
+        version: Version of the map, as in its manifest.
+        device: Where the network runs.
+    """
+
+    localizer: SupportsLocalize
+    map_frame: str
+    version: str
+    device: str = ''
+
+
+#: Makes a localizer from the node's options; a test may give its own.
+LocalizerFactory = Callable[[LocalizerNodeConfig, str], LoadedMap]
+
+
+def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
+    """Open the map and make its localizer.
+
+    Args:
+        config: The node's options.
+        device: 'auto', 'cpu' or 'cuda'; it overrides config.device.
+
+    Raises:
+        D2SError: the map, the weights or the device cannot be used.
+    """
+    if not config.map:
+        raise ConfigError('parameter map is empty; give the folder of a map, map:=/path/to/map')
+    # torch takes seconds to import; the node needs it only here.
+    from d2s_ros.localization.localizer import Localizer
+    from d2s_ros.mapping.scene_map import SceneMap
+
+    scene_map = SceneMap.open(config.map)
+    localizer = Localizer.from_map(
+        scene_map, device=device, weights=config.weights or None, config=config.localizer
+    )
+    return LoadedMap(
+        localizer,
+        map_frame=config.map_frame or scene_map.manifest.map_frame,
+        version=str(scene_map.manifest.version),
+        device=str(getattr(localizer, 'device', device)),
+    )
+
+
+def version_token(path: str) -> str | None:
+    """Return what identifies the current version of a map folder; None if it is not there.
+
+    A map folder is replaced, or its `current` entry changed, by one atomic rename.
+    """
+    folder = pathlib.Path(path)
+    try:
+        current = folder / 'current'
+        if current.is_symlink():
+            return f'{current.readlink()}'
+        if current.is_file():
+            return current.read_text().strip()
+        stat = folder.stat()
+        return f'{stat.st_ino}:{stat.st_mtime_ns}'
+    except OSError:
+        return None
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Return whether an error means that the GPU is out of memory or not usable."""
+    return (
+        isinstance(error, DeviceError)
+        or type(error).__name__ == 'OutOfMemoryError'
+        or (isinstance(error, RuntimeError) and 'CUDA' in str(error))
+    )
+
+
+class MapLoader:
+    """Loads a map in a background thread, to be taken between two frames.
+
+    Args:
+        load: Opens the map; called in the background thread.
+    """
+
+    def __init__(self, load: Callable[[], LoadedMap]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loaded: LoadedMap | None = None
+        self._closed = False
+        #: Why the last load failed; empty after a success.
+        self.error = ''
+
+    @property
+    def busy(self) -> bool:
+        """Whether a load is in progress."""
+        with self._lock:
+            return self._thread is not None
+
+    def start(self) -> bool:
+        """Begin to load; False if a load is in progress already."""
+        with self._lock:
+            if self._thread is not None or self._closed:
+                return False
+            self._thread = threading.Thread(target=self._run, name='map_loader', daemon=True)
+            self._thread.start()
+            return True
+
+    def take(self) -> LoadedMap | None:
+        """Return a newly loaded map once."""
+        with self._lock:
+            loaded, self._loaded = self._loaded, None
+            return loaded
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Discard what is being loaded."""
+        with self._lock:
+            self._closed = True
+            self._loaded = None
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        loaded, message = None, ''
+        try:
+            loaded = self._load()
+        except D2SError as error:
+            message = str(error)
+        except Exception as error:
+            logger.exception('loading the map failed')
+            message = f'{type(error).__name__}: {error}'
+        with self._lock:
+            self._thread = None
+            self.error = message
+            if not self._closed and loaded is not None:
+                self._loaded = loaded

@@ -1,0 +1,92 @@
+"""A localizer for tests of the node: it reads the answer off the image.
+
+Pixel (0, 0) is x in centimetres, (0, 1) y in centimetres; a black image is refused, 255 in (0, 2)
+raises, 254 there is a GPU out of memory.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+
+import numpy as np
+
+from d2s_ros.errors import DeviceError, MapFormatError
+from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
+from d2s_ros.ros.map_loader import LoadedMap
+
+COVARIANCE = np.diag([0.01, 0.02, 0.03, 0.001, 0.002, 0.003])
+ROTATION = rotation_from_vector([0.1, -0.2, 0.3])
+
+
+def pose(x_cm, y_cm):
+    """Return the pose that the stub gives for the two pixel values."""
+    return RigidTransform(ROTATION, np.array([x_cm / 100, y_cm / 100, 0.5]))
+
+
+def picture(x_cm, y_cm, command=0, size=(64, 48)):
+    """Return an image (H, W) that the stub localizes at the given place."""
+    image = np.full((size[1], size[0]), 7, np.uint8)
+    image[0, :3] = x_cm, y_cm, command
+    return image
+
+
+class StubLocalizer:
+    """Localizes `picture`s."""
+
+    def __init__(self, device, delay=0.0):
+        self.device = device
+        self.delay = delay
+        self.cameras = []
+
+    def localize(self, image, camera, *, details=False):
+        self.cameras = [*self.cameras[-9:], camera]
+        time.sleep(self.delay)
+        if image.ndim == 3:
+            image = image[:, :, 0]
+        if image[0, 2] == 255:
+            raise ValueError('a bug')
+        if image[0, 2] == 254 and self.device != 'cpu':
+            raise DeviceError('CUDA out of memory')
+        if not image.any():
+            return LocalizationResult(
+                LocalizationStatus.TOO_FEW_KEYPOINTS, 'the image is black', num_keypoints=0
+            )
+        parts = None
+        if details:
+            keypoints = np.array([[5, 5], [20, 20], [40, 30]], np.float32)
+            parts = FrameDetails(
+                keypoints,
+                np.array([0.9, 0.8, 0.1], np.float32),
+                np.array([True, True, False]),
+                np.array([True, False, False]),
+                np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32),
+            )
+        return LocalizationResult(
+            LocalizationStatus.LOCALIZED,
+            map_from_camera=pose(int(image[0, 0]), int(image[0, 1])),
+            covariance=COVARIANCE,
+            num_keypoints=3,
+            num_reliable=2,
+            num_inliers=1,
+            reprojection_error_px=0.5,
+            latency_ms={'features': 1.0, 'network': 2.0, 'pose': 3.0, 'total': 6.0},
+            details=parts,
+        )
+
+
+def factory(delay=0.0):
+    """Return a localizer factory; the version is the text of the folder's `current`."""
+
+    def make(config, device):
+        current = pathlib.Path(config.map) / 'current'
+        if not current.is_file():
+            raise MapFormatError(f'{config.map} is not a map folder')
+        version = current.read_text().strip()
+        if version == 'broken':
+            raise MapFormatError('the map is damaged')
+        device = 'cuda' if device == 'auto' else device
+        return LoadedMap(StubLocalizer(device, delay), config.map_frame or 'map', version, device)
+
+    return make

@@ -1,0 +1,153 @@
+"""docs/ros_interface.md says what the node really declares."""
+
+from __future__ import annotations
+
+import py_compile
+import re
+
+import pytest
+import yaml
+from ros import stub_localizer
+from ros.helpers import wait_for
+
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from rclpy.parameter import Parameter
+
+from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.ros import describe, diagnostics
+from d2s_ros.ros.frame_pipeline import NodeRefusal
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.localizer_node import LocalizerNode
+from d2s_ros.ros.parameters import parameter_fields
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture(scope='module')
+def document(repo_root):
+    return (repo_root / 'docs' / 'ros_interface.md').read_text()
+
+
+def table(document, first_column):
+    """Return the rows of the table whose first heading is given, as lists of cells."""
+    lines = document.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f'| {first_column} |'))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith('|'):
+            break
+        rows.append([cell.strip().strip('`') for cell in line.strip('|').split('|')])
+    return rows
+
+
+@pytest.fixture
+def node(spinner, tf2_msgs, tmp_path):
+    (tmp_path / 'current').write_text('1')
+    result = LocalizerNode(
+        localizer_factory=stub_localizer.factory(),
+        context=spinner.context,
+        namespace='/robot',
+        parameter_overrides=[
+            Parameter('map', value=str(tmp_path)),
+            Parameter('image_transport', value='raw'),
+        ],
+    )
+    spinner.add(result)
+    assert result.start()
+    yield result
+    spinner.stop()
+    assert result.close(10)
+
+
+def absolute(rows):
+    return {(name if name.startswith('/') else f'/robot/{name}', kind) for name, kind, *_ in rows}
+
+
+def test_topics_and_services(node, client, document):
+    def graph(what):
+        found = getattr(client, f'get_{what}_names_and_types_by_node')('localizer', '/robot')
+        return {(name, kind) for name, kinds in found for kind in kinds}
+
+    published = absolute(table(document, 'Published topic'))
+    own = {'/rosout', '/parameter_events', '/robot/localizer/transition_event'}
+    wait_for(lambda: {t for t in graph('publisher') if t[0] not in own} == published)
+
+    subscribed = absolute(table(document, 'Subscribed topic'))
+    compressed = ('/camera/image_raw/compressed', 'sensor_msgs/msg/CompressedImage')
+    assert compressed in subscribed
+    wait_for(
+        lambda: {t for t in graph('subscriber') if t[0] not in own} == subscribed - {compressed}
+    )
+
+    services = absolute(table(document, 'Service'))
+    standard = re.compile(r'/robot/localizer/(get_|set_|list_|describe_|change_)')
+    wait_for(lambda: {s for s in graph('service') if not standard.match(s[0])} == services)
+
+
+def test_parameters(node, document):
+    assert describe.parameter_table() in document, (
+        'write the table again: python -m d2s_ros.ros.describe --table'
+    )
+    names = {row[0] for row in table(document, 'Parameter')}
+    declared = {
+        name
+        for name in node.get_parameters_by_prefix('')
+        if not name.startswith(('qos_overrides.', 'use_sim_time', 'start_type_description'))
+    }
+    assert names == declared
+
+
+def test_refusals(document):
+    names = {row[0] for row in table(document, 'Status')}
+    assert names == {item.value for kind in (LocalizationStatus, NodeRefusal) for item in kind}
+
+
+def test_diagnostics(document):
+    section = document[document.index('## Diagnostics') :]
+    assert [row[0] for row in table(section, 'Status')] == list(diagnostics.STATUS_NAMES)
+
+
+def test_transform_modes(document):
+    choices = next(
+        field.metadata['choices']
+        for name, field, *_ in parameter_fields(LocalizerNodeConfig)
+        if name == 'tf_mode'
+    )
+    assert {row[0] for row in table(document, '`tf_mode`')} == set(choices)
+
+
+def test_launch_files_compile_and_name_real_parameters(repo_root, tmp_path):
+    names = {name for name, *_ in parameter_fields(LocalizerNodeConfig)} | {'use_sim_time'}
+    for path in sorted((repo_root / 'launch').rglob('*.launch.py')):
+        py_compile.compile(str(path), cfile=str(tmp_path / 'compiled'), doraise=True)
+    text = (repo_root / 'launch' / 'localize.launch.py').read_text()
+    block = text[text.index('PARAMETERS = {') : text.index('}\n')]
+    used = set(re.findall(r"^    '(\w+)':", block, re.MULTILINE))
+    assert {'map', 'image_topic', 'tf_mode'} <= used <= names
+
+
+def test_examples_use_real_parameters(repo_root):
+    from d2s_ros.config import from_dict
+
+    text = (repo_root / 'config' / 'examples' / 'nav2_localizer.yaml').read_text()
+    values = yaml.safe_load(text)['localizer']['ros__parameters']
+    assert from_dict(LocalizerNodeConfig, values).tf_mode == 'map_to_odom'
+    for path in (repo_root / 'config' / 'examples').glob('*.yaml'):
+        assert yaml.safe_load(path.read_text()), path
+
+
+def test_rviz_shows_topics_that_exist(repo_root, document):
+    view = yaml.safe_load((repo_root / 'config' / 'rviz' / 'd2s.rviz').read_text())
+    published = {
+        name if name.startswith('/') else f'/{name}'
+        for name, *_ in table(document, 'Published topic')
+    }
+    topics = {
+        display['Topic']['Value']
+        for display in view['Visualization Manager']['Displays']
+        if 'Topic' in display
+    }
+    assert topics
+    assert topics <= published
+    assert view['Visualization Manager']['Global Options']['Fixed Frame'] == 'map'

@@ -1,0 +1,172 @@
+"""Parameters from the dataclass, and the files that are derived from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from d2s_ros.config import option
+from d2s_ros.errors import ConfigError
+from d2s_ros.ros import describe
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.parameters import (
+    ParameterUpdates,
+    as_ros_parameters,
+    declare_from_dataclass,
+    parameter_fields,
+    read_dataclass,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    sigma: float = option(0.5, 'A width.', unit='px', minimum=0.0, maximum=2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    count: int = option(3, 'A count.', minimum=1, maximum=9)
+    kind: str = option('a', 'A kind.', choices=('a', 'b'), read_only=True)
+    active: bool = option(True, 'A switch.')
+    pose: tuple[float, ...] = option((), 'A pose.')
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def overrides(**values):
+    return [Parameter(name.replace('__', '.'), value=value) for name, value in values.items()]
+
+
+@pytest.fixture
+def make_node(spinner):
+    nodes = []
+
+    def make(**values):
+        node = Node('example', context=spinner.context, parameter_overrides=overrides(**values))
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+
+
+def declare_and_read(node):
+    declare_from_dataclass(node, Example)
+    return read_dataclass(node, Example)
+
+
+def test_defaults_and_overrides(make_node):
+    node = make_node()
+    declare_from_dataclass(node, Example)
+    assert read_dataclass(node, Example) == Example()
+    node = make_node(count=5, inner__sigma=1, pose=[1.0, 2.5])
+    declare_from_dataclass(node, Example)
+    expected = Example(count=5, pose=(1.0, 2.5), inner=Inner(sigma=1.0))
+    found = read_dataclass(node, Example)
+    assert found == expected
+    # An integer for a float becomes one.
+    assert isinstance(found.inner.sigma, float)
+
+
+def test_wrong_overrides_are_named(make_node):
+    for values, words in (
+        ({'count': 10}, 'count'),
+        ({'count': 'many'}, 'count'),
+        ({'kind': 'c'}, 'one of a, b'),
+        ({'inner__sigma': 3.0}, 'inner.sigma'),
+        ({'inner__sigma': 'wide'}, 'inner.sigma'),
+    ):
+        node = make_node(**values)
+        with pytest.raises(ConfigError, match=words):
+            declare_and_read(node)
+
+
+def test_descriptors_tell_people_everything(make_node):
+    node = make_node()
+    declare_from_dataclass(node, Example)
+    count = node.describe_parameter('count')
+    assert (count.integer_range[0].from_value, count.integer_range[0].to_value) == (1, 9)
+    sigma = node.describe_parameter('inner.sigma')
+    assert sigma.description == 'A width. [px]'
+    assert sigma.floating_point_range[0].to_value == 2.0
+    kind = node.describe_parameter('kind')
+    assert "one of 'a', 'b'" in kind.additional_constraints
+    assert 'unconfigured' in kind.additional_constraints
+
+
+def test_updates_are_validated_and_committed(make_node):
+    node, commits, configured = make_node(), [], [False]
+    declare_from_dataclass(node, Example)
+    ParameterUpdates(node, Example, lambda: configured[0], commits.append)
+
+    def change(**values):
+        return node.set_parameters_atomically(overrides(**values))
+
+    assert change(count=4).successful
+    assert commits[-1].count == 4
+    assert not change(count=40).successful
+    assert not change(inner__sigma=-1.0).successful
+    result = change(kind='c')
+    assert not result.successful
+    assert "kind is 'c'" in result.reason
+    assert change(kind='b').successful
+    configured[0] = True
+    result = change(kind='a')
+    assert not result.successful
+    assert 'unconfigured' in result.reason
+    # The same value is no change, as parameter files are loaded again.
+    assert change(kind='b', count=5).successful
+    assert commits[-1] == Example(count=5, kind='b')
+    assert read_dataclass(node, Example) == commits[-1]
+
+
+def test_yaml_file_is_what_the_options_say(repo_root):
+    text = (repo_root / 'config' / 'localizer.yaml').read_text()
+    assert text == describe.yaml_text(), (
+        'write it again: python -m d2s_ros.ros.describe --yaml > config/localizer.yaml'
+    )
+    values = yaml.safe_load(text)['/**']['ros__parameters']
+
+    def flatten(group, prefix=''):
+        for key, value in group.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f'{prefix}{key}.')
+            else:
+                yield f'{prefix}{key}', value
+
+    assert dict(flatten(values)) == as_ros_parameters(LocalizerNodeConfig())
+
+
+def test_every_option_is_described():
+    for name, field, *_ in parameter_fields(LocalizerNodeConfig):
+        assert field.metadata['description'].endswith('.'), name
+
+
+def test_contradictions_are_refused():
+    for values, words in (
+        ({'base_from_camera': (1.0, 2.0)}, '7 numbers'),
+        ({'base_from_camera': (0.0,) * 7}, 'quaternion'),
+        ({'warn_no_image': 5.0, 'error_no_image': 1.0}, 'error_no_image'),
+        ({'image_topic': ''}, 'image_topic'),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            LocalizerNodeConfig(**values)
+
+
+def test_camera_info_is_the_sibling_of_the_image():
+    for image, expected in (
+        ('/camera/image_raw', '/camera/camera_info'),
+        ('/camera/image_raw/compressed', '/camera/camera_info'),
+        ('left/image', 'left/camera_info'),
+        ('image', 'camera_info'),
+        ('/image', '/camera_info'),
+    ):
+        assert LocalizerNodeConfig(image_topic=image).info_topic == expected
+    assert LocalizerNodeConfig(camera_info_topic='/calib').info_topic == '/calib'
