@@ -229,7 +229,8 @@ def measure_warped_pair(
     """
     width, height = first.image_size
     forward = warp_points(second_from_first, first.keypoints)
-    backward = warp_points(np.linalg.inv(second_from_first), second.keypoints)
+    first_from_second = np.asarray(np.linalg.inv(second_from_first), np.float64)
+    backward = warp_points(first_from_second, second.keypoints)
     in_second = _inside(forward, second.image_size)
     in_first = _inside(backward, first.image_size)
     result: dict[str, float] = {}

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ class AlikedTeacher:
             ) from error
         try:
             state = torch.load(weights, map_location='cpu', weights_only=True)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
             raise WeightsError(f'cannot read the teacher {weights}: {error}') from error
         self.device = torch.device(device)
         self.network = ALIKED('aliked-n16', max_num_keypoints=keypoints, detection_threshold=0.0)

@@ -12,7 +12,9 @@ from d2s_ros.features.training.pairs import Augmentation, Labels, Pair, make_pai
 
 Image = NDArray[np.uint8]
 Points = NDArray[np.float32]
-#: Lines are drawn at a sixteenth of a pixel, so that corners are where they are said to be.
+#: Scenes are drawn this much larger and shrunk: OpenCV's drawing is off by up to a pixel.
+_SCALE = 4
+#: Vertices are given in sixteenths of a pixel of the large scene.
 _SHIFT = 4
 
 
@@ -24,13 +26,24 @@ def draw_shapes(
     Returns:
         The image (H, W) uint8 and its corners (N, 2) float32 px, all inside.
     """
-    image = _background(rng, width, height)
     draw = _SHAPES[int(rng.integers(len(_SHAPES)))]
-    points = draw(rng, image)
+    image, points = _draw(rng, draw, width, height)
     inside = ((points >= 0) & (points <= [width - 1, height - 1])).all(axis=1)
     if rng.random() < 0.5:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 1.5))), np.uint8)
     return image, points[inside].astype(np.float32)
+
+
+def _draw(
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator, Image], Points],
+    width: int,
+    height: int,
+) -> tuple[Image, Points]:
+    large = _background(rng, width * _SCALE, height * _SCALE)
+    points = draw(rng, large)
+    image = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(image, np.uint8), ((points + 0.5) / _SCALE - 0.5).astype(np.float32)
 
 
 def synthetic_pair(rng: np.random.Generator, *, size: int, config: Augmentation) -> Pair:
@@ -71,7 +84,7 @@ def _stroke(image: Image, first: Points, second: Points, level: int, thickness: 
         (int(start[0]), int(start[1])),
         (int(stop[0]), int(stop[1])),
         (level,),
-        thickness,
+        thickness * _SCALE,
         cv2.LINE_AA,
         _SHIFT,
     )
@@ -86,7 +99,7 @@ def _lines(rng: np.random.Generator, image: Image) -> Points:
         crosses = any(
             _segments_meet(first, second, a, b) for a, b in zip(ends[0::2], ends[1::2], strict=True)
         )
-        if crosses or np.linalg.norm(first - second) < 20:
+        if crosses or np.linalg.norm(first - second) < 20 * _SCALE:
             continue
         _stroke(image, first, second, _contrasting(rng, image), int(rng.integers(1, 4)))
         ends += [first, second]
@@ -115,9 +128,11 @@ def _polygons(rng: np.random.Generator, image: Image) -> Points:
     placed: list[tuple[NDArray[np.floating], float]] = []
     corners = [np.zeros((0, 2), np.float32)]
     for _ in range(int(rng.integers(1, 12))):
-        radius = float(rng.uniform(12, 0.35 * height))
+        radius = float(rng.uniform(0.05, 0.35) * height)
         centre = rng.uniform(0, 1, 2) * [width, height]
-        if any(np.linalg.norm(centre - other) < radius + reach + 4 for other, reach in placed):
+        if any(
+            np.linalg.norm(centre - other) < radius + reach + 4 * _SCALE for other, reach in placed
+        ):
             continue
         polygon = _polygon_at(rng, centre, radius)
         _fill(image, polygon, _contrasting(rng, image))
@@ -222,7 +237,7 @@ def _ellipses(rng: np.random.Generator, image: Image) -> Points:
     height, width = image.shape
     for _ in range(int(rng.integers(2, 20))):
         centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
-        axes = (int(rng.integers(5, height // 4)), int(rng.integers(5, height // 4)))
+        axes = (int(rng.integers(20, height // 4)), int(rng.integers(20, height // 4)))
         level = _contrasting(rng, image)
         cv2.ellipse(image, centre, axes, float(rng.uniform(0, 180)), 0, 360, (level,), -1)
     return np.zeros((0, 2), np.float32)

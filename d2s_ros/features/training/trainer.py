@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import cv2
@@ -316,9 +317,10 @@ class Trainer:
             self.projection.data.copy_(state['projection'])
             self.muon.load_state_dict(state['muon'])
             self.adam.load_state_dict(state['adam'])
-            if state.get('frozen', False):
+            if state['frozen']:
                 self.model.freeze_first_stage()
             self.step, self.seconds = int(state['step']), float(state['seconds'])
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise InputError(f'cannot resume from {path}: {error}') from error
+        except (OSError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+            reason = str(error).strip().split('\n')[0]
+            raise InputError(f'cannot resume from {path}: {reason}') from error
         _logger.info('resumed at step %d after %.0f s', self.step, self.seconds)
