@@ -24,6 +24,7 @@ _COEFFICIENTS = {
     'rational_polynomial': (8, 12, 14),
     'equidistant': (4,),
 }
+_HAS_CRITERIA = tuple(int(part) for part in cv2.__version__.split('.')[:2]) >= (4, 7)
 #: Rays further than this from the optical axis have no useful pinhole image.
 _MAX_RAY_TANGENT = 10.0
 
@@ -131,7 +132,8 @@ class Camera:
         if model in ('SIMPLE_PINHOLE', 'SIMPLE_RADIAL', 'RADIAL'):
             p = [p[0], *p]
         fx, fy, cx, cy, *rest = p
-        ros_model, distortion = 'pinhole', ()
+        ros_model = 'pinhole'
+        distortion: tuple[float, ...] = ()
         if model in ('SIMPLE_RADIAL', 'RADIAL'):
             radial = [*rest, 0.0][:2]
             ros_model, distortion = 'plumb_bob', (*radial, 0.0, 0.0, 0.0)
@@ -189,17 +191,7 @@ class Camera:
         pixels = np.asarray(keypoints, dtype=np.float64).reshape(-1, 2)
         if self.model == 'pinhole' or len(pixels) == 0:
             return (pixels - [self.cx, self.cy]) / [self.fx, self.fy]
-        coefficients = np.asarray(self.distortion, dtype=np.float64)
-        criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-10)
-        source = pixels.reshape(-1, 1, 2)
-        if self.model == 'equidistant':
-            normalized = cv2.fisheye.undistortPoints(
-                source, self.matrix, coefficients, criteria=criteria
-            )
-        else:
-            normalized = cv2.undistortPoints(
-                source, self.matrix, coefficients, criteria=criteria
-            )
+        normalized = self._undistort_iteratively(pixels.reshape(-1, 1, 2))
         normalized = np.array(normalized, dtype=np.float64).reshape(-1, 2)
         # Strong distortion folds the image plane over: only keep what projects back.
         rays = np.concatenate([normalized, np.ones((len(normalized), 1))], axis=1)
@@ -209,6 +201,20 @@ class Camera:
         bad |= np.linalg.norm(self.project(rays) - pixels, axis=1) > 0.1
         normalized[bad] = np.nan
         return normalized
+
+    def _undistort_iteratively(self, source: Array) -> Any:
+        """Invert the distortion with OpenCV, to convergence rather than its default 5 steps."""
+        coefficients = np.asarray(self.distortion, dtype=np.float64)
+        criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-10)
+        # OpenCV before 4.7 (ROS 2 Humble) has no `criteria` here: it has another name for the one
+        # function and 10 Newton steps, which are enough, in the other.
+        opencv: Any = cv2  # the stubs know one version only
+        if self.model == 'equidistant':
+            options = {'criteria': criteria} if _HAS_CRITERIA else {}
+            return opencv.fisheye.undistortPoints(source, self.matrix, coefficients, **options)
+        if _HAS_CRITERIA:
+            return cv2.undistortPoints(source, self.matrix, coefficients, criteria=criteria)
+        return opencv.undistortPointsIter(source, self.matrix, coefficients, None, None, criteria)
 
     def undistort(self, keypoints: ArrayLike) -> Array:
         """Return where pixels (N, 2) would lie in the `ideal` camera; NaN where unrecoverable."""

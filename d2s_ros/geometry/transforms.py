@@ -57,9 +57,7 @@ class RigidTransform:
             InputError: if the quaternion's norm is zero or not finite.
         """
         quaternion = np.asarray(xyzw, dtype=np.float64)
-        return cls(
-            rotation_from_quaternion(quaternion), np.asarray(translation, dtype=np.float64)
-        )
+        return cls(rotation_from_quaternion(quaternion), np.asarray(translation, dtype=np.float64))
 
     @classmethod
     def from_matrix(cls, matrix: ArrayLike) -> RigidTransform:
@@ -149,9 +147,7 @@ def rotation_from_vector(rotation_vector: ArrayLike) -> Array:
     if angle < 1e-8:
         return np.eye(3) + cross + 0.5 * cross @ cross
     return (
-        np.eye(3)
-        + np.sin(angle) / angle * cross
-        + (1 - np.cos(angle)) / angle**2 * cross @ cross
+        np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross
     )
 
 

@@ -61,6 +61,7 @@ class LocalizationResult:
         reprojection_error_px: Median over inliers; NaN without a pose.
         latency_ms: Stage name to milliseconds: features, network, pose, total.
         details: Per-keypoint results if asked for.
+        num_used: Correspondences given to the pose solver.
     """
 
     status: LocalizationStatus
@@ -73,6 +74,7 @@ class LocalizationResult:
     reprojection_error_px: float = float('nan')
     latency_ms: dict[str, float] = field(default_factory=dict)
     details: FrameDetails | None = None
+    num_used: int = 0
 
     @property
     def localized(self) -> bool:

@@ -1,1 +1,1 @@
-"""Photo-textured 3D scenes with exact poses."""
+"""Simulated camera logs of photo-textured buildings, with exact poses, depth and visibility."""

@@ -1,0 +1,85 @@
+# make demo        the whole path, from a rendered log to a localized query (see README.md)
+# make test        all tests but the slow ones
+# make test-slow   the slow tests: packaging, training, long runs
+# make check       format, lint, types, fast tests
+# make format      format the code
+# make colcon      build with colcon into build/colcon
+# make venv        the virtual environment that all of these use
+#
+# Variables: PYTHON (3.11 or 3.12), VENV (an environment to make or to use again),
+# PYTEST_FLAGS, DEMO_OUTPUT.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+DEMO_OUTPUT ?= demo_output
+PYTEST_FLAGS ?=
+# The first that runs: a name on the PATH may be an empty shell of a version manager.
+PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
+	if $$candidate -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		>/dev/null 2>&1; then echo $$candidate; break; fi; done)
+
+REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.txt
+# tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
+TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
+STAMP := $(VENV)/.d2s_ros_requirements
+BIN := $(VENV)/bin
+SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks)
+
+.PHONY: help venv demo test test-slow check format-check lint types fast-tests format colcon clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+venv: $(STAMP)
+
+$(STAMP): $(REQUIREMENTS) $(TYPE_SUPPORT)
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make: no Python 3.11 or 3.12 with the venv module found;" \
+			"install python3.11-venv or set PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@if ! [ -x $(BIN)/python ]; then echo "Making $(VENV) with $(PYTHON)"; \
+		$(PYTHON) -m venv $(VENV); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(addprefix -r ,$(REQUIREMENTS))
+	$(if $(TYPE_SUPPORT),$(BIN)/python -m d2s_ros.ros.tf2_msgs_support)
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m d2s_ros.cli.main demo --output $(DEMO_OUTPUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+check: format-check lint types fast-tests
+
+format-check: $(STAMP)
+	$(BIN)/ruff format --check $(SOURCES)
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# Fast: neither slow, nor nodes over DDS, nor a GPU.
+fast-tests: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'not slow and not ros and not gpu' $(PYTEST_FLAGS)
+
+format: $(STAMP)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+colcon: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" colcon --log-base build/colcon/log build \
+		--packages-select d2s_ros --build-base build/colcon/build \
+		--install-base build/colcon/install
+
+clean:
+	rm -rf build install log demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find d2s_ros test -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,92 @@
+"""`d2s build-map`: from a log to a map."""
+
+from __future__ import annotations
+
+import argparse
+
+from d2s_ros.cli.options import add_device, add_source, open_input
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_source(parser)
+    parser.add_argument('--map', required=True, metavar='MAP', help='map folder to write')
+    parser.add_argument(
+        '--poses',
+        metavar='TUM',
+        help='stamp tx ty tz qx qy qz qw of map_from_camera; else those the input carries',
+    )
+    parser.add_argument('--pose-topic', metavar='T', help='topic of poses in the log')
+    parser.add_argument(
+        '--features',
+        choices=('rootsift', 'superpoint'),
+        default=None,
+        help='local features (default: the packaged default)',
+    )
+    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    parser.add_argument(
+        '--budget',
+        choices=('quick', 'standard', 'full'),
+        default='standard',
+        help='how long to train (default: standard)',
+    )
+    parser.add_argument(
+        '--max-minutes', type=float, default=0.0, metavar='M', help='time limit of the training'
+    )
+    parser.add_argument(
+        '--max-keypoints', type=int, metavar='N', help='keypoints per image (default: 2048)'
+    )
+    parser.add_argument(
+        '--without-update-data',
+        action='store_true',
+        help='do not store what self-supervised updates need',
+    )
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, write, and say what came out; returns the exit code."""
+    from dataclasses import replace
+
+    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.map_building.pipeline import budget, build_map
+
+    features = FeatureConfig()
+    if args.features:
+        features = replace(features, name=args.features)
+    if args.max_keypoints is not None:
+        features = replace(features, max_keypoints=args.max_keypoints)
+    config = budget(args.budget, features=features, seed=args.seed)
+    config = replace(
+        config,
+        training=replace(config.training, max_minutes=args.max_minutes),
+        keep_update_data=not args.without_update_data,
+    )
+    source = open_input(args, poses=args.poses, pose_topic=args.pose_topic)
+    result = build_map(
+        source,
+        args.map,
+        config,
+        device=args.device,
+        weights=args.weights,
+        progress=not args.quiet,
+    )
+    manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
+    size = result.scene_map.localization_size_bytes() / 1e6
+    print(
+        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
+        f'{metrics["num_landmarks"]} landmarks, {size:.2f} MB, '
+        f'{metrics["seconds"]["total"]:.0f} s'
+    )
+    unit = 'm' if manifest.metric else 'units'
+    if metrics['holdout_median_m'] is not None:
+        print(
+            f'held-out images: {metrics["holdout_localized"]}/{metrics["holdout_images"]} '
+            f'localized, median {metrics["holdout_median_m"]:.4f} {unit} '
+            f'{metrics["holdout_median_deg"]:.3f} deg, '
+            f'inlier share {metrics["holdout_inlier_share"]:.2f}'
+        )
+    if not manifest.metric:
+        print('no poses were given: the scale and the frame of this map are arbitrary')
+    return 0

@@ -1,0 +1,89 @@
+"""`d2s localize`: poses of the images of a log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from d2s_ros.cli.options import add_device, add_source, open_input
+from d2s_ros.errors import InputError, NothingLocalizedError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument('map', metavar='MAP', help='map folder')
+    add_source(parser)
+    parser.add_argument(
+        '--trajectory', metavar='OUT.txt', help='TUM lines of the localized frames'
+    )
+    parser.add_argument('--report', metavar='OUT.json', help='every frame and a summary')
+    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Localize, write trajectory and report; returns the exit code.
+
+    Raises:
+        NothingLocalizedError: after writing both files, if no frame could be localized.
+    """
+    from d2s_ros.data.tum import write_tum
+    from d2s_ros.evaluation.run import localize_log, summarise
+    from d2s_ros.localization.localizer import Localizer
+
+    for output in (args.trajectory, args.report):
+        if output and not Path(output).resolve().parent.is_dir():
+            raise InputError(f'the folder of {output} does not exist; make it first')
+    localizer = Localizer.from_map(args.map, device=args.device, weights=args.weights)
+    source = open_input(args)
+    frames: list[dict[str, Any]] = []
+    results, stamps, poses = [], [], []
+    for frame, result in localize_log(localizer, source, progress=not args.quiet):
+        frames.append(result.to_report(frame.name, frame.stamp_ns))
+        results.append(result)
+        if result.map_from_camera is not None:
+            stamps.append(frame.stamp_ns)
+            poses.append(result.map_from_camera)
+    manifest = localizer.scene_map.manifest
+    summary = {
+        'map': str(args.map),
+        'map_version': manifest.version,
+        'map_frame': manifest.map_frame,
+        'features': manifest.features.name,
+        'device': localizer.device,
+        **summarise(results),
+    }
+    if args.trajectory:
+        write_tum(args.trajectory, stamps, poses)
+    if args.report:
+        write_json(args.report, {'frames': frames, 'summary': summary})
+    latency = summary['latency_ms'].get('total', {}).get('median', float('nan'))
+    print(
+        f'{summary["localized"]} of {summary["frames"]} frames localized, median latency '
+        f'{latency:.0f} ms'
+    )
+    for reason, count in summary['refused'].items():
+        print(f'refused: {count} x {reason}')
+    if not summary['frames']:
+        raise InputError(f'{args.input} has no images')
+    if not poses:
+        raise NothingLocalizedError(
+            'nothing could be localized; is this the mapped place, and do calibration and image '
+            'fit? the report gives a reason for each frame'
+        )
+    return 0
+
+
+def write_json(path: str | Path, document: Any) -> None:
+    """Write JSON; an existing file is replaced only when the new one is complete."""
+    target = Path(path)
+    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(json.dumps(document, indent=1) + '\n')
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f'cannot write {target}: {error.strerror}') from error

@@ -1,0 +1,75 @@
+"""The `d2s` command: one line for what went wrong, exit codes that scripts can rely on.
+
+Exit codes: 0 done, 2 bad usage, 3 bad input, 4 nothing localized.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from d2s_ros import __version__
+from d2s_ros.errors import D2SError
+
+#: Command to the module with `add_arguments` and `run`, and its one-line help.
+_COMMANDS = {
+    'build-map': ('d2s_ros.cli.build_map', 'build a map from a log of images'),
+    'localize': ('d2s_ros.cli.localize', 'localize the images of a log in a map'),
+    'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
+    'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
+    'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog='d2s', description='Camera relocalization from one image with D2S maps.'
+    )
+    parser.add_argument('--version', action='version', version=f'd2s {__version__}')
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument('--debug', action='store_true', help='show tracebacks and debug messages')
+    shared.add_argument('--quiet', action='store_true', help='no progress bars')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, parents=[shared])
+        implementation = importlib.import_module(module)
+        implementation.add_arguments(command)
+        command.set_defaults(run=implementation.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.WARNING,
+        format='%(levelname)s: %(message)s',
+    )
+    for noisy in ('matplotlib', 'PIL'):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return int(args.run(args))
+    except D2SError as error:
+        if args.debug:
+            raise
+        print(f'd2s {args.command}: {error}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print(f'd2s {args.command}: interrupted, nothing was changed', file=sys.stderr)
+        return 130
+    except OSError as error:
+        if args.debug:
+            raise
+        where = f' ({error.filename})' if error.filename else ''
+        print(f'd2s {args.command}: {error.strerror or error}{where}', file=sys.stderr)
+        return 3
+
+
+if __name__ == '__main__':
+    sys.exit(main())

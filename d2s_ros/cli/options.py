@@ -1,0 +1,52 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from d2s_ros.data.frames import FrameSource
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add INPUT and the options that say how to read it."""
+    parser.add_argument(
+        'input',
+        metavar='INPUT',
+        help='rosbag2 (folder, .mcap or .db3), folder with images/ and a COLMAP text model, or '
+        'folder of images with a calibration file',
+    )
+    parser.add_argument('--image-list', metavar='FILE', help='names of images to use, one a line')
+    parser.add_argument('--image-topic', metavar='T', help='image topic of the log')
+    parser.add_argument('--camera-info-topic', metavar='T', help='camera_info topic of the log')
+    parser.add_argument('--calibration', metavar='FILE', help='calibration to use instead')
+    parser.add_argument(
+        '--partial', action='store_true', help='read what is there of a log that is cut off'
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument(
+        '--device',
+        choices=('auto', 'cpu', 'cuda'),
+        default='auto',
+        help='where networks run (default: auto)',
+    )
+
+
+def open_input(
+    args: argparse.Namespace, *, poses: str | None = None, pose_topic: str | None = None
+) -> FrameSource:
+    """Open INPUT as the arguments say."""
+    from d2s_ros.data.sources import open_source
+
+    return open_source(
+        args.input,
+        image_list=args.image_list,
+        poses=poses,
+        image_topic=args.image_topic,
+        camera_info_topic=args.camera_info_topic,
+        pose_topic=pose_topic,
+        calibration=args.calibration,
+        partial=args.partial,
+    )

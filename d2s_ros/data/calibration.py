@@ -1,0 +1,81 @@
+"""Intrinsics of an image from the fields of a sensor_msgs/CameraInfo, for logs and for nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from d2s_ros.errors import CalibrationError
+from d2s_ros.geometry.cameras import Camera
+
+
+@dataclass(frozen=True)
+class CameraInfoValues:
+    """The fields of a CameraInfo as plain values, hashable.
+
+    Attributes:
+        width, height: Size at which the camera was calibrated, px.
+        distortion_model: ROS name.
+        d, k, p: Distortion, (3, 3) intrinsics and (3, 4) projection of rectified images, by rows.
+        roi: x_offset, y_offset, width, height of the region that is sent; zeros for all.
+    """
+
+    width: int
+    height: int
+    distortion_model: str
+    d: tuple[float, ...]
+    k: tuple[float, ...]
+    p: tuple[float, ...] = ()
+    roi: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @classmethod
+    def from_message(cls, message: Any) -> CameraInfoValues:
+        """Copy the fields of a message of rclpy or rosbags (any object that has them)."""
+        roi = message.roi
+        return cls(
+            int(message.width),
+            int(message.height),
+            str(message.distortion_model),
+            tuple(np.asarray(message.d, dtype=np.float64).tolist()),
+            tuple(np.asarray(message.k, dtype=np.float64).tolist()),
+            tuple(np.asarray(message.p, dtype=np.float64).tolist()),
+            (int(roi.x_offset), int(roi.y_offset), int(roi.width), int(roi.height)),
+        )
+
+    def camera(self, width: int, height: int, rectified: bool = False) -> Camera:
+        """Return the intrinsics of an image of the given size.
+
+        The region of interest counts unless the image has the full size; an image that is scaled
+        (or binned) with its aspect kept is accepted.
+
+        Args:
+            width, height: Size of the image, px.
+            rectified: The image is rectified: use P without distortion instead of K and D.
+
+        Raises:
+            CalibrationError: zeros, an unknown model, another aspect ratio.
+        """
+        if rectified:
+            projection = np.asarray(self.p, dtype=np.float64)
+            if projection.shape != (12,) or not projection.any():
+                raise CalibrationError('camera_info.p is all zeros: the images are not rectified')
+            matrix = projection.reshape(3, 4)[:, :3].reshape(-1)
+            camera = Camera.from_camera_info(self.width, self.height, '', (), matrix)
+        else:
+            camera = Camera.from_camera_info(
+                self.width, self.height, self.distortion_model, self.d, self.k
+            )
+        if (camera.width, camera.height) == (width, height):
+            return camera
+        x, y, region_width, region_height = self.roi
+        if region_width and region_height:
+            camera = replace(
+                camera,
+                width=region_width,
+                height=region_height,
+                cx=camera.cx - x,
+                cy=camera.cy - y,
+            )
+        return camera.resized(width, height)

@@ -1,0 +1,240 @@
+"""COLMAP models: cameras.txt and images.txt (or their binary twins) and the images beside them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2s_ros.data.image_folder import (
+    ImageEntry,
+    ImageFiles,
+    list_images,
+    natural_key,
+    read_poses_for_images,
+    select_names,
+    stamps_for_names,
+)
+from d2s_ros.data.tum import data_lines, read_text
+from d2s_ros.errors import CalibrationError, InputError
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.transforms import RigidTransform
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ColmapImage:
+    """A registered image.
+
+    Attributes:
+        name: As in the model, relative to the image folder.
+        camera_id: Key into the model's cameras.
+        map_from_camera: Pose of the optical frame (the inverse of what COLMAP stores).
+    """
+
+    name: str
+    camera_id: int
+    map_from_camera: RigidTransform
+
+
+@dataclass(frozen=True, eq=False)
+class ColmapModel:
+    """Cameras (pixel origin already ours) and registered images of a model."""
+
+    cameras: dict[int, Camera]
+    images: tuple[ColmapImage, ...]
+
+
+def find_colmap_model(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the folder of the model in `folder`, `folder/sparse` or `folder/sparse/0`, if any."""
+    root = Path(folder)
+    for place in (root, root / 'sparse', root / 'sparse' / '0'):
+        for suffix in ('.txt', '.bin'):
+            if (place / f'cameras{suffix}').is_file() and (place / f'images{suffix}').is_file():
+                return place
+    return None
+
+
+def read_colmap_model(folder: str | os.PathLike[str]) -> ColmapModel:
+    """Read a model, text preferred over binary.
+
+    Raises:
+        InputError: missing or malformed files, with file and line.
+        CalibrationError: a camera model that is not supported.
+    """
+    place = Path(folder)
+    if (place / 'cameras.txt').is_file() and (place / 'images.txt').is_file():
+        cameras = _read_cameras(place / 'cameras.txt')
+        return ColmapModel(cameras, _read_images(place / 'images.txt', cameras))
+    if (place / 'cameras.bin').is_file() and (place / 'images.bin').is_file():
+        return _read_binary(place)
+    raise InputError(f'{folder} holds no COLMAP model (cameras.txt and images.txt)')
+
+
+class ColmapSource(ImageFiles):
+    """`images/` with a COLMAP model in the folder, in `sparse` or in `sparse/0`.
+
+    Images on disk that the model does not know have no pose, and its camera only if it has
+    exactly one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        names: Iterable[str] | None = None,
+        poses: str | os.PathLike[str] | Mapping[str, RigidTransform] | None = None,
+    ) -> None:
+        """Read the model and list the images.
+
+        Args:
+            folder: Folder of model and images.
+            names: Only these images.
+            poses: Pose file or poses by name to use instead of the model's.
+
+        Raises:
+            InputError: no model, malformed files, no images, names that do not exist.
+        """
+        root = Path(folder)
+        place = find_colmap_model(root)
+        if place is None:
+            raise InputError(f'{folder} holds no COLMAP model (cameras.txt and images.txt)')
+        model = read_colmap_model(place)
+        images = root / 'images' if (root / 'images').is_dir() else root
+        on_disk = list_images(images)
+        if not on_disk:
+            raise InputError(f'{images} holds no .jpg or .png images')
+        registered = {image.name: image for image in model.images}
+        absent = sorted(set(registered) - set(on_disk))
+        if absent:
+            _logger.warning(
+                '%d images of %s have no file in %s, for example %s',
+                len(absent),
+                place,
+                images,
+                absent[0],
+            )
+        # Times count over model and disk together, so that a missing file moves no other.
+        stamps = stamps_for_names(sorted({*on_disk, *registered}, key=natural_key))
+        override: Mapping[str, RigidTransform] | None = None
+        if poses is not None:
+            override = (
+                poses if isinstance(poses, Mapping) else read_poses_for_images(poses, on_disk)
+            )
+        only_camera = next(iter(model.cameras.values())) if len(model.cameras) == 1 else None
+        entries = []
+        for name in select_names(on_disk, names, images):
+            image = registered.get(name)
+            camera = model.cameras[image.camera_id] if image else only_camera
+            pose = image.map_from_camera if image else None
+            if override is not None:
+                pose = override.get(name)
+            error = '' if camera else f'{name} is not in the model and it has several cameras'
+            entries.append(ImageEntry(name, images / name, stamps[name], camera, pose, error))
+        super().__init__(entries)
+        self.model = model
+
+
+def _read_cameras(path: Path) -> dict[int, Camera]:
+    cameras: dict[int, Camera] = {}
+    for number, line in data_lines(path):
+        where = f'{path}:{number}'
+        fields = line.split()
+        if len(fields) < 5:
+            raise InputError(f'{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]')
+        try:
+            camera_id, width, height = int(fields[0]), int(fields[2]), int(fields[3])
+            params = [float(field) for field in fields[4:]]
+        except ValueError as error:
+            raise InputError(f'{where}: not a camera: {error}') from error
+        if camera_id in cameras:
+            raise InputError(f'{where}: camera {camera_id} appears twice')
+        try:
+            cameras[camera_id] = Camera.from_colmap(fields[1], width, height, params)
+        except CalibrationError as error:
+            raise CalibrationError(f'{where}: {error}') from error
+    if not cameras:
+        raise InputError(f'{path} holds no cameras')
+    return cameras
+
+
+def _read_images(path: Path, cameras: Mapping[int, Camera]) -> tuple[ColmapImage, ...]:
+    images: list[ColmapImage] = []
+    seen: set[str] = set()
+    points_expected = False
+    for number, raw in enumerate(read_text(path).splitlines(), start=1):
+        line = raw.strip()
+        if line.startswith('#'):
+            continue
+        if points_expected:
+            # Each image has a second line with its 2D points, which may be empty; some tools
+            # leave it out, so a line that is no list of numbers starts the next image.
+            points_expected = False
+            if not line or _is_points_line(line):
+                continue
+        if not line:
+            continue
+        image = _parse_image(line, f'{path}:{number}')
+        if image.camera_id not in cameras:
+            raise InputError(f'{path}:{number}: camera {image.camera_id} is not in cameras.txt')
+        if image.name in seen:
+            raise InputError(f'{path}:{number}: image {image.name} appears twice')
+        seen.add(image.name)
+        images.append(image)
+        points_expected = True
+    if not images:
+        raise InputError(f'{path} holds no images')
+    return tuple(images)
+
+
+def _is_points_line(line: str) -> bool:
+    fields = line.split()
+    if len(fields) % 3:
+        return False
+    try:
+        for field in fields:
+            float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_image(line: str, where: str) -> ColmapImage:
+    fields = line.split(maxsplit=9)
+    if len(fields) != 10:
+        raise InputError(f'{where}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME')
+    try:
+        int(fields[0])
+        w, x, y, z, *translation = (float(field) for field in fields[1:8])
+        camera_from_map = RigidTransform.from_quaternion([x, y, z, w], translation)
+        return ColmapImage(fields[9], int(fields[8]), camera_from_map.inverse())
+    except (ValueError, InputError) as error:
+        raise InputError(f'{where}: not an image: {error}') from error
+
+
+def _read_binary(place: Path) -> ColmapModel:
+    import pycolmap
+
+    if not (place / 'points3D.bin').is_file():
+        raise InputError(f'{place} has no points3D.bin; export the model as text')
+    try:
+        reconstruction = pycolmap.Reconstruction(str(place))
+    except Exception as error:  # pycolmap raises several types for a damaged file
+        raise InputError(f'{place} holds no readable binary COLMAP model: {error}') from error
+    cameras = {
+        int(camera_id): Camera.from_colmap(
+            camera.model.name, camera.width, camera.height, camera.params
+        )
+        for camera_id, camera in reconstruction.cameras.items()
+    }
+    images = []
+    for image in reconstruction.images.values():
+        if not image.has_pose:
+            continue
+        camera_from_map = RigidTransform.from_matrix(image.cam_from_world().matrix())
+        images.append(ColmapImage(image.name, int(image.camera_id), camera_from_map.inverse()))
+    if not images:
+        raise InputError(f'{place} holds no images with poses')
+    return ColmapModel(cameras, tuple(sorted(images, key=lambda item: natural_key(item.name))))

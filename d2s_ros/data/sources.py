@@ -1,0 +1,92 @@
+"""Open whatever the user calls INPUT."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from d2s_ros.data.bag_storage import STORAGE_SUFFIXES, storage_files
+from d2s_ros.data.bags import BagSource
+from d2s_ros.data.colmap_model import ColmapSource, find_colmap_model
+from d2s_ros.data.frames import FrameSource
+from d2s_ros.data.image_folder import ImageFolderSource, list_images, read_calibration
+from d2s_ros.data.tum import data_lines
+from d2s_ros.errors import InputError, UsageError
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    image_list: str | os.PathLike[str] | None = None,
+    poses: str | os.PathLike[str] | None = None,
+    image_topic: str | None = None,
+    camera_info_topic: str | None = None,
+    pose_topic: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    rectified: bool = False,
+    partial: bool = False,
+) -> FrameSource:
+    """Open a rosbag2 log, a folder with a COLMAP model, or a folder of images.
+
+    Args:
+        path: Folder, or a single .mcap or .db3 file.
+        image_list: Text file with the names of the images to use, one per line (folders only).
+        poses: TUM file of map_from_camera (or lines by image name, for folders).
+        image_topic, camera_info_topic, pose_topic: Topics of a log; found by type if None.
+        calibration: Calibration file to use instead of what the input has.
+        rectified: The images of the log are rectified: use P of camera_info without distortion.
+        partial: Read what is there of a log that is cut off.
+
+    Raises:
+        InputError: nothing usable at `path`, or the input is broken.
+        UsageError: an option that does not fit the kind of input.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise InputError(f'{path} does not exist')
+    names = None if image_list is None else read_image_list(image_list)
+    is_log = (
+        root.is_file()
+        or (root / 'metadata.yaml').is_file()
+        or bool(storage_files(root) and not list_images(root))
+    )
+    if is_log:
+        if root.is_file() and root.suffix not in STORAGE_SUFFIXES:
+            raise InputError(
+                f'{path} is neither a rosbag2 file (.mcap, .db3) nor a folder; give a log or a '
+                f'folder of images'
+            )
+        if names is not None:
+            raise UsageError('an image list selects images of a folder, not of a log')
+        camera = None if calibration is None else read_calibration(calibration)
+        return BagSource(
+            root,
+            image_topic,
+            camera_info_topic,
+            pose_topic,
+            poses,
+            camera=camera,
+            rectified=rectified,
+            partial=partial,
+        )
+    if image_topic or camera_info_topic or pose_topic:
+        raise UsageError(f'{path} is a folder of images: it has no topics to choose')
+    if calibration is None and find_colmap_model(root) is not None:
+        return ColmapSource(root, names, poses)
+    if not list_images(root):
+        raise InputError(
+            f'{path} holds no log (metadata.yaml, .mcap, .db3) and no .jpg or .png images'
+        )
+    return ImageFolderSource(root, calibration, poses, names)
+
+
+def read_image_list(path: str | os.PathLike[str]) -> list[str]:
+    """Read image names, one per line; blank lines and lines that begin with # are skipped.
+
+    Raises:
+        InputError: if the file cannot be read or names nothing.
+    """
+    names = [line for _number, line in data_lines(path)]
+    if not names:
+        raise InputError(f'{path} names no images')
+    return names

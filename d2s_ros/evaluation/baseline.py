@@ -1,0 +1,127 @@
+"""The peer: match every query descriptor against every mapping descriptor that has a 3D point.
+
+Same features, same pycolmap points, poselib's PnP-RANSAC with its own refinement. Nothing is
+compressed or learned: this is the accuracy that a map of the whole database gives.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import poselib
+import torch
+
+from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
+from d2s_ros.mapping.reconstruction import Reconstruction
+
+
+class MatchingBaseline:
+    """Ratio test against the best descriptor of another point; poselib with a Cauchy loss.
+
+    Ratio, thresholds and loss are the best of a sweep over four scenes (docs/evaluation.md).
+    """
+
+    def __init__(
+        self,
+        reconstruction: Reconstruction,
+        *,
+        ratio: float = 0.8,
+        max_error_px: float = 8.0,
+        loss_scale_px: float = 0.5,
+        min_inliers: int = 12,
+    ) -> None:
+        self.points_in_map = reconstruction.points_in_map
+        labelled = [image.point_idx >= 0 for image in reconstruction.images]
+        self._descriptors = torch.from_numpy(
+            np.concatenate(
+                [
+                    image.features.descriptors[mask]
+                    for image, mask in zip(reconstruction.images, labelled, strict=True)
+                ]
+            )
+        )
+        self._point_idx = np.concatenate(
+            [
+                image.point_idx[mask]
+                for image, mask in zip(reconstruction.images, labelled, strict=True)
+            ]
+        )
+        self.ratio = ratio
+        self.max_error_px = max_error_px
+        self.loss_scale_px = loss_scale_px
+        self.min_inliers = min_inliers
+
+    def size_bytes(self) -> int:
+        """Return the size of descriptors and points as float32."""
+        return self._descriptors.numel() * 4 + self.points_in_map.size * 4
+
+    def localize_features(self, features: LocalFeatures, camera: Camera) -> LocalizationResult:
+        """Localize from features; refused only below `min_inliers`."""
+        started = time.perf_counter()
+        best, second, point_idx = self._search(features)
+        keep = np.flatnonzero((1 - best) <= self.ratio**2 * (1 - second))
+        matched = time.perf_counter()
+        ideal = camera.undistort(features.keypoints[keep])
+        valid = np.isfinite(ideal).all(axis=1)
+        keep, ideal = keep[valid], ideal[valid]
+        latency = {'network': 1e3 * (matched - started)}
+        if len(keep) < self.min_inliers:
+            return LocalizationResult(
+                LocalizationStatus.TOO_FEW_RELIABLE, f'{len(keep)} matches', latency_ms=latency
+            )
+        pose, info = poselib.estimate_absolute_pose(
+            ideal,
+            self.points_in_map[point_idx[keep]],
+            {
+                'model': 'PINHOLE',
+                'width': camera.width,
+                'height': camera.height,
+                'params': [camera.fx, camera.fy, camera.cx, camera.cy],
+            },
+            {'max_reproj_error': self.max_error_px},
+            {'loss_type': 'CAUCHY', 'loss_scale': self.loss_scale_px},
+        )
+        latency['pose'] = 1e3 * (time.perf_counter() - matched)
+        latency['total'] = latency['network'] + latency['pose']
+        if info['num_inliers'] < self.min_inliers:
+            return LocalizationResult(
+                LocalizationStatus.TOO_FEW_INLIERS,
+                f'{info["num_inliers"]} inliers',
+                num_keypoints=len(features),
+                num_used=len(keep),
+                latency_ms=latency,
+            )
+        return LocalizationResult(
+            LocalizationStatus.LOCALIZED,
+            map_from_camera=RigidTransform(np.asarray(pose.R), np.asarray(pose.t)).inverse(),
+            num_keypoints=len(features),
+            num_reliable=len(keep),
+            num_inliers=int(info['num_inliers']),
+            latency_ms=latency,
+            num_used=len(keep),
+        )
+
+    def _search(
+        self, features: LocalFeatures
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return best cosine, best cosine to another point, and the best point of each keypoint."""
+        values, columns = [], []
+        queries = torch.from_numpy(features.descriptors)
+        count = min(12, len(self._descriptors))
+        # In slices: a large map's full similarity matrix would not fit in memory.
+        for start in range(0, len(self._descriptors), 65536):
+            similarity = queries @ self._descriptors[start : start + 65536].T
+            top = similarity.topk(min(count, similarity.shape[1]), dim=1)
+            values.append(top.values)
+            columns.append(top.indices + start)
+        value, order = torch.cat(values, dim=1).topk(count, dim=1)
+        column = torch.cat(columns, dim=1).gather(1, order).numpy()
+        point_idx = self._point_idx[column]
+        similarity = value.numpy()
+        other = point_idx != point_idx[:, :1]
+        second = np.where(other, similarity, -1.0).max(axis=1)
+        return similarity[:, 0], second, point_idx[:, 0]

@@ -1,0 +1,364 @@
+"""Image and camera in, pose with covariance or a refusal with its reason out.
+
+The only place that chains features, network, pose solver and gates.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from d2s_ros.config import option, validate
+from d2s_ros.device import resolve_device
+from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
+from d2s_ros.features.extractor import FeatureExtractor, create_extractor
+from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.pose_solver import PoseEstimate, PoseSolverConfig, solve_pose
+from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
+from d2s_ros.mapping.landmarks import (
+    Candidates,
+    detection_sigma_px,
+    find_candidates,
+    network_inputs,
+)
+from d2s_ros.mapping.scene_map import SceneMap
+from d2s_ros.network.types import SceneCoordinates
+
+
+@dataclass(frozen=True)
+class LocalizerConfig:
+    """Which correspondences are used, and which poses are good enough to be given out."""
+
+    reliability_threshold: float = option(
+        0.0, 'Keypoints below are not used; 0 takes the value stored in the map.', maximum=1.0
+    )
+    min_correspondences: int = option(
+        80,
+        'Below this many reliable keypoints, the best unreliable ones are tried too.',
+        minimum=4,
+    )
+    min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
+    min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
+    min_inlier_share: float = option(
+        0.2, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
+    )
+    min_spread: float = option(
+        0.01,
+        'Smallest share of the image that the ellipse of the inliers must cover.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    max_rotation_sigma_deg: float = option(
+        3.0, 'Less certain poses are refused.', unit='deg', minimum=0.0
+    )
+    max_relative_translation_sigma: float = option(
+        0.05, 'Largest standard deviation of the position over the scene depth.', minimum=0.0
+    )
+    solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+class Localizer:
+    """Localizes single images in one map; no initial guess, no memory between images."""
+
+    def __init__(
+        self,
+        scene_map: SceneMap,
+        extractor: FeatureExtractor,
+        *,
+        device: str = 'cpu',
+        config: LocalizerConfig | None = None,
+    ) -> None:
+        self.scene_map = scene_map
+        self.extractor = extractor
+        self.device = device
+        self.config = config or LocalizerConfig()
+        manifest = scene_map.manifest
+        if extractor.weights_hash != manifest.features_hash:
+            raise MapFormatError(
+                f'the map was built with {manifest.features.name} features '
+                f'{manifest.features_hash[:12]}, the extractor is {extractor.weights_hash[:12]}; '
+                'use the same weights or build the map again'
+            )
+        self._keys: torch.Tensor | None = None
+        if scene_map.landmark_table is not None and scene_map.landmark_network is not None:
+            self._keys = torch.from_numpy(scene_map.landmark_table.keys).to(device)
+            scene_map.landmark_network.to(device).eval()
+        elif scene_map.regression is not None:
+            scene_map.regression.to(device).eval()
+
+    @classmethod
+    def from_map(
+        cls,
+        scene_map: SceneMap | str | os.PathLike[str],
+        *,
+        device: str = 'auto',
+        weights: str | None = None,
+        config: LocalizerConfig | None = None,
+    ) -> Localizer:
+        """Open a map and make its feature extractor.
+
+        Args:
+            scene_map: A map in memory or the path of one.
+            device: 'auto', 'cpu' or 'cuda'.
+            weights: Weight file of network features.
+            config: Thresholds.
+
+        Raises:
+            MapFormatError: the map is missing, damaged, or of other features than the extractor.
+            DeviceError: 'cuda' was asked for and is not there.
+            WeightsError: the features need a weight file.
+        """
+        if not isinstance(scene_map, SceneMap):
+            scene_map = SceneMap.open(scene_map)
+        device = resolve_device(device)
+        extractor = create_extractor(scene_map.manifest.features, device=device, weights=weights)
+        return cls(scene_map, extractor, device=device, config=config)
+
+    def localize(
+        self, image: NDArray[np.uint8] | None, camera: Camera | None, *, details: bool = False
+    ) -> LocalizationResult:
+        """Localize one image.
+
+        Args:
+            image: (H, W) grey or (H, W, 3) BGR uint8; None is refused as a bad image.
+            camera: Its intrinsics; another size of the same aspect is scaled; None is refused.
+            details: Also return per-keypoint results.
+        """
+        started = time.perf_counter()
+        status = LocalizationStatus
+        if image is None:
+            return LocalizationResult(status.BAD_IMAGE, 'the image could not be read')
+        if camera is None:
+            return LocalizationResult(
+                status.NO_CALIBRATION, 'there is no valid camera calibration for the image'
+            )
+        try:
+            height, width = image.shape[:2]
+            if (camera.width, camera.height) != (width, height):
+                camera = camera.resized(width, height)
+            features = self.extractor.extract(image)
+        except UnsupportedImageError as error:
+            return LocalizationResult(status.BAD_IMAGE, str(error))
+        except CalibrationError as error:
+            return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
+        elapsed = 1e3 * (time.perf_counter() - started)
+        return self.localize_features(features, camera, details=details, features_ms=elapsed)
+
+    def localize_features(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        *,
+        details: bool = False,
+        features_ms: float = 0.0,
+        candidates: Candidates | None = None,
+    ) -> LocalizationResult:
+        """Localize from features that were extracted before; `camera` is of the image's size.
+
+        Given `candidates` replace the search among the landmarks (mapping images are judged
+        without their own observations when a map is calibrated).
+        """
+        status = LocalizationStatus
+        latency = {'features': features_ms, 'network': 0.0, 'pose': 0.0, 'total': features_ms}
+        if len(features) < self.config.min_keypoints:
+            return LocalizationResult(
+                status.TOO_FEW_KEYPOINTS,
+                f'{len(features)} keypoints, {self.config.min_keypoints} needed (dark, blurred or '
+                'empty view)',
+                num_keypoints=len(features),
+                latency_ms=latency,
+            )
+        started = time.perf_counter()
+        coordinates = self.predict(features, camera, candidates)
+        predicted = time.perf_counter()
+        used, num_reliable = self._select(coordinates)
+        estimate = self._solve(features, camera, coordinates, used)
+        solved = time.perf_counter()
+        latency['network'] = 1e3 * (predicted - started)
+        latency['pose'] = 1e3 * (solved - predicted)
+        latency['total'] = features_ms + latency['network'] + latency['pose']
+        outcome, reason = self._judge(estimate, camera, len(used))
+        localized = outcome is status.LOCALIZED
+        inlier = np.zeros(len(features), bool)
+        error_px = float('nan')
+        if estimate is not None:
+            inlier[used[estimate.inlier_mask]] = True
+            error_px = float(np.median(estimate.reprojection_errors_px[estimate.inlier_mask]))
+        reliable = np.zeros(len(features), bool)
+        reliable[used] = True
+        frame_details = None
+        if details:
+            frame_details = FrameDetails(
+                features.keypoints,
+                coordinates.reliability,
+                reliable,
+                inlier,
+                coordinates.points_in_map.astype(np.float32),
+            )
+        return LocalizationResult(
+            outcome,
+            reason,
+            estimate.camera_from_map.inverse() if localized and estimate else None,
+            estimate.covariance if localized and estimate else None,
+            len(features),
+            num_reliable,
+            int(inlier.sum()),
+            error_px,
+            latency,
+            frame_details,
+            len(used),
+        )
+
+    @torch.inference_mode()
+    def predict(
+        self, features: LocalFeatures, camera: Camera, candidates: Candidates | None = None
+    ) -> SceneCoordinates:
+        """Return scene coordinates and reliability of each keypoint."""
+        regression = self.scene_map.regression
+        if regression is not None:
+            descriptors = torch.from_numpy(features.descriptors)[None].to(self.device)
+            points, p = regression(descriptors)
+            return SceneCoordinates(
+                points[0].cpu().numpy().astype(np.float64),
+                regression.reliability(p)[0].cpu().numpy(),
+            )
+        table, network = self.scene_map.landmark_table, self.scene_map.landmark_network
+        assert table is not None and network is not None and self._keys is not None
+        if candidates is None:
+            candidates = find_candidates(
+                features.descriptors, self._keys, network.config.num_candidates
+            )
+        inputs = network_inputs(features, camera, candidates, table)
+        logits = network(**{name: value[None].to(self.device) for name, value in inputs.items()})
+        probability = torch.softmax(logits[0], dim=-1)[:, :-1]
+        reliability, choice = probability.max(dim=-1)
+        rows = np.arange(len(features))
+        landmark_idx = candidates.landmark_idx[rows, choice.cpu().numpy()]
+        return SceneCoordinates(
+            table.points_in_map[landmark_idx].astype(np.float64),
+            reliability.cpu().numpy(),
+            table.covariances[landmark_idx].astype(np.float64),
+            landmark_idx,
+        )
+
+    def _select(self, coordinates: SceneCoordinates) -> tuple[NDArray[np.int64], int]:
+        """Return the keypoints given to the solver, best first, and how many are reliable."""
+        reliability = coordinates.reliability
+        threshold = (
+            self.config.reliability_threshold
+            or self.scene_map.manifest.calibration.reliability_threshold
+        )
+        order = np.argsort(-reliability, kind='stable')
+        if coordinates.landmark_idx is not None:
+            # A landmark is seen once: its most reliable keypoint speaks for it.
+            _, first = np.unique(coordinates.landmark_idx[order], return_index=True)
+            order = order[np.sort(first)]
+        num_reliable = int((reliability[order] >= threshold).sum())
+        count = max(num_reliable, self.config.min_correspondences)
+        order = order[:count]
+        return order[reliability[order] >= min(threshold, 0.1)], num_reliable
+
+    def _solve(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        coordinates: SceneCoordinates,
+        used: NDArray[np.int64],
+    ) -> PoseEstimate | None:
+        calibration = self.scene_map.manifest.calibration
+        ideal = camera.undistort(features.keypoints[used])
+        valid = np.isfinite(ideal).all(axis=1)
+        sigmas = calibration.sigma_px * detection_sigma_px(features.scales[used[valid]])
+        covariances = None
+        if coordinates.covariances is not None:
+            covariances = coordinates.covariances[used[valid]] * calibration.sigma_px**2
+        estimate = solve_pose(
+            ideal[valid],
+            coordinates.points_in_map[used[valid]],
+            camera.ideal,
+            sigmas_px=sigmas,
+            point_covariances=covariances,
+            config=self.config.solver,
+        )
+        if estimate is None:
+            return None
+        inliers = np.zeros(len(used), bool)
+        inliers[valid] = estimate.inlier_mask
+        errors = np.full(len(used), np.inf)
+        errors[valid] = estimate.reprojection_errors_px
+        return replace(
+            estimate,
+            covariance=estimate.covariance * calibration.covariance_scale,
+            inlier_mask=inliers,
+            reprojection_errors_px=errors,
+        )
+
+    def _judge(
+        self,
+        estimate: PoseEstimate | None,
+        camera: Camera,
+        num_used: int,
+    ) -> tuple[LocalizationStatus, str]:
+        config, status = self.config, LocalizationStatus
+        if num_used < max(4, config.min_inliers):
+            return (
+                status.TOO_FEW_RELIABLE,
+                f'{num_used} usable correspondences, {config.min_inliers} needed (another place, '
+                'or changed too much)',
+            )
+        if estimate is None:
+            return status.NO_POSE, 'no pose explains the correspondences (another place?)'
+        count = int(estimate.inlier_mask.sum())
+        if count < config.min_inliers:
+            return (
+                status.TOO_FEW_INLIERS,
+                f'{count} inliers, {config.min_inliers} needed',
+            )
+        share = count / num_used
+        if share < config.min_inlier_share:
+            return (
+                status.LOW_INLIER_SHARE,
+                f'{100 * share:.0f} % inliers, {100 * config.min_inlier_share:.0f} % needed',
+            )
+        return judge_geometry(estimate, camera, config)
+
+
+def judge_geometry(
+    estimate: PoseEstimate, camera: Camera, config: LocalizerConfig
+) -> tuple[LocalizationStatus, str]:
+    """Refuse poses whose inliers are bunched up or whose covariance is large."""
+    status = LocalizationStatus
+    spread = estimate.spread(camera)
+    if spread < config.min_spread:
+        return (
+            status.POOR_SPREAD,
+            f'inliers cover {100 * spread:.2f} % of the image, {100 * config.min_spread:.2f} % '
+            'needed',
+        )
+    if estimate.rank_deficient:
+        return status.UNCERTAIN, 'the geometry leaves the pose undetermined'
+    sigma_m = float(np.sqrt(np.linalg.eigvalsh(estimate.covariance[:3, :3])[-1]))
+    sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(estimate.covariance[3:, 3:])[-1])))
+    if sigma_deg > config.max_rotation_sigma_deg:
+        return (
+            status.UNCERTAIN,
+            f'rotation uncertain by {sigma_deg:.1f} deg, {config.max_rotation_sigma_deg:.1f} '
+            'allowed',
+        )
+    relative = sigma_m / max(estimate.median_depth, 1e-9)
+    if relative > config.max_relative_translation_sigma:
+        return (
+            status.UNCERTAIN,
+            f'position uncertain by {100 * relative:.1f} % of the scene depth, '
+            f'{100 * config.max_relative_translation_sigma:.1f} % allowed',
+        )
+    return status.LOCALIZED, ''

@@ -1,0 +1,300 @@
+"""2D-3D correspondences to a camera pose with covariance.
+
+PnP-RANSAC is poselib's. The pose is then refined on whitened reprojection errors: each keypoint
+weighs by its own detection noise and by the uncertainty of its scene coordinate, under a robust
+Cauchy loss. The covariance is the inverse of the information matrix at that optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import poselib
+from numpy.typing import NDArray
+
+from d2s_ros.config import option, validate
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PoseSolverConfig:
+    """Options of PnP-RANSAC and of the refinement."""
+
+    max_reprojection_error_px: float = option(
+        8.0, 'RANSAC inlier threshold at 1000 px focal length.', unit='px', minimum=0.5
+    )
+    max_iterations: int = option(10_000, 'Most RANSAC iterations.', minimum=10)
+    min_iterations: int = option(100, 'Fewest RANSAC iterations.', minimum=10)
+    refine_iterations: int = option(10, 'Most iterations of the refinement.', minimum=0)
+    inlier_sigmas: float = option(
+        4.0, 'Correspondences within this many sigmas are inliers.', minimum=1.0
+    )
+    cauchy_scale: float = option(
+        1.5, 'Where the robust loss starts to give way, in sigmas.', minimum=0.1
+    )
+    seed: int = option(0, 'Seed of RANSAC: the same input gives the same pose.', minimum=0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, eq=False)
+class PoseEstimate:
+    """A pose found by `solve_pose`.
+
+    Attributes:
+        camera_from_map: The pose.
+        covariance: (6, 6) float64 of map_from_camera in ROS order: translation of the camera
+            centre along the map axes, then rotation about the fixed map axes (m^2, rad^2).
+        inlier_mask: (N,) bool over the given correspondences.
+        reprojection_errors_px: (N,) float64, NaN behind the camera.
+        rank_deficient: The geometry leaves at least one direction undetermined.
+        median_depth: Median distance of the inliers along the optical axis.
+        inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
+    """
+
+    camera_from_map: RigidTransform
+    covariance: Array
+    inlier_mask: NDArray[np.bool_]
+    reprojection_errors_px: Array
+    rank_deficient: bool
+    median_depth: float
+    inlier_scatter_px: Array
+
+    def spread(self, camera: Camera) -> float:
+        """Return the area of the inliers' two-sigma ellipse over that of the image."""
+        determinant = float(np.linalg.det(self.inlier_scatter_px))
+        return float(4 * np.pi * np.sqrt(max(determinant, 0.0)) / (camera.width * camera.height))
+
+
+def solve_pose(
+    ideal_keypoints: Array,
+    points_in_map: Array,
+    camera: Camera,
+    *,
+    sigmas_px: Array,
+    point_covariances: Array | None = None,
+    config: PoseSolverConfig | None = None,
+) -> PoseEstimate | None:
+    """Estimate camera_from_map from correspondences, most reliable first.
+
+    Args:
+        ideal_keypoints: (N, 2) float64 undistorted px of `camera.ideal`.
+        points_in_map: (N, 3) float64 scene coordinates.
+        camera: Intrinsics; distortion is ignored here.
+        sigmas_px: (N,) standard deviation of each keypoint in px.
+        point_covariances: (N, 3, 3) covariance of each scene coordinate, or None for exact ones.
+        config: Options.
+
+    Returns:
+        None if no pose explains at least four correspondences.
+    """
+    config = config or PoseSolverConfig()
+    if len(ideal_keypoints) < 4:
+        return None
+    threshold = config.max_reprojection_error_px * 0.5 * (camera.fx + camera.fy) / 1000.0
+    threshold = max(threshold, 3.0)
+    pose, info = poselib.estimate_absolute_pose(
+        ideal_keypoints,
+        points_in_map,
+        {
+            'model': 'PINHOLE',
+            'width': camera.width,
+            'height': camera.height,
+            'params': [camera.fx, camera.fy, camera.cx, camera.cy],
+        },
+        {
+            'max_reproj_error': threshold,
+            'max_iterations': config.max_iterations,
+            'min_iterations': config.min_iterations,
+            'progressive_sampling': True,
+            'seed': config.seed,
+        },
+        {'loss_type': 'CAUCHY', 'loss_scale': 1.0},
+    )
+    if info['num_inliers'] < 4 or not np.isfinite(pose.t).all() or not np.isfinite(pose.q).all():
+        return None
+    start = RigidTransform(np.asarray(pose.R), np.asarray(pose.t))
+    candidates = np.asarray(info['inliers'], dtype=bool)
+    refined, information = refine_pose(
+        start,
+        ideal_keypoints,
+        points_in_map,
+        camera,
+        sigmas_px,
+        point_covariances,
+        candidates,
+        config,
+    )
+    errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
+    whitening, _ = _whitening(refined, in_camera, camera, sigmas_px, point_covariances)
+    residuals = _project(in_camera, camera) - ideal_keypoints
+    squared = np.square(np.einsum('nij,nj->ni', whitening, residuals)).sum(axis=1)
+    inliers = (in_camera[:, 2] > 1e-6) & (squared <= config.inlier_sigmas**2)
+    inliers &= errors <= threshold
+    if inliers.sum() < 4:
+        return None
+    covariance, rank_deficient = covariance_of_pose(refined, information)
+    return PoseEstimate(
+        refined,
+        covariance,
+        inliers,
+        errors,
+        rank_deficient,
+        float(np.median(in_camera[inliers, 2])),
+        np.cov(ideal_keypoints[inliers].T),
+    )
+
+
+def reprojection_errors(
+    camera_from_map: RigidTransform, ideal_keypoints: Array, points_in_map: Array, camera: Camera
+) -> tuple[Array, Array]:
+    """Return errors (N,) in px (infinite behind the camera) and points in the camera (N, 3)."""
+    in_camera = camera_from_map.apply(points_in_map)
+    errors = np.linalg.norm(_project(in_camera, camera) - ideal_keypoints, axis=1)
+    errors[in_camera[:, 2] <= 1e-6] = np.inf
+    return errors, in_camera
+
+
+def _project(in_camera: Array, camera: Camera) -> Array:
+    depth = np.where(in_camera[:, 2:] > 1e-6, in_camera[:, 2:], 1e-6)
+    return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
+
+
+def _projection_jacobian(in_camera: Array, camera: Camera) -> Array:
+    """Return d pixel / d point in camera, (N, 2, 3)."""
+    depth = np.maximum(in_camera[:, 2], 1e-6)
+    jacobian = np.zeros((len(in_camera), 2, 3))
+    jacobian[:, 0, 0] = camera.fx / depth
+    jacobian[:, 1, 1] = camera.fy / depth
+    jacobian[:, 0, 2] = -camera.fx * in_camera[:, 0] / depth**2
+    jacobian[:, 1, 2] = -camera.fy * in_camera[:, 1] / depth**2
+    return jacobian
+
+
+def _whitening(
+    camera_from_map: RigidTransform,
+    in_camera: Array,
+    camera: Camera,
+    sigmas_px: Array,
+    point_covariances: Array | None,
+) -> tuple[Array, Array]:
+    """Return W (N, 2, 2) with W S W^T = I for each residual's covariance S, and the Jacobians."""
+    jacobian = _projection_jacobian(in_camera, camera)
+    covariance = np.square(sigmas_px)[:, None, None] * np.eye(2)
+    if point_covariances is not None:
+        by_point = jacobian @ camera_from_map.rotation
+        covariance = covariance + by_point @ point_covariances @ by_point.transpose(0, 2, 1)
+    # Closed form of the inverse of a 2x2 Cholesky factor.
+    a, b, c = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
+    l11 = np.sqrt(a)
+    l21 = b / l11
+    l22 = np.sqrt(np.maximum(c - l21**2, 1e-12))
+    whitening = np.zeros_like(covariance)
+    whitening[:, 0, 0] = 1 / l11
+    whitening[:, 1, 1] = 1 / l22
+    whitening[:, 1, 0] = -l21 / (l11 * l22)
+    return whitening, jacobian
+
+
+def refine_pose(
+    camera_from_map: RigidTransform,
+    ideal_keypoints: Array,
+    points_in_map: Array,
+    camera: Camera,
+    sigmas_px: Array,
+    point_covariances: Array | None,
+    mask: NDArray[np.bool_],
+    config: PoseSolverConfig,
+) -> tuple[RigidTransform, Array]:
+    """Minimise the Cauchy loss of whitened residuals by iteratively reweighted Gauss-Newton.
+
+    The tangent is a rotation and translation applied on the left of camera_from_map (camera axes).
+
+    Returns:
+        The pose and the information matrix (6, 6), rotation first, at the optimum.
+    """
+    keypoints, points = ideal_keypoints[mask], points_in_map[mask]
+    sigmas = sigmas_px[mask]
+    covariances = None if point_covariances is None else point_covariances[mask]
+    pose = camera_from_map
+    in_camera = pose.apply(points)
+    # Whitening depends weakly on the pose: it is fixed at the start of each of two rounds.
+    information = np.zeros((6, 6))
+    scale = config.cauchy_scale**2
+    for _ in range(2):
+        whitening, _ = _whitening(pose, in_camera, camera, sigmas, covariances)
+        damping, cost = 1e-6, np.inf
+        for _ in range(max(1, config.refine_iterations // 2)):
+            residual = np.einsum(
+                'nij,nj->ni', whitening, _project(in_camera, camera) - keypoints
+            )
+            squared = np.square(residual).sum(axis=1)
+            weight = 1.0 / (1.0 + squared / scale)
+            cost = float((scale * np.log1p(squared / scale)).sum())
+            by_point = _projection_jacobian(in_camera, camera)
+            jacobian = np.concatenate([-by_point @ _skews(in_camera), by_point], axis=2)
+            jacobian = whitening @ jacobian
+            flat = (jacobian * np.sqrt(weight)[:, None, None]).reshape(-1, 6)
+            information = flat.T @ flat
+            gradient = flat.T @ (residual * np.sqrt(weight)[:, None]).reshape(-1)
+            if config.refine_iterations == 0:
+                break
+            step = -np.linalg.lstsq(
+                information + damping * np.diag(np.diag(information)), gradient, rcond=None
+            )[0]
+            rotation = rotation_from_vector(step[:3])
+            candidate = RigidTransform(
+                rotation @ pose.rotation, rotation @ pose.translation + step[3:]
+            )
+            moved = candidate.apply(points)
+            new_residual = np.einsum('nij,nj->ni', whitening, _project(moved, camera) - keypoints)
+            new_cost = float(
+                (scale * np.log1p(np.square(new_residual).sum(axis=1) / scale)).sum()
+            )
+            if new_cost > cost or (moved[:, 2] <= 0).any():
+                damping = max(damping, 1e-4) * 10
+                if damping > 1e3:
+                    break
+                continue
+            pose, in_camera = candidate, moved
+            damping = max(damping / 10, 1e-9)
+            if cost - new_cost < 1e-6 * cost:
+                break
+    return pose, information
+
+
+def _skews(vectors: Array) -> Array:
+    zero = np.zeros(len(vectors))
+    x, y, z = vectors.T
+    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+
+
+def covariance_of_pose(camera_from_map: RigidTransform, information: Array) -> tuple[Array, bool]:
+    """Turn the information of the left tangent into the covariance of map_from_camera.
+
+    Args:
+        camera_from_map: The pose at the optimum.
+        information: (6, 6) in the left tangent (rotation, translation; camera axes).
+
+    Returns:
+        (6, 6) covariance in ROS order (centre along map axes, rotation about fixed map axes), and
+        whether the information was rank deficient (the covariance is then huge, never small).
+    """
+    # Units differ between rotation and translation: scale to a unit diagonal before judging rank.
+    diagonal = np.sqrt(np.maximum(np.diag(information), 1e-300))
+    values, vectors = np.linalg.eigh(information / np.outer(diagonal, diagonal))
+    floor = 1e-10
+    rank_deficient = bool(values[0] < floor)
+    inverse = (vectors / np.maximum(values, floor)) @ vectors.T / np.outer(diagonal, diagonal)
+    # With x_camera = Exp(w) (R x_map + t) + v the camera's centre -R^T t moves by -R^T v, and its
+    # axes turn about the fixed axes of the map by -R^T w, to first order.
+    transport = np.zeros((6, 6))
+    transport[:3, 3:] = -camera_from_map.rotation.T
+    transport[3:, :3] = -camera_from_map.rotation.T
+    covariance = transport @ inverse @ transport.T
+    return 0.5 * (covariance + covariance.T), rank_deficient

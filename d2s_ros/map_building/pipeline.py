@@ -1,0 +1,410 @@
+"""The stages from a log to a map: features, reconstruction, landmarks, training, calibration."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from d2s_ros.config import option, to_dict, validate
+from d2s_ros.data.frames import FrameSource
+from d2s_ros.device import resolve_device
+from d2s_ros.errors import InputError
+from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
+from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
+from d2s_ros.localization.localizer import Localizer, LocalizerConfig
+from d2s_ros.mapping.landmarks import (
+    Candidates,
+    build_landmarks,
+    detection_sigma_px,
+)
+from d2s_ros.mapping.reconstruction import (
+    ImageInput,
+    MappedImage,
+    Reconstruction,
+    ReconstructionConfig,
+    reconstruct,
+)
+from d2s_ros.mapping.retrieval import Vlad
+from d2s_ros.mapping.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
+from d2s_ros.network.landmark import LandmarkConfig
+from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig, train_landmark_network
+from d2s_ros.training.samples import make_sample
+
+_logger = logging.getLogger(__name__)
+
+#: Median of the chi-square distribution with six degrees of freedom.
+_CHI2_6_MEDIAN = 5.348
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Everything a map build depends on besides its input; stored in the manifest."""
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    training: LandmarkTrainingConfig = field(default_factory=LandmarkTrainingConfig)
+    max_images: int = option(400, 'Longer logs are thinned evenly to this many.', minimum=2)
+    max_landmarks: int = option(8192, 'Landmarks kept in the map.', minimum=64)
+    num_layers: int = option(2, 'Attention layers.', minimum=0)
+    num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
+    correct_px: float = option(
+        4.0, 'Candidates that project this close are right, at 1000 px focal length.', unit='px'
+    )
+    holdout_every: int = option(8, 'Every n-th image is held out of training.', minimum=2)
+    reliability_threshold: float = option(0.4, 'Stored in the map.', minimum=0.0, maximum=1.0)
+    keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
+    update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def budget(name: str, *, features: FeatureConfig | None = None, seed: int = 0) -> BuildConfig:
+    """Return the configuration of a budget: 'quick', 'standard' or 'full'."""
+    steps, images, layers, max_images = {
+        'quick': (150, 3, 1, 80),
+        'standard': (500, 4, 2, 400),
+        'full': (3000, 8, 3, 2000),
+    }[name]
+    return BuildConfig(
+        features=features or FeatureConfig(),
+        training=LandmarkTrainingConfig(steps=steps, images_per_step=images, seed=seed),
+        num_layers=layers,
+        max_images=max_images,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class BuildResult:
+    """A finished build.
+
+    Attributes:
+        scene_map: The map that was written.
+        reconstruction: Tracks and points it was made from.
+        dropped: Why images of the log were not used, with counts.
+    """
+
+    scene_map: SceneMap
+    reconstruction: Reconstruction
+    dropped: dict[str, int]
+
+
+def build_map(
+    source: FrameSource,
+    map_path: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    device: str = 'auto',
+    weights: str | None = None,
+    progress: bool = True,
+) -> BuildResult:
+    """Build a map from a log and write it as a new, live version of `map_path`.
+
+    Raises:
+        InputError: unusable images, poses for only some of them, no structure.
+        MapFormatError: `map_path` holds something else.
+    """
+    config = config or BuildConfig()
+    device = resolve_device(device)
+    extractor = create_extractor(config.features, device=device, weights=weights)
+    times: dict[str, float] = {}
+
+    def timed(name: str, since: float) -> float:
+        now = time.monotonic()
+        times[name] = round(now - since, 2)
+        return now
+
+    clock = started = time.monotonic()
+    images, dropped = collect_images(source, extractor, config, progress=progress)
+    clock = timed('features', clock)
+    reconstruction = reconstruct(images, config.reconstruction, progress=progress)
+    clock = timed('reconstruction', clock)
+    scene_map, metrics = train_map(
+        reconstruction, extractor, config, device=device, progress=progress
+    )
+    clock = timed('training', clock)
+    times['total'] = round(clock - started, 2)
+    metrics = {
+        **metrics,
+        'num_images': len(reconstruction.images),
+        'num_points': len(reconstruction.points_in_map),
+        'dropped_images': dropped,
+        'seconds': times,
+    }
+    manifest = replace(scene_map.manifest, metrics=metrics)
+    update_data = collect_update_data(reconstruction, config) if config.keep_update_data else None
+    written = MapStore(map_path).write(replace(scene_map, manifest=manifest), update_data)
+    return BuildResult(written, reconstruction, dropped)
+
+
+def collect_images(
+    source: FrameSource,
+    extractor: FeatureExtractor,
+    config: BuildConfig,
+    *,
+    progress: bool = False,
+) -> tuple[list[ImageInput], dict[str, int]]:
+    """Extract features of the log's usable images, thinned evenly to `max_images`.
+
+    Images are used with their poses if at least two have one, and all without poses otherwise.
+
+    Returns:
+        The images and, by reason, how many were dropped.
+    """
+    total = len(source)
+    if total == 0:
+        raise InputError('the log has no images')
+    keep = set(np.linspace(0, total - 1, min(total, config.max_images)).round().astype(int))
+    dropped: Counter[str] = Counter()
+    images: list[ImageInput] = []
+    bar = tqdm(source, total=total, desc='features', unit='image', disable=not progress)
+    for index, frame in enumerate(bar):
+        if index not in keep:
+            continue
+        if frame.image is None or frame.camera is None:
+            dropped[frame.error or 'no camera calibration'] += 1
+            continue
+        features = extractor.extract(frame.image)
+        if len(features) < 50:
+            dropped['fewer than 50 keypoints (dark, blurred or empty)'] += 1
+            continue
+        images.append(
+            ImageInput(frame.name, frame.stamp_ns, frame.camera, frame.map_from_camera, features)
+        )
+    posed = [image for image in images if image.map_from_camera is not None]
+    if len(posed) >= 2 and len(posed) < len(images):
+        dropped['no pose'] += len(images) - len(posed)
+        images = posed
+    elif len(posed) == 1:
+        images = [replace(image, map_from_camera=None) for image in images]
+    for reason, count in dropped.items():
+        _logger.warning('%d images not used: %s', count, reason)
+    if len(images) < 2:
+        reasons = '; '.join(f'{count} x {reason}' for reason, count in dropped.items())
+        raise InputError(
+            f'{len(images)} usable images in the log, mapping needs at least two ({reasons})'
+        )
+    return images, dict(dropped)
+
+
+def train_map(
+    reconstruction: Reconstruction,
+    extractor: FeatureExtractor,
+    config: BuildConfig,
+    *,
+    device: str = 'cpu',
+    progress: bool = False,
+    checkpoint: Path | None = None,
+) -> tuple[SceneMap, dict[str, Any]]:
+    """Turn a reconstruction into a map with the landmark head.
+
+    Returns:
+        The map (not written yet) and figures measured on the way.
+    """
+    table, statistics = build_landmarks(reconstruction, max_landmarks=config.max_landmarks)
+    # The network must see the keys as the map will store them.
+    network_config = LandmarkConfig(
+        descriptor_dim=extractor.dim,
+        num_landmarks=len(table),
+        num_candidates=config.num_candidates,
+        num_layers=config.num_layers,
+    )
+    samples, held_out = [], []
+    bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)
+    all_candidates = []
+    for index, image in enumerate(bar):
+        focal = 0.5 * (image.camera.fx + image.camera.fy)
+        sample, candidates = make_sample(
+            image,
+            table,
+            statistics,
+            num_candidates=config.num_candidates,
+            correct_px=max(2.0, config.correct_px * focal / 1000.0),
+        )
+        all_candidates.append(candidates)
+        # Every n-th from the middle of the stride: the ends of a log are rarely typical.
+        if index % config.holdout_every == config.holdout_every // 2:
+            held_out.append(index)
+        else:
+            samples.append(sample)
+    network, figures = train_landmark_network(
+        samples,
+        network_config,
+        config.training,
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    manifest = MapManifest(
+        features=config.features,
+        features_hash=extractor.weights_hash,
+        head='landmark',
+        network=to_dict(network_config),
+        cameras=tuple(dict.fromkeys(image.camera for image in reconstruction.images)),
+        calibration=Calibration(
+            sigma_px=keypoint_noise_px(reconstruction),
+            reliability_threshold=config.reliability_threshold,
+        ),
+        metric=reconstruction.metric,
+        build=to_dict(config),
+    )
+    scene_map = SceneMap(manifest, landmark_table=table, landmark_network=network)
+    calibration, accuracy = calibrate(
+        scene_map, extractor, reconstruction, all_candidates, held_out
+    )
+    scene_map = replace(scene_map, manifest=replace(manifest, calibration=calibration))
+    return scene_map, {
+        'training': figures,
+        'num_landmarks': len(table),
+        'mean_track_length': round(float(reconstruction.track_lengths.mean()), 2),
+        **accuracy,
+    }
+
+
+def keypoint_noise_px(reconstruction: Reconstruction) -> float:
+    """Return the noise of a keypoint of scale 1 in px, one axis, from the residuals of tracks."""
+    normalized = []
+    for image in reconstruction.images:
+        seen = np.flatnonzero(image.point_idx >= 0)
+        point_idx = image.point_idx[seen]
+        projected = image.camera.ideal.project(
+            image.map_from_camera.inverse().apply(reconstruction.points_in_map[point_idx])
+        )
+        residual = projected - image.ideal_keypoints[seen]
+        # A point fitted to n observations leaves residuals smaller by sqrt((2n - 3) / 2n).
+        length = np.maximum(reconstruction.track_lengths[point_idx], 2)
+        shrink = np.sqrt((2 * length - 3) / (2 * length))
+        sigma = detection_sigma_px(image.features.scales[seen])
+        normalized.append(residual / (shrink * sigma)[:, None])
+    values = np.concatenate(normalized)
+    return float(np.clip(1.4826 * np.median(np.abs(values)), 0.1, 3.0))
+
+
+def calibrate(
+    scene_map: SceneMap,
+    extractor: FeatureExtractor,
+    reconstruction: Reconstruction,
+    candidates: Sequence[Candidates],
+    held_out: Sequence[int],
+    max_images: int = 60,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Localize mapping images against the map without their own observations.
+
+    The covariance scale makes the median normalised squared error that of six degrees of freedom.
+
+    Returns:
+        The calibration, and the accuracy on images the network was not trained on.
+    """
+    config = LocalizerConfig(max_rotation_sigma_deg=180.0, max_relative_translation_sigma=1e9)
+    localizer = Localizer(scene_map, extractor, config=config)
+    chosen = np.unique(
+        np.linspace(0, len(candidates) - 1, min(len(candidates), max_images)).round().astype(int)
+    )
+    chosen = np.union1d(chosen, np.asarray(held_out, dtype=int))
+    errors: dict[int, tuple[float, float]] = {}
+    shares: dict[int, float] = {}
+    nees = []
+    for index in chosen:
+        image = reconstruction.images[index]
+        result = localizer.localize_features(
+            image.features, image.camera, candidates=candidates[index]
+        )
+        if result.map_from_camera is None or result.covariance is None:
+            continue
+        truth = image.map_from_camera
+        difference = pose_difference(result.map_from_camera, truth)
+        nees.append(float(difference @ np.linalg.solve(result.covariance, difference)))
+        errors[int(index)] = (
+            float(np.linalg.norm(difference[:3])),
+            float(np.degrees(np.linalg.norm(difference[3:]))),
+        )
+        shares[int(index)] = result.num_inliers / max(1, result.num_used)
+    calibration = scene_map.manifest.calibration
+    if len(nees) >= 5:
+        scale = float(np.median(nees)) / _CHI2_6_MEDIAN
+        calibration = replace(calibration, covariance_scale=float(np.clip(scale, 0.25, 100.0)))
+    kept = [index for index in held_out if index in errors]
+    accuracy = {
+        'holdout_images': len(held_out),
+        'holdout_localized': len(kept),
+        'holdout_median_m': _median([errors[index][0] for index in kept]),
+        'holdout_median_deg': _median([errors[index][1] for index in kept]),
+        'holdout_inlier_share': _median([shares[index] for index in kept]),
+    }
+    return calibration, accuracy
+
+
+def pose_difference(estimate: RigidTransform, truth: RigidTransform) -> NDArray[np.float64]:
+    """Return the error (6,) of a map_from_camera in ROS order: metres, radians, map axes."""
+    rotation = vector_from_rotation(estimate.rotation @ truth.rotation.T)
+    return np.concatenate([estimate.translation - truth.translation, rotation])
+
+
+def _median(values: list[float]) -> float | None:
+    return round(float(np.median(values)), 6) if values else None
+
+
+def collect_update_data(
+    reconstruction: Reconstruction, config: BuildConfig
+) -> dict[str, NDArray[Any]]:
+    """Return what self-supervised updates need of the mapping images; no image is stored.
+
+    Returns:
+        descriptors (T, D) int8 with descriptor_scales (T,), keypoints (T, 2) px of the image,
+        scales (T,), point_idx (T,) into points (P, 3), offsets (I + 1,) of each image in T,
+        poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names and cameras as JSON bytes,
+        vlad_centroids (K, D) and global_descriptors (I, K * D) float16.
+    """
+    rows: dict[str, list[NDArray[Any]]] = {}
+    offsets = [0]
+    cameras: dict[Any, int] = {}
+    vlad = Vlad.fit([image.features.descriptors for image in reconstruction.images])
+    globals_ = []
+    for image in reconstruction.images:
+        keep = _keypoints_to_keep(image, config.update_keypoints)
+        quantised, scale = quantise(image.features.descriptors[keep])
+        for name, value in (
+            ('descriptors', quantised),
+            ('descriptor_scales', scale),
+            ('keypoints', image.features.keypoints[keep].astype(np.float32)),
+            ('scales', image.features.scales[keep].astype(np.float16)),
+            ('point_idx', image.point_idx[keep].astype(np.int32)),
+        ):
+            rows.setdefault(name, []).append(value)
+        offsets.append(offsets[-1] + len(keep))
+        cameras.setdefault(image.camera, len(cameras))
+        globals_.append(vlad.describe(image.features.descriptors).astype(np.float16))
+    data = {name: np.concatenate(values) for name, values in rows.items()}
+    names = json.dumps([image.name for image in reconstruction.images]).encode()
+    camera_list = json.dumps([camera.to_dict() for camera in cameras]).encode()
+    return {
+        **data,
+        'offsets': np.array(offsets, np.int64),
+        'points': reconstruction.points_in_map.astype(np.float32),
+        'poses': np.array([image.map_from_camera.to_tum() for image in reconstruction.images]),
+        'camera_idx': np.array(
+            [cameras[image.camera] for image in reconstruction.images], np.int32
+        ),
+        'stamps_ns': np.array([image.stamp_ns for image in reconstruction.images], np.int64),
+        'names': np.frombuffer(names, np.uint8),
+        'cameras': np.frombuffer(camera_list, np.uint8),
+        'vlad_centroids': vlad.centroids.numpy(),
+        'global_descriptors': np.stack(globals_),
+    }
+
+
+def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
+    """Return labelled keypoints first, then the strongest others, in their original order."""
+    order = np.argsort(image.point_idx < 0, kind='stable')[:count]
+    return np.sort(order)
+

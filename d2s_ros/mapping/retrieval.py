@@ -1,0 +1,67 @@
+"""Global image descriptors without trained weights: VLAD over the map's own local descriptors.
+
+Source: H. Jegou et al., Aggregating local descriptors into a compact image representation,
+CVPR 2010; intra-normalisation after R. Arandjelovic and A. Zisserman, All about VLAD, CVPR 2013.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Vlad:
+    """Aggregates local descriptors (N, D) to one global descriptor (K * D,), L2-normalised."""
+
+    def __init__(self, centroids: NDArray[np.float32]) -> None:
+        self.centroids = torch.from_numpy(np.ascontiguousarray(centroids, dtype=np.float32))
+
+    @classmethod
+    def fit(
+        cls,
+        descriptors: list[NDArray[np.float32]],
+        *,
+        num_centroids: int = 32,
+        max_samples: int = 20_000,
+        seed: int = 0,
+    ) -> Vlad:
+        """Learn the codebook by k-means on a sample of the descriptors of all images."""
+        generator = np.random.default_rng(seed)
+        share = max(1, max_samples // max(1, len(descriptors)))
+        sample = np.concatenate(
+            [d[generator.permutation(len(d))[:share]] for d in descriptors if len(d)]
+        )
+        num_centroids = min(num_centroids, len(sample))
+        data = torch.from_numpy(np.ascontiguousarray(sample, dtype=np.float32))
+        centroids = data[torch.from_numpy(generator.permutation(len(data))[:num_centroids])].clone()
+        for _ in range(15):
+            # Unit-norm rows: the largest cosine is the smallest distance up to the centroid norm.
+            distance = centroids.square().sum(1)[None] - 2 * data @ centroids.T
+            assignment = distance.argmin(dim=1)
+            counts = torch.bincount(assignment, minlength=num_centroids).clamp_min(1)
+            sums = torch.zeros_like(centroids).index_add_(0, assignment, data)
+            centroids = sums / counts[:, None]
+        return cls(centroids.numpy())
+
+    def describe(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the global descriptor (K * D,) of one image's local descriptors (N, D)."""
+        k, dim = self.centroids.shape
+        if len(descriptors) == 0:
+            return np.zeros(k * dim, np.float32)
+        data = torch.from_numpy(np.ascontiguousarray(descriptors, dtype=np.float32))
+        distance = self.centroids.square().sum(1)[None] - 2 * data @ self.centroids.T
+        assignment = distance.argmin(dim=1)
+        residual = data - self.centroids[assignment]
+        vlad = torch.zeros(k, dim).index_add_(0, assignment, residual)
+        vlad = torch.nn.functional.normalize(vlad, dim=1).flatten()
+        return np.asarray(torch.nn.functional.normalize(vlad, dim=0), dtype=np.float32)
+
+
+def nearest_images(
+    queries: NDArray[np.float32], database: NDArray[np.float32], count: int
+) -> NDArray[np.int64]:
+    """Return for each query (Q, G) the indices (Q, count) of the nearest of (M, G), best first."""
+    count = min(count, len(database))
+    similarity = torch.from_numpy(queries) @ torch.from_numpy(database).T
+    return np.asarray(similarity.topk(count, dim=1).indices, dtype=np.int64)

@@ -1,0 +1,534 @@
+"""A map as a bundle: a manifest, what localization needs, and apart from it what updates need.
+
+Layout of a map folder, see docs/map_format.md:
+
+    MAP/current                      name of the live version, replaced atomically
+    MAP/versions/0001/manifest.json
+    MAP/versions/0001/localization.safetensors
+    MAP/versions/0001/update.safetensors   (optional: `d2s map strip` deletes it)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from d2s_ros import __version__
+from d2s_ros.config import from_dict, to_dict
+from d2s_ros.errors import ConfigError, MapFormatError
+from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.mapping.landmarks import LandmarkTable
+from d2s_ros.network.d2s import D2SNetwork, RegressionConfig
+from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
+
+FORMAT_VERSION = 1
+LOCALIZATION_FILE = 'localization.safetensors'
+UPDATE_FILE = 'update.safetensors'
+_MANIFEST_FILE = 'manifest.json'
+_CURRENT_FILE = 'current'
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Figures measured on the mapping images when the map was built.
+
+    Attributes:
+        sigma_px: Noise of a keypoint of scale 1, one axis.
+        covariance_scale: Factor that makes pose covariances agree with held-out errors.
+        reliability_threshold: Keypoints below it are not given to the pose solver.
+    """
+
+    sigma_px: float = 0.5
+    covariance_scale: float = 1.0
+    reliability_threshold: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class MapManifest:
+    """What a map says about itself; see docs/map_format.md."""
+
+    features: FeatureConfig
+    features_hash: str
+    head: str
+    network: dict[str, Any]
+    cameras: tuple[Camera, ...]
+    calibration: Calibration = field(default_factory=Calibration)
+    map_frame: str = 'map'
+    metric: bool = True
+    version: str = ''
+    parent: str = ''
+    created: str = ''
+    software: str = __version__
+    metrics: dict[str, Any] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, eq=False)
+class SceneMap:
+    """A map in memory: exactly one of `landmark` and `regression` is there.
+
+    Attributes:
+        manifest: What the map says about itself.
+        landmark_table, landmark_network: The landmark head.
+        regression: The paper's network.
+        path: Folder of the version it was read from, None if never written.
+    """
+
+    manifest: MapManifest
+    landmark_table: LandmarkTable | None = None
+    landmark_network: LandmarkNetwork | None = None
+    regression: D2SNetwork | None = None
+    path: Path | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> SceneMap:
+        """Read the live version of a map folder, or a version's own folder.
+
+        Raises:
+            MapFormatError: missing, damaged (any flipped or missing byte), or of another format.
+        """
+        folder = _version_folder(Path(path))
+        manifest = read_manifest(folder)
+        data = _read_checked(folder, LOCALIZATION_FILE, manifest)
+        try:
+            tensors = load_tensors(data)
+            return _unpack(manifest, tensors, folder)
+        except (SafetensorError, KeyError, ValueError, RuntimeError, ConfigError) as error:
+            raise MapFormatError(
+                f'{folder / LOCALIZATION_FILE} does not fit its manifest ({error}); build the map '
+                'again'
+            ) from error
+
+    def load_update_data(self) -> dict[str, NDArray[Any]]:
+        """Read what updates need.
+
+        Raises:
+            MapFormatError: if it was stripped or is damaged.
+        """
+        if self.path is None or UPDATE_FILE not in self.manifest.files:
+            raise MapFormatError(
+                'this map has no update data (stripped, or built without); localization works, '
+                'updates need a map built with it'
+            )
+        if not (self.path / UPDATE_FILE).exists():
+            raise MapFormatError(
+                f'{self.path} has lost its update data ({UPDATE_FILE}); localization works, updates '
+                'do not'
+            )
+        tensors: dict[str, NDArray[Any]] = load_tensors(
+            _read_checked(self.path, UPDATE_FILE, self.manifest)
+        )
+        return tensors
+
+    def localization_size_bytes(self) -> int:
+        """Return the size of what a robot needs, without the feature extractor."""
+        return int(self.manifest.files.get(LOCALIZATION_FILE, {}).get('size', 0))
+
+
+class MapStore:
+    """The versions of one map folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def versions(self) -> list[str]:
+        """Return the names of complete versions, oldest first."""
+        folder = self.root / 'versions'
+        if not folder.is_dir():
+            return []
+        return sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.name.startswith('.') and (entry / _MANIFEST_FILE).exists()
+        )
+
+    def current(self) -> str | None:
+        """Return the name of the live version, None if there is none yet."""
+        try:
+            return (self.root / _CURRENT_FILE).read_text().strip() or None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise MapFormatError(f'{self.root / _CURRENT_FILE} cannot be read: {error}') from error
+
+    def write(
+        self,
+        scene_map: SceneMap,
+        update_data: dict[str, NDArray[Any]] | None = None,
+        *,
+        promote: bool = True,
+    ) -> SceneMap:
+        """Write a new version; it becomes live in one atomic step, or not at all.
+
+        Returns:
+            The map with the manifest that was written (version, parent, hashes).
+        """
+        _check_root(self.root)
+        created_root = not self.root.exists()
+        versions = self.root / 'versions'
+        versions.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._locked():
+                numbers = [int(name) for name in self.versions() if name.isdigit()]
+                version = f'{max(numbers, default=0) + 1:04d}'
+                folder = Path(tempfile.mkdtemp(prefix='.new-', dir=versions))
+                try:
+                    manifest = _write_version(
+                        folder, scene_map, update_data, version, self.current() or ''
+                    )
+                    os.chmod(folder, 0o755)
+                    os.replace(folder, versions / version)
+                    _sync_folder(versions)
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                if promote:
+                    self._set_current(version)
+        except BaseException:
+            if created_root and self.current() is None:
+                shutil.rmtree(self.root, ignore_errors=True)
+            raise
+        return replace(scene_map, manifest=manifest, path=versions / version)
+
+    def promote(self, version: str) -> None:
+        """Make a version live.
+
+        Raises:
+            MapFormatError: if it does not exist or is damaged.
+        """
+        if version not in self.versions():
+            raise MapFormatError(
+                f'{self.root} has no version {version}; it has: {", ".join(self.versions())}'
+            )
+        SceneMap.open(self.root / 'versions' / version)
+        with self._locked():
+            self._set_current(version)
+
+    def rollback(self) -> str:
+        """Make the parent of the live version live and return its name.
+
+        Raises:
+            MapFormatError: if there is nothing to go back to.
+        """
+        current = self.current()
+        if current is None:
+            raise MapFormatError(f'{self.root} is not a map: it has no live version')
+        parent = read_manifest(self.root / 'versions' / current).parent
+        if not parent or parent not in self.versions():
+            raise MapFormatError(
+                f'version {current} has no parent to go back to (versions: '
+                f'{", ".join(self.versions())})'
+            )
+        self.promote(parent)
+        return parent
+
+    def strip(self, version: str | None = None) -> None:
+        """Delete the update data of one version, or of all; localization keeps working."""
+        with self._locked():
+            for name in [version] if version else self.versions():
+                (self.root / 'versions' / name / UPDATE_FILE).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(self.root / '.lock', 'w') as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _set_current(self, version: str) -> None:
+        temporary = self.root / f'.current-{os.getpid()}'
+        _write_synced(temporary, f'{version}\n'.encode())
+        os.replace(temporary, self.root / _CURRENT_FILE)
+        _sync_folder(self.root)
+
+
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Check every version of a map folder, or one version; return what is wrong, empty if nothing.
+
+    Stripped update data is not an error.
+    """
+    root = Path(path)
+    store = MapStore(root)
+    if (root / _MANIFEST_FILE).exists():
+        folders = [root]
+        problems: list[str] = []
+    else:
+        problems = []
+        try:
+            _version_folder(root)
+        except MapFormatError as error:
+            problems.append(str(error))
+        folders = [root / 'versions' / name for name in store.versions()]
+    for folder in folders:
+        try:
+            scene_map = SceneMap.open(folder)
+            if UPDATE_FILE in scene_map.manifest.files and (folder / UPDATE_FILE).exists():
+                _read_checked(folder, UPDATE_FILE, scene_map.manifest)
+        except MapFormatError as error:
+            problems.append(str(error))
+    return problems
+
+
+def read_manifest(folder: Path) -> MapManifest:
+    """Read and check the manifest of a version's folder.
+
+    Raises:
+        MapFormatError: missing, damaged, or of another format version.
+    """
+    path = folder / _MANIFEST_FILE
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MapFormatError(f'{folder} has no {_MANIFEST_FILE}: not a map') from error
+    except (OSError, ValueError) as error:
+        raise MapFormatError(
+            f'{path} is damaged ({error}); restore the map or build it again'
+        ) from error
+    if not isinstance(document, dict):
+        raise MapFormatError(f'{path} is damaged (not an object); restore or build again')
+    found = document.get('format_version')
+    if found != FORMAT_VERSION:
+        raise MapFormatError(
+            f'{folder} has map format {found}, this software reads {FORMAT_VERSION}; build the '
+            'map again'
+        )
+    digest = document.pop('digest', None)
+    if digest != _digest(document):
+        raise MapFormatError(f'{path} is damaged (digest differs); restore or build again')
+    try:
+        return MapManifest(
+            features=from_dict(FeatureConfig, document['features']),
+            features_hash=document['features_hash'],
+            head=document['head'],
+            network=document['network'],
+            cameras=tuple(Camera.from_dict(camera) for camera in document['cameras']),
+            calibration=from_dict(Calibration, document['calibration']),
+            map_frame=document['map_frame'],
+            metric=document['metric'],
+            version=document['version'],
+            parent=document['parent'],
+            created=document['created'],
+            software=document['software'],
+            metrics=document['metrics'],
+            build=document['build'],
+            files=document['files'],
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise MapFormatError(f'{path} is incomplete ({error}); build the map again') from error
+
+
+def manifest_document(manifest: MapManifest) -> dict[str, Any]:
+    """Return the manifest as it is written, with its digest."""
+    document = {
+        'format_version': manifest.format_version,
+        'version': manifest.version,
+        'parent': manifest.parent,
+        'created': manifest.created,
+        'software': manifest.software,
+        'map_frame': manifest.map_frame,
+        'metric': manifest.metric,
+        'features': to_dict(manifest.features),
+        'features_hash': manifest.features_hash,
+        'head': manifest.head,
+        'network': manifest.network,
+        'cameras': [camera.to_dict() for camera in manifest.cameras],
+        'calibration': to_dict(manifest.calibration),
+        'metrics': manifest.metrics,
+        'build': manifest.build,
+        'files': manifest.files,
+    }
+    return {**document, 'digest': _digest(document)}
+
+
+def _digest(document: dict[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(',', ':'))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_root(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise MapFormatError(f'{root} is a file; give a folder for the map')
+    if root.is_dir() and any(root.iterdir()):
+        known = {'versions', _CURRENT_FILE, '.lock'}
+        foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
+        foreign = [name for name in foreign if not name.startswith('.current-')]
+        if foreign:
+            raise MapFormatError(
+                f'{root} holds other files ({foreign[0]}); give a new or an existing map folder'
+            )
+
+
+def _version_folder(path: Path) -> Path:
+    if (path / _MANIFEST_FILE).exists():
+        return path
+    if not path.exists():
+        raise MapFormatError(f'there is no map at {path}; build one with: d2s build-map INPUT --map')
+    store = MapStore(path)
+    current = store.current()
+    if current is None:
+        raise MapFormatError(f'{path} is not a map: it has no file named {_CURRENT_FILE}')
+    folder = path / 'versions' / current
+    if current != Path(current).name or not folder.is_dir():
+        raise MapFormatError(
+            f'{path / _CURRENT_FILE} names version {current!r}, which is not there; versions: '
+            f'{", ".join(store.versions()) or "none"}'
+        )
+    return folder
+
+
+def _read_checked(folder: Path, name: str, manifest: MapManifest) -> bytes:
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise MapFormatError(f'{folder} lacks {name}; restore the map or build it again') from error
+    expected = manifest.files.get(name, {})
+    if len(data) != expected.get('size') or hashlib.sha256(data).hexdigest() != expected.get(
+        'sha256'
+    ):
+        raise MapFormatError(
+            f'{folder / name} is damaged (its hash differs from the manifest); restore the map or '
+            'build it again'
+        )
+    return data
+
+
+def _write_version(
+    folder: Path,
+    scene_map: SceneMap,
+    update_data: dict[str, NDArray[Any]] | None,
+    version: str,
+    parent: str,
+) -> MapManifest:
+    contents = {LOCALIZATION_FILE: save_tensors(_pack(scene_map))}
+    if update_data:
+        contents[UPDATE_FILE] = save_tensors(
+            {name: np.ascontiguousarray(value) for name, value in update_data.items()}
+        )
+    files = {}
+    for name, data in contents.items():
+        _write_synced(folder / name, data)
+        files[name] = {'size': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+    manifest = replace(
+        scene_map.manifest,
+        version=version,
+        parent=parent,
+        created=created,
+        files=files,
+        software=__version__,
+    )
+    text = json.dumps(manifest_document(manifest), indent=1, sort_keys=True)
+    _write_synced(folder / _MANIFEST_FILE, text.encode())
+    _sync_folder(folder)
+    return manifest
+
+
+def _pack(scene_map: SceneMap) -> dict[str, NDArray[Any]]:
+    """Turn the model into tensors: keys as int8 with a scale each, weights as float16."""
+    if scene_map.regression is not None:
+        return _half_state(scene_map.regression)
+    table, network = scene_map.landmark_table, scene_map.landmark_network
+    if table is None or network is None:
+        raise MapFormatError('a map needs a landmark table and network, or a regression network')
+    quantised, scale = quantise(table.keys)
+    upper = np.triu_indices(3)
+    return {
+        'keys': quantised,
+        'key_scales': scale,
+        'points': table.points_in_map.astype(np.float32),
+        'covariances': table.covariances[:, upper[0], upper[1]].astype(np.float32),
+        'center': table.center.astype(np.float32),
+        'extent': np.array([table.extent], np.float32),
+        **_half_state(network),
+    }
+
+
+def _unpack(manifest: MapManifest, tensors: dict[str, NDArray[Any]], folder: Path) -> SceneMap:
+    state = {
+        name.removeprefix('network.'): torch.from_numpy(value.astype(np.float32))
+        for name, value in tensors.items()
+        if name.startswith('network.')
+    }
+    if manifest.head == 'regression':
+        regression = D2SNetwork(from_dict(RegressionConfig, manifest.network))
+        regression.load_state_dict(state)
+        return SceneMap(manifest, regression=regression.eval(), path=folder)
+    if manifest.head != 'landmark':
+        raise MapFormatError(f'{folder} has a head of unknown type {manifest.head!r}')
+    covariances = np.zeros((len(tensors['points']), 3, 3), np.float32)
+    rows, columns = np.triu_indices(3)
+    covariances[:, rows, columns] = tensors['covariances']
+    covariances[:, columns, rows] = tensors['covariances']
+    table = LandmarkTable(
+        dequantise(tensors['keys'], tensors['key_scales']),
+        tensors['points'],
+        covariances,
+        tensors['center'],
+        float(tensors['extent'][0]),
+    )
+    network = LandmarkNetwork(from_dict(LandmarkConfig, manifest.network))
+    network.load_state_dict(state)
+    return SceneMap(
+        manifest, landmark_table=table, landmark_network=network.eval(), path=folder
+    )
+
+
+def _half_state(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    return {
+        f'network.{name}': value.detach().cpu().numpy().astype(np.float16)
+        if value.ndim
+        else value.detach().cpu().numpy().astype(np.float32).reshape(())
+        for name, value in network.state_dict().items()
+    }
+
+
+def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Return int8 vectors (M, D) and their scales (M,), the largest entry mapped to 127."""
+    scale = np.maximum(np.abs(vectors).max(axis=1), 1e-12) / 127.0
+    scale = scale.astype(np.float16).astype(np.float32)
+    quantised = np.clip(np.rint(vectors / scale[:, None]), -127, 127).astype(np.int8)
+    return quantised, scale.astype(np.float16)
+
+
+def dequantise(
+    quantised: NDArray[np.int8], scales: NDArray[np.float16]
+) -> NDArray[np.float32]:
+    """Return L2-normalised float32 vectors (M, D) of `quantise`'s result."""
+    vectors = quantised.astype(np.float32) * scales.astype(np.float32)[:, None]
+    return np.asarray(
+        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32
+    )
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, 'wb') as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

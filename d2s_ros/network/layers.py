@@ -1,0 +1,51 @@
+"""Attention over the keypoints of one image (paper, section III-B)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class AttentionLayer(nn.Module):
+    """Residual self-attention: d + MLP([d || m]), m the message of equations (5) to (7).
+
+    The paper writes alpha = softmax(q k); like the multi-head attention it cites, and its code, the
+    product is divided by the square root of the head's width. The last layer of the MLP starts at
+    zero where `zero_init` is set, so that a new layer changes nothing at first.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, norm: bool = False, zero_init: bool = False
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'{dim} features do not split into {num_heads} heads')
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.merge = nn.Linear(dim, dim)
+        self.mlp_in = nn.Linear(2 * dim, 2 * dim)
+        self.mlp_out = nn.Linear(2 * dim, dim)
+        self.norm: nn.Module = nn.LayerNorm(dim) if norm else nn.Identity()
+        nn.init.zeros_(self.mlp_out.bias)
+        if zero_init:
+            nn.init.zeros_(self.mlp_out.weight)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Update tokens (B, N, D); `mask` (B, N) bool is False for padding."""
+        batch, count, dim = x.shape
+        normed = self.norm(x)
+
+        def heads(linear: nn.Linear) -> Tensor:
+            split = linear(normed).view(batch, count, self.num_heads, dim // self.num_heads)
+            return split.transpose(1, 2)
+
+        attention_mask = None if mask is None else mask[:, None, None, :]
+        message = functional.scaled_dot_product_attention(
+            heads(self.query), heads(self.key), heads(self.value), attn_mask=attention_mask
+        )
+        message = self.merge(message.transpose(1, 2).reshape(batch, count, dim))
+        hidden = functional.relu(self.mlp_in(torch.cat([normed, message], dim=-1)))
+        return x + self.mlp_out(hidden)

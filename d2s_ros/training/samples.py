@@ -1,0 +1,69 @@
+"""Training samples of the landmark head: one per mapping image, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d2s_ros.mapping.landmarks import (
+    Candidates,
+    LandmarkStatistics,
+    LandmarkTable,
+    candidate_errors_px,
+    find_training_candidates,
+    network_inputs,
+)
+from d2s_ros.mapping.reconstruction import MappedImage
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkSample:
+    """Network inputs of the N keypoints of one image, and which of the C candidates are right.
+
+    Attributes:
+        descriptors: (N, D) float32.
+        evidence: (N, C, 4) float32, see `candidate_evidence`.
+        candidate_points: (N, C, 3) float32, normalised.
+        keypoints: (N, 2) float32 undistorted image-plane coordinates.
+        log_scales: (N,) float32.
+        correct: (N, C) bool: the candidate projects onto the keypoint.
+    """
+
+    descriptors: Tensor
+    evidence: Tensor
+    candidate_points: Tensor
+    keypoints: Tensor
+    log_scales: Tensor
+    correct: Tensor
+
+    def __len__(self) -> int:
+        return len(self.descriptors)
+
+
+def make_sample(
+    image: MappedImage,
+    table: LandmarkTable,
+    statistics: LandmarkStatistics,
+    *,
+    num_candidates: int,
+    correct_px: float,
+) -> tuple[LandmarkSample, Candidates]:
+    """Make the sample of a mapping image, with its own observations left out of the keys.
+
+    Args:
+        image: The image after reconstruction.
+        table: The map's landmarks.
+        statistics: Sums behind the keys.
+        num_candidates: C.
+        correct_px: A candidate is right if it projects at most this far from the keypoint.
+    """
+    candidates = find_training_candidates(
+        image.features, image.point_idx, table, statistics, num_candidates
+    )
+    errors = candidate_errors_px(
+        candidates, table, image.ideal_keypoints, image.camera, image.map_from_camera
+    )
+    inputs = network_inputs(image.features, image.camera, candidates, table)
+    return LandmarkSample(**inputs, correct=torch.from_numpy(errors <= correct_px)), candidates

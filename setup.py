@@ -1,0 +1,73 @@
+"""The one source of the package's metadata, for colcon (ament_python) and for pip."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'd2s_ros'
+ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    text = (ROOT / PACKAGE / '__init__.py').read_text(encoding='utf-8')
+    match = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f'{PACKAGE}/__init__.py has no __version__')
+    return match.group(1)
+
+
+def shared_files(*folders: str) -> list:
+    """Return data_files that lay the folders out below share/d2s_ros as they are here."""
+    by_folder: dict = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob('*')):
+            if path.is_file() and path.suffix in ('.py', '.yaml', '.rviz', '.xml'):
+                relative = path.relative_to(ROOT)
+                by_folder.setdefault(relative.parent.as_posix(), []).append(relative.as_posix())
+    return [(f'share/{PACKAGE}/{folder}', names) for folder, names in sorted(by_folder.items())]
+
+
+setup(
+    name=PACKAGE,
+    version=version(),
+    description='Camera relocalization from one image: D2S maps and ROS 2 nodes',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    author='The d2s_ros authors',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={f'{PACKAGE}.features': ['weights/*.safetensors']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+        *shared_files('launch', 'config'),
+    ],
+    python_requires='>=3.10',
+    # Lower bounds; the versions that everything is tested with are in requirements/.
+    install_requires=[
+        'numpy>=1.21.6',
+        'opencv-python-headless>=4.5.4',
+        'torch>=2.1',
+        'safetensors>=0.4',
+        'poselib>=2.0.4',
+        'pycolmap>=3.12',
+        'rosbags>=0.11',
+        'tqdm>=4.60',
+        'pyyaml>=5.4.1',
+        'matplotlib>=3.5',
+    ],
+    extras_require={
+        # `d2s simulate` and `d2s demo` take their textures from the photographs in these.
+        'simulation': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
+        # ROS 2 without a ROS installation; CPython 3.11 and 3.12 on Linux.
+        'ros': ['ros-jazzy-rclpy[fastrtps]', 'ros-jazzy-common-interfaces'],
+    },
+    zip_safe=False,
+    entry_points={
+        'console_scripts': [
+            'd2s = d2s_ros.cli.main:main',
+            'localizer = d2s_ros.ros.localizer_node:main',
+        ]
+    },
+)

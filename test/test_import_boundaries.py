@@ -1,0 +1,182 @@
+"""The layers of docs/architecture.md: who may import whom, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = 'd2s_ros'
+#: From the bottom to the top; a layer may import itself and every layer below.
+LAYERS = (
+    'errors',
+    'config',
+    'geometry',
+    'data',
+    'simulation',
+    'features',
+    'network',
+    'training',
+    'mapping',
+    'localization',
+    'evaluation',
+    'map_update',
+    'ros',
+    'cli',
+)
+#: Importable only in d2s_ros/ros (and, through it, nowhere else).
+ROS_PACKAGES = {
+    'rclpy',
+    'tf2_ros',
+    'cv_bridge',
+    'rosbag2_py',
+    'launch',
+    'launch_ros',
+    'ament_index_python',
+    'rosidl_runtime_py',
+}
+#: Layers that work without torch.
+WITHOUT_TORCH = ('errors', 'config', 'geometry', 'data', 'simulation')
+
+
+def modules(root: Path) -> list[Path]:
+    return sorted((root / PACKAGE).rglob('*.py'))
+
+
+def layer_of(module: Path, root: Path) -> str:
+    first = module.relative_to(root / PACKAGE).parts[0]
+    return first.removesuffix('.py')
+
+
+def imports(module: Path, root: Path) -> set[str]:
+    """Return the absolute names that a module imports anywhere, functions included."""
+    names = set()
+    package = ('.'.join(module.relative_to(root).with_suffix('').parts)).split('.')[:-1]
+    for node in ast.walk(ast.parse(module.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = '.'.join([*base, *([node.module] if node.module else [])])
+            # `from d2s_ros import data` imports the module d2s_ros.data.
+            names.update(f'{prefix}.{alias.name}' for alias in node.names)
+    return names
+
+
+def is_ros(name: str) -> bool:
+    top = name.partition('.')[0]
+    return top in ROS_PACKAGES or top.endswith(('_msgs', '_srvs', '_interfaces'))
+
+
+def test_every_folder_is_a_layer(repo_root):
+    found = {layer_of(module, repo_root) for module in modules(repo_root)} - {'__init__'}
+    assert found <= set(LAYERS), 'add the new folder to LAYERS and docs/architecture.md'
+
+
+def test_layers_import_downwards_only(repo_root):
+    wrong = []
+    for module in modules(repo_root):
+        layer = layer_of(module, repo_root)
+        if layer == '__init__':
+            continue
+        for name in imports(module, repo_root):
+            parts = name.split('.')
+            if parts[0] != PACKAGE or len(parts) < 2 or parts[1] not in LAYERS:
+                continue
+            if LAYERS.index(parts[1]) > LAYERS.index(layer):
+                wrong.append(f'{module.relative_to(repo_root)} imports {name}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_only_ros_imports_ros(repo_root):
+    wrong = [
+        f'{module.relative_to(repo_root)} imports {name}'
+        for module in modules(repo_root)
+        if layer_of(module, repo_root) != 'ros'
+        for name in imports(module, repo_root)
+        if is_ros(name)
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_lower_layers_do_not_import_torch(repo_root):
+    wrong = [
+        f'{module.relative_to(repo_root)} imports {name}'
+        for module in modules(repo_root)
+        if layer_of(module, repo_root) in WITHOUT_TORCH
+        for name in imports(module, repo_root)
+        if name.partition('.')[0] in ('torch', 'torchvision', 'kornia')
+    ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def loaded_by(statement: str, root: Path) -> set[str]:
+    """Return the top-level names in sys.modules after a statement in a fresh interpreter."""
+    code = f'{statement}; import sys; print("\\n".join(sys.modules))'
+    environment = {**os.environ, 'PYTHONPATH': str(root)}
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {line.partition('.')[0] for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(
+    'statement',
+    [
+        'import d2s_ros',
+        'import d2s_ros.errors, d2s_ros.config',
+        'import d2s_ros.geometry.cameras, d2s_ros.geometry.transforms',
+        'import d2s_ros.data.sources, d2s_ros.data.datasets',
+    ],
+)
+def test_importing_the_core_loads_neither_torch_nor_ros(repo_root, statement):
+    loaded = loaded_by(statement, repo_root)
+    assert 'd2s_ros' in loaded
+    assert not loaded & {'torch', 'rclpy', 'pycolmap', 'rosbags'}
+
+
+def test_every_module_is_importable_without_side_effects_on_logging(repo_root):
+    """No handler is installed by importing: that is for entry points."""
+    core = [
+        '.'.join(module.relative_to(repo_root).with_suffix('').parts).removesuffix('.__init__')
+        for module in modules(repo_root)
+        if layer_of(module, repo_root) in WITHOUT_TORCH
+    ]
+    statement = (
+        'import logging, importlib\n'
+        f'for name in {core!r}: importlib.import_module(name)\n'
+        'assert not logging.getLogger().handlers\n'
+        'assert not logging.getLogger("d2s_ros").handlers\n'
+        'pass'
+    )
+    loaded_by(statement, repo_root)
+
+
+def test_the_walk_sees_what_it_must_see(tmp_path):
+    """A violation of each kind is found, wherever the import stands."""
+    module = tmp_path / PACKAGE / 'data' / 'bad.py'
+    module.parent.mkdir(parents=True)
+    module.write_text(
+        'import rclpy.node\n'
+        'from sensor_msgs.msg import Image\n'
+        'from ..ros import node\n'
+        'from d2s_ros import cli\n'
+        'def late():\n'
+        '    import torch.nn as nn\n'
+    )
+    found = imports(module, tmp_path)
+    assert found == {
+        'rclpy.node',
+        'sensor_msgs.msg.Image',
+        'd2s_ros.ros.node',
+        'd2s_ros.cli',
+        'torch.nn',
+    }
+    assert is_ros('rclpy.node')
+    assert is_ros('sensor_msgs.msg.Image')
+    assert not is_ros('rosbags.rosbag2')
