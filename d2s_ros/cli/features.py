@@ -7,12 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from d2s_ros.cli.options import add_device
+
 #: Photographs of the picture, from scikit-image.
 _PICTURE_PHOTOGRAPHS = ('astronaut', 'coffee', 'stereo_motorcycle', 'rocket')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    parser.add_argument(
+        'action',
+        choices=('evaluate',),
+        help='evaluate: RootSIFT, ORB and SuperPoint side by side, as a table and a picture',
+    )
     parser.add_argument(
         '--photographs',
         type=Path,
@@ -40,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--pairs', type=int, default=24, help='per posed set (default: 24)')
     parser.add_argument('--out', type=Path, metavar='DIR', help='write JSON, markdown and picture')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--device', default='cpu', help='cpu or cuda, for SuperPoint')
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,10 +105,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extractors(args: argparse.Namespace) -> dict[str, Any]:
+    from d2s_ros.device import resolve_device
     from d2s_ros.features.evaluation import Orb
     from d2s_ros.features.extractor import FeatureConfig, create_extractor
     from d2s_ros.features.superpoint import SuperPoint, default_weights_path
 
+    device = resolve_device(args.device)
     limits = {'max_keypoints': max(64, 2 * args.keypoints)}
     extractors: dict[str, Any] = {
         'RootSIFT': create_extractor(FeatureConfig(name='rootsift', **limits)),
@@ -109,10 +118,10 @@ def _extractors(args: argparse.Namespace) -> dict[str, Any]:
     }
     config = FeatureConfig(name='superpoint', **limits)
     if default_weights_path() is not None:
-        extractors['SuperPoint (ours)'] = create_extractor(config, device=args.device)
+        extractors['SuperPoint (ours)'] = create_extractor(config, device=device)
     for path in args.weights:
         extractors[f'SuperPoint ({path.stem})'] = SuperPoint.from_pretrained(
-            path, config=config, device=args.device
+            path, config=config, device=device
         )
     return extractors
 

@@ -246,7 +246,7 @@ def make_pair(
     height, width = photograph.shape
     homographies = sample_homographies(rng, width, height, size, config)
     mapped = [transform_points(h, labels.keypoints) for h in homographies]
-    inside = [((p >= 4) & (p <= size - 5)).all(axis=1) for p in mapped]
+    inside = [np.asarray(((p >= 4) & (p <= size - 5)).all(axis=1)) for p in mapped]
     either = np.flatnonzero(inside[0] | inside[1])
     both = np.flatnonzero(inside[0] & inside[1])
     # Strong keypoints are what will be matched, weak ones still say what a place looks like.
