@@ -442,7 +442,7 @@ def _write_version(
 
 def _serialize(tensors: dict[str, NDArray[Any]]) -> bytes:
     # safetensors writes an array's memory as it lies: other layouts would come back scrambled.
-    return save_tensors({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+    return save_tensors({name: np.asarray(value, order='C') for name, value in tensors.items()})
 
 
 def _pack(scene_map: SceneMap) -> dict[str, NDArray[Any]]:
