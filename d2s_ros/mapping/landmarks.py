@@ -152,7 +152,7 @@ def find_candidates(
         keys: (M, D) float tensor, L2-normalised.
         num_candidates: C; fewer landmarks than that are padded with the last one.
     """
-    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)) @ keys.T
+    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)).to(keys.device) @ keys.T
     return _candidates_of(similarity, num_candidates)
 
 
@@ -190,7 +190,7 @@ def _candidates_of(similarity: torch.Tensor, num_candidates: int) -> Candidates:
         values = torch.nn.functional.pad(values, (0, missing), value=-1.0)
         columns = torch.cat([columns, columns[:, -1:].expand(-1, missing)], dim=1)
     best = similarity.amax(dim=0) if len(similarity) else similarity.new_zeros(similarity.shape[1])
-    return Candidates(columns.numpy(), values.numpy(), best[columns].numpy())
+    return Candidates(columns.cpu().numpy(), values.cpu().numpy(), best[columns].cpu().numpy())
 
 
 def network_inputs(
@@ -229,9 +229,7 @@ def candidate_errors_px(
     return np.nan_to_num(error, nan=np.inf).astype(np.float32)
 
 
-def _projection_jacobian(
-    in_camera: NDArray[np.float64], camera: Camera
-) -> NDArray[np.float64]:
+def _projection_jacobian(in_camera: NDArray[np.float64], camera: Camera) -> NDArray[np.float64]:
     """Return d pixel / d point in camera, (N, 2, 3), of the ideal camera."""
     depth = np.maximum(in_camera[:, 2], 1e-6)
     jacobian = np.zeros((len(in_camera), 2, 3))
