@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import cv2
@@ -154,9 +155,7 @@ def test_another_aspect_is_refused(localizer, seen):
 def test_a_distorted_camera_gives_the_same_pose(small_map, localizer):
     index = 3
     config = SimulationConfig(seed=3, frames=24, width=480, height=360, distortion='plumb_bob')
-    for number, frame in enumerate(frames(config)):
-        if number == index:
-            break
+    frame = next(itertools.islice(frames(config), index, None))
     assert frame.camera.model == 'plumb_bob'
     result = localizer.localize(frame.image, frame.camera)
     assert result.localized

@@ -1,4 +1,4 @@
-"""The pose solver against synthetic truth: accuracy, honesty of the covariance, degenerate input."""
+"""The pose solver against synthetic truth: accuracy, honest covariances, degenerate input."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_covariance_axes_are_those_of_the_map(rng):
 
 def test_covariance_against_finite_differences(rng):
     """J^T J by numbers, in the coordinates that the covariance is said to have."""
-    pose, points, pixels = scene(rng, 50)
+    pose, points, _ = scene(rng, 50)
 
     def residual(change):
         moved = RigidTransform(
@@ -188,7 +188,7 @@ def test_noisy_keypoints_weigh_less(rng):
 
 
 def test_deterministic(rng):
-    pose, points, pixels = scene(rng, 120)
+    _, points, pixels = scene(rng, 120)
     pixels = pixels + rng.normal(0, 1, pixels.shape)
     pixels[:60] = rng.uniform([0, 0], [639, 479], (60, 2))
     first = solve_pose(pixels, points, CAMERA, sigmas_px=np.ones(120))
@@ -239,7 +239,7 @@ def test_collinear_points_are_refused(rng):
 
 
 def test_one_point_many_times_is_refused(rng):
-    pose, points, pixels = scene(rng, 1)
+    _, points, pixels = scene(rng, 1)
     found = solve_pose(
         np.repeat(pixels, 60, axis=0), np.repeat(points, 60, axis=0), CAMERA, sigmas_px=np.ones(60)
     )
@@ -302,7 +302,7 @@ def test_spread(rng):
 
 
 def test_scale_of_the_map_does_not_matter(rng):
-    pose, points, pixels = scene(rng, 80)
+    _, points, pixels = scene(rng, 80)
     pixels = pixels + 0.5 * rng.normal(size=pixels.shape)
     one = solve_pose(pixels, points, CAMERA, sigmas_px=np.full(80, 0.5))
     for scale in (1e-3, 1e3):

@@ -1,4 +1,4 @@
-"""Map folders: what is written comes back, what is damaged is refused, nothing is left half done."""
+"""Map folders: what is written comes back, damage is refused, nothing is left half done."""
 
 from __future__ import annotations
 
@@ -292,14 +292,14 @@ def test_rollback_to_a_damaged_parent_changes_nothing(store):
 
 
 def test_strip(store):
-    store.strip('0001')
+    store.strip(version='0001')
     assert not (store.root / 'versions' / '0001' / UPDATE_FILE).exists()
     assert SceneMap.open(store.root).load_update_data()
     store.strip()
     assert verify(store.root) == []
     assert SceneMap.open(store.root).landmark_table is not None
     with pytest.raises(MapFormatError, match='no version 0009'):
-        store.strip('0009')
+        store.strip(version='0009')
     with pytest.raises(MapFormatError):
         MapStore(store.root / 'nowhere').strip()
     assert not (store.root / 'nowhere').exists()
