@@ -41,6 +41,7 @@ from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap, LocalizerFactory, MapLoader
 from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
 from d2s_ros.ros.worker import LatestSlot, Worker
+from d2s_ros.threads import wait_passively
 
 _LATCHED = QoSProfile(
     depth=1,
@@ -724,6 +725,7 @@ def main(
     args: list[str] | None = None, *, localizer_factory: LocalizerFactory = map_loader.load_map
 ) -> int:
     """Run the node until it is told to stop; return the exit status."""
+    wait_passively()
     logging.basicConfig(level=logging.WARNING)
     rclpy.init(args=args)
     _end_in_time(rclpy.get_default_context(), 0)
