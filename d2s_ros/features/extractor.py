@@ -81,7 +81,7 @@ def create_extractor(
     Args:
         config: Feature type and limits.
         device: 'cpu' or 'cuda' (see `d2s_ros.features.superpoint`); RootSIFT runs on the CPU.
-        weights: Path of a weight file for network features.
+        weights: Path of a weight file for network features; without, the packaged one.
 
     Raises:
         WeightsError: SuperPoint without weights, or weights of another architecture.
@@ -91,11 +91,12 @@ def create_extractor(
 
         return RootSift(config)
     if config.name == 'superpoint':
-        from d2s_ros.features.superpoint import SuperPoint
+        from d2s_ros.features.superpoint import SuperPoint, default_weights_path
 
-        if weights is None:
+        path = default_weights_path() if weights is None else weights
+        if path is None:
             raise WeightsError(
                 'superpoint needs a weight file; give --weights PATH, or use --features rootsift'
             )
-        return SuperPoint.from_pretrained(weights, config=config, device=device)
+        return SuperPoint.from_pretrained(path, config=config, device=device)
     raise ConfigError(f'unknown features {config.name!r}')

@@ -191,7 +191,7 @@ def _whitening(
         covariance = covariance + by_point @ point_covariances @ by_point.transpose(0, 2, 1)
     # Closed form of the inverse of a 2x2 Cholesky factor.
     a, b, c = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
-    l11 = np.sqrt(a)
+    l11 = np.sqrt(np.maximum(a, 1e-12))
     l21 = b / l11
     l22 = np.sqrt(np.maximum(c - l21**2, 1e-12))
     whitening = np.zeros_like(covariance)

@@ -54,6 +54,9 @@ class BuildConfig:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     training: LandmarkTrainingConfig = field(default_factory=LandmarkTrainingConfig)
     max_images: int = option(400, 'Longer logs are thinned evenly to this many.', minimum=2)
+    steps_per_image: int = option(
+        10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
+    )
     max_landmarks: int = option(8192, 'Landmarks kept in the map.', minimum=64)
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
@@ -237,10 +240,11 @@ def train_map(
             held_out.append(index)
         else:
             samples.append(sample)
+    steps = min(config.training.steps, 100 + config.steps_per_image * len(samples))
     network, figures = train_landmark_network(
         samples,
         network_config,
-        config.training,
+        replace(config.training, steps=steps),
         device=device,
         checkpoint=checkpoint,
         progress=progress,

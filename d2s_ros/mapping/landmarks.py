@@ -121,7 +121,8 @@ def build_landmarks(
             jacobian.transpose(0, 2, 1) @ jacobian / np.square(sigma)[:, None, None],
         )
     trace = np.trace(information, axis1=1, axis2=2)[:, None, None]
-    covariances = np.linalg.inv(information + 1e-9 * trace * np.eye(3) + 1e-12 * np.eye(3))
+    # Float32 must keep the covariances positive definite: their condition is limited.
+    covariances = np.linalg.inv(information + 1e-5 * trace * np.eye(3) + 1e-12 * np.eye(3))
     spread = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
     order = np.lexsort((spread, -reconstruction.track_lengths))[:max_landmarks]
     # Neighbours in space stay neighbours in memory whatever the order of tracks was.

@@ -418,13 +418,9 @@ def _write_version(
     version: str,
     parent: str,
 ) -> MapManifest:
-    # safetensors writes the memory of an array as it lies, so it must be in C order.
-    tensors = {name: np.asarray(value, order='C') for name, value in _pack(scene_map).items()}
-    contents = {LOCALIZATION_FILE: save_tensors(tensors)}
+    contents = {LOCALIZATION_FILE: _serialize(_pack(scene_map))}
     if update_data:
-        contents[UPDATE_FILE] = save_tensors(
-            {name: np.ascontiguousarray(value) for name, value in update_data.items()}
-        )
+        contents[UPDATE_FILE] = _serialize(update_data)
     files = {}
     for name, data in contents.items():
         _write_synced(folder / name, data)
@@ -442,6 +438,11 @@ def _write_version(
     _write_synced(folder / _MANIFEST_FILE, text.encode())
     _sync_folder(folder)
     return manifest
+
+
+def _serialize(tensors: dict[str, NDArray[Any]]) -> bytes:
+    # safetensors writes an array's memory as it lies: other layouts would come back scrambled.
+    return save_tensors({name: np.asarray(value, order='C') for name, value in tensors.items()})
 
 
 def _pack(scene_map: SceneMap) -> dict[str, NDArray[Any]]:

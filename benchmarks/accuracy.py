@@ -1,0 +1,136 @@
+"""Our map against matching the whole mapping database, on real images, in one run.
+
+    python benchmarks/accuracy.py DATA [--scenes fox castle-P30 ...] [--json OUT.json]
+
+DATA is a folder of scenes, each with images/, a COLMAP text model and split files that name the
+mapping and the query images. Both methods use the same features, the same pycolmap points and the
+same queries; the ratio of their median errors is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from d2s_ros.data.colmap_model import ColmapSource
+from d2s_ros.evaluation.baseline import MatchingBaseline
+from d2s_ros.evaluation.metrics import metrics_from_errors
+from d2s_ros.features.extractor import FeatureConfig, create_extractor
+from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.map_building.pipeline import budget, build_map
+
+SCENES = (
+    ('fountain-P11', 'split.json'),
+    ('lund_door', 'split.json'),
+    ('castle-P30', 'split.json'),
+    ('fox', 'split.json'),
+    ('redkitchen', 'split.json'),
+    ('redkitchen', 'split_block.json'),
+)
+
+
+def compare(folder: Path, split: str, args: argparse.Namespace) -> dict:
+    """Build a map of the scene's mapping images and localize its queries with both methods."""
+    names = json.loads((folder / split).read_text())
+    features = FeatureConfig()
+    if args.features:
+        features = replace(features, name=args.features)
+    config = budget(args.budget, features=features)
+    with tempfile.TemporaryDirectory() as temporary:
+        started = time.monotonic()
+        result = build_map(
+            ColmapSource(folder, names['map']),
+            Path(temporary) / 'map',
+            config,
+            weights=args.weights,
+            progress=args.progress,
+        )
+        build_seconds = time.monotonic() - started
+        size_mb = result.scene_map.localization_size_bytes() / 1e6
+        localizer = Localizer.from_map(Path(temporary) / 'map', weights=args.weights)
+    baseline = MatchingBaseline(result.reconstruction)
+    extractor = create_extractor(features, weights=args.weights)
+    outcomes: dict[str, list] = {'ours': [], 'baseline': []}
+    count = 0
+    for frame in ColmapSource(folder, names['query']):
+        count += 1
+        found = extractor.extract(frame.image)
+        for name, method in (('ours', localizer), ('baseline', baseline)):
+            outcome = method.localize_features(found, frame.camera)
+            error = None
+            if outcome.map_from_camera is not None:
+                error = pose_error(outcome.map_from_camera, frame.map_from_camera)
+            outcomes[name].append((outcome, error, frame.map_from_camera))
+    row: dict = {
+        'scene': folder.name + ('' if split == 'split.json' else ' (block)'),
+        'mapping_images': len(names['map']),
+        'build_seconds': round(build_seconds, 1),
+        'map_mb': round(size_mb, 2),
+        'database_mb': round(baseline.size_bytes() / 1e6, 1),
+    }
+    for name, entries in outcomes.items():
+        errors = [error for _, error, _ in entries if error is not None]
+        metrics = metrics_from_errors(errors, count)
+        shares = [o.num_inliers / max(1, o.num_used) for o, _, _ in entries if o.localized]
+        row[name] = {
+            'localized': f'{metrics.num_localized}/{count}',
+            'median': metrics.median_m,
+            'median_deg': metrics.median_deg,
+            'max': metrics.max_m,
+            'inlier_share': float(np.median(shares)) if shares else None,
+            'inliers': float(np.median([o.num_inliers for o, _, _ in entries])),
+            'search_and_pose_ms': float(
+                np.median([o.latency_ms.get('total', np.nan) for o, _, _ in entries])
+            ),
+        }
+    row['ratio'] = row['ours']['median'] / row['baseline']['median']
+    return row
+
+
+def main() -> int:
+    """Print a markdown table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('data', type=Path)
+    parser.add_argument('--scenes', nargs='*')
+    parser.add_argument('--features', choices=('rootsift', 'superpoint'))
+    parser.add_argument('--weights')
+    parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
+    parser.add_argument('--json', type=Path)
+    parser.add_argument('--progress', action='store_true')
+    args = parser.parse_args()
+    print(
+        '| scene | images | build [s] | map [MB] | database [MB] | localized | median ours | '
+        'median baseline | ratio | deg ours | deg baseline | inlier share ours | baseline |'
+    )
+    print('|---|---|---|---|---|---|---|---|---|---|---|---|---|')
+    rows = []
+    for scene, split in SCENES:
+        folder = args.data / scene
+        if (args.scenes and scene not in args.scenes) or not (folder / split).is_file():
+            continue
+        row = compare(folder, split, args)
+        rows.append(row)
+        ours, base = row['ours'], row['baseline']
+        print(
+            f'| {row["scene"]} | {row["mapping_images"]} | {row["build_seconds"]:.0f} | '
+            f'{row["map_mb"]:.2f} | {row["database_mb"]:.1f} | {ours["localized"]} | '
+            f'{ours["median"]:.5f} | {base["median"]:.5f} | **{row["ratio"]:.2f}** | '
+            f'{ours["median_deg"]:.4f} | {base["median_deg"]:.4f} | '
+            f'{ours["inlier_share"] or 0:.2f} | {base["inlier_share"] or 0:.2f} |',
+            flush=True,
+        )
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    return 0 if rows else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

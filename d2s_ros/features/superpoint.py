@@ -1,0 +1,436 @@
+"""SuperPoint: one network that finds keypoints and describes them.
+
+The architecture is exactly the published one (DeTone et al. 2018), so that published weight files
+and ours are interchangeable. `SuperPoint.from_pretrained` reads three layouts: ours and
+`superpoint_v1.pth` (conv1a ... convDb), and `superpoint_v6_from_tf.pth` (batch norm after ReLU).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from d2s_ros.errors import DeviceError, UnsupportedImageError, WeightsError
+from d2s_ros.features.extractor import FeatureConfig, to_grey
+from d2s_ros.features.types import LocalFeatures
+
+_logger = logging.getLogger(__name__)
+
+#: Side of a cell in px: the descriptor map has one descriptor per cell.
+CELL = 8
+
+#: Name, input and output channels, kernel size of each layer, named as in `superpoint_v1.pth`.
+LAYERS: tuple[tuple[str, int, int, int], ...] = (
+    ('conv1a', 1, 64, 3),
+    ('conv1b', 64, 64, 3),
+    ('conv2a', 64, 64, 3),
+    ('conv2b', 64, 64, 3),
+    ('conv3a', 64, 128, 3),
+    ('conv3b', 128, 128, 3),
+    ('conv4a', 128, 128, 3),
+    ('conv4b', 128, 128, 3),
+    ('convPa', 128, 256, 3),
+    ('convPb', 256, 65, 1),
+    ('convDa', 128, 256, 3),
+    ('convDb', 256, 256, 1),
+)
+#: The layers that end a head: no ReLU.
+LINEAR_LAYERS = ('convPb', 'convDb')
+
+#: Git blob ids of published files: name and licence.
+PUBLISHED_FILES = {
+    '107a444ca318d487390137d619d49f2f0a3b1ad8': (
+        'superpoint_v1.pth (Magic Leap)',
+        'Magic Leap licence: academic or non-profit use only, not commercial',
+    ),
+    'f645e8db1b10a7be84d4e50d67a3c64dd240a49a': (
+        'superpoint_v6_from_tf.pth (rpautrat/SuperPoint)',
+        'MIT licence',
+    ),
+}
+
+#: Where `superpoint_v6_from_tf.pth` keeps each layer.
+_V6_MODULES = {
+    'conv1a': 'backbone.0.0',
+    'conv1b': 'backbone.0.1',
+    'conv2a': 'backbone.1.0',
+    'conv2b': 'backbone.1.1',
+    'conv3a': 'backbone.2.0',
+    'conv3b': 'backbone.2.1',
+    'conv4a': 'backbone.3.0',
+    'conv4b': 'backbone.3.1',
+    'convPa': 'detector.0',
+    'convPb': 'detector.1',
+    'convDa': 'descriptor.0',
+    'convDb': 'descriptor.1',
+}
+_V6_NORM_EPSILON = 1e-3
+
+
+class SuperPointNet(nn.Module):
+    """The network: (B, 1, H, W) grey in [0, 1] to detector logits and raw descriptors.
+
+    Args:
+        affine: Whether a per-channel scale and shift follows each activation. Published weights
+            with batch norm after the ReLU need it: that does not fold into a convolution with
+            zero padding.
+    """
+
+    def __init__(self, *, affine: bool = False) -> None:
+        super().__init__()
+        self.affine = affine
+        for name, inputs, outputs, kernel in LAYERS:
+            setattr(self, name, nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+            if affine:
+                self.register_buffer(f'{name}_scale', torch.ones(outputs))
+                self.register_buffer(f'{name}_shift', torch.zeros(outputs))
+
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        x = getattr(self, name)(x)
+        if name not in LINEAR_LAYERS:
+            x = functional.relu(x)
+        if self.affine:
+            scale, shift = getattr(self, f'{name}_scale'), getattr(self, f'{name}_shift')
+            x = x * scale[:, None, None] + shift[:, None, None]
+        return x
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, 65, H/8, W/8) and descriptors (B, 256, H/8, W/8), not normalised.
+
+        Args:
+            image: (B, 1, H, W) grey in [0, 1], H and W multiples of 8.
+        """
+        x = image
+        for stage in ('1', '2', '3', '4'):
+            x = self._layer(f'conv{stage}b', self._layer(f'conv{stage}a', x))
+            if stage != '4':
+                x = functional.max_pool2d(x, 2)
+        logits = self._layer('convPb', self._layer('convPa', x))
+        descriptors = self._layer('convDb', self._layer('convDa', x))
+        return logits, descriptors
+
+
+def score_map(logits: Tensor) -> Tensor:
+    """Turn logits (B, 65, h, w) into keypoint probabilities (B, 8h, 8w)."""
+    probabilities = torch.softmax(logits.float(), dim=1)[:, :-1]
+    return functional.pixel_shuffle(probabilities, CELL)[:, 0]
+
+
+def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
+    """Set all but local maxima of (B, H, W) scores to zero.
+
+    A maximum suppresses the square of side 2 * radius + 1 around it. As published, two more rounds
+    look for maxima among what no kept maximum suppresses.
+    """
+    if radius <= 0:
+        return scores
+
+    def windowed_max(x: Tensor) -> Tensor:
+        return functional.max_pool2d(x[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0]
+
+    kept = scores == windowed_max(scores)
+    for _ in range(2):
+        suppressed = windowed_max(kept.float()) > 0
+        rest = scores.masked_fill(suppressed, 0.0)
+        kept = kept | ((rest == windowed_max(rest)) & ~suppressed)
+    return torch.where(kept, scores, torch.zeros_like(scores))
+
+
+def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
+    """Read unit descriptors (B, K, C) from a raw map (B, C, h, w) at keypoints (B, K, 2) px.
+
+    Convention: a cell's descriptor belongs to the centre of its 8x8 pixels, px (3.5, 3.5) of the
+    cell; beyond the outermost centres the map is continued constantly. The map is normalised per
+    cell, read bilinearly and normalised again.
+    """
+    height, width = raw.shape[-2:]
+    size = keypoints.new_tensor([width * CELL, height * CELL])
+    grid = (keypoints + 0.5) / size * 2.0 - 1.0
+    normalised = functional.normalize(raw, dim=1)
+    sampled = functional.grid_sample(
+        normalised, grid[:, :, None], mode='bilinear', padding_mode='border', align_corners=False
+    )
+    return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)
+
+
+def refine_keypoints(scores: Tensor, keypoints: Tensor) -> Tensor:
+    """Move (K, 2) integer keypoints to the centroid of the 3x3 scores around them, sub-pixel px.
+
+    Args:
+        scores: (H, W) before suppression.
+        keypoints: (K, 2) int64 x, y, at least one pixel from the border.
+    """
+    steps = torch.arange(-1, 2, device=scores.device)
+    dy, dx = torch.meshgrid(steps, steps, indexing='ij')
+    x = keypoints[:, 0, None] + dx.reshape(-1)
+    y = keypoints[:, 1, None] + dy.reshape(-1)
+    window = scores[y, x]
+    window = window / window.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    offset = torch.stack(
+        [(window * dx.reshape(-1)).sum(dim=1), (window * dy.reshape(-1)).sum(dim=1)], dim=1
+    )
+    return keypoints.to(scores.dtype) + offset
+
+
+class SuperPoint:
+    """SuperPoint behind the `FeatureExtractor` contract.
+
+    Deterministic: on the same device the same image gives the same features.
+
+    Args:
+        network: The network with its weights; taken over, moved to `device` and frozen.
+        config: Number of keypoints and image size.
+        weights_hash: sha256 of the weights.
+        device: 'cpu', 'cuda' or 'cuda:N'.
+        nms_radius: Keypoints are further apart than this, px of the resized image.
+        threshold: Least probability of a keypoint.
+        border: No keypoint closer to the image border, px of the resized image, at least 1.
+        subpixel: Whether keypoints are refined below the pixel.
+    """
+
+    dim = 256
+
+    def __init__(
+        self,
+        network: SuperPointNet,
+        config: FeatureConfig | None = None,
+        *,
+        weights_hash: str,
+        device: str = 'cpu',
+        nms_radius: int = 4,
+        threshold: float = 0.0005,
+        border: int = 4,
+        subpixel: bool = True,
+    ) -> None:
+        self.config = FeatureConfig(name='superpoint') if config is None else config
+        self.weights_hash = weights_hash
+        self.device = checked_device(device)
+        self.nms_radius, self.threshold = nms_radius, threshold
+        self.border, self.subpixel = max(1, border), subpixel
+        self.network = network.eval().requires_grad_(False)
+        # Channels-last convolutions are faster on CPUs and GPUs alike.
+        self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        config: FeatureConfig | None = None,
+        device: str = 'cpu',
+        **options: Any,
+    ) -> SuperPoint:
+        """Load weights from a .safetensors file or a .pth file; None takes the packaged ones.
+
+        Raises:
+            WeightsError: if the file is missing, unreadable or of another architecture.
+            DeviceError: if there is no such device.
+        """
+        if path is None:
+            path = default_weights_path()
+            if path is None:
+                raise WeightsError('the package has no superpoint weights; give a weight file')
+        network, digest = load_network(Path(path))
+        return cls(network, config, weights_hash=digest, device=device, **options)
+
+    def extract(
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None
+    ) -> LocalFeatures:
+        """Detect and describe keypoints; see `FeatureExtractor.extract`."""
+        grey = to_grey(image)
+        height, width = grey.shape
+        if mask is not None and mask.shape[:2] != grey.shape:
+            raise UnsupportedImageError(
+                f'the mask is {mask.shape[1]}x{mask.shape[0]}, the image {width}x{height}'
+            )
+        resized = resize_to_fit(grey, self.config.max_size)
+        factor = np.array([width / resized.shape[1], height / resized.shape[0]])
+        allowed = None
+        if mask is not None:
+            allowed = np.asarray(
+                cv2.resize(
+                    (mask.reshape(height, width, -1)[:, :, 0] > 0).astype(np.uint8),
+                    (resized.shape[1], resized.shape[0]),
+                    interpolation=cv2.INTER_NEAREST,
+                ),
+                np.uint8,
+            )
+        keypoints, scores, descriptors = self._run(resized, allowed)
+        keypoints = (keypoints + 0.5) * factor - 0.5
+        if mask is not None:
+            # Resizing and refinement may move a keypoint by a fraction of a pixel into the mask.
+            pixel = np.rint(keypoints).astype(np.int64)
+            pixel = np.clip(pixel, 0, [width - 1, height - 1])
+            keep = mask.reshape(height, width, -1)[pixel[:, 1], pixel[:, 0], 0] > 0
+            keypoints, scores, descriptors = keypoints[keep], scores[keep], descriptors[keep]
+        return LocalFeatures(
+            keypoints=keypoints.astype(np.float32),
+            keypoint_scores=scores,
+            descriptors=descriptors,
+            image_size=(width, height),
+            scales=np.ones(len(keypoints), dtype=np.float32),
+        )
+
+    def _run(
+        self, grey: NDArray[np.uint8], allowed: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+        """Return keypoints (K, 2) in px of `grey`, scores (K,) and descriptors (K, 256)."""
+        height, width = grey.shape
+        # Padding on the right and below leaves the coordinates as they are.
+        padded = np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
+        tensor = torch.from_numpy(padded).to(self.device)[None, None].float() / 255.0
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            ),
+        ):
+            logits, raw = self.network(tensor.contiguous(memory_format=torch.channels_last))
+            scores = score_map(logits)[:, :height, :width].contiguous()
+            peaks = suppress_non_maxima(scores, self.nms_radius)[0]
+            inside = torch.zeros_like(peaks, dtype=torch.bool)
+            edge = self.border
+            inside[edge : height - edge, edge : width - edge] = True
+            if allowed is not None:
+                inside &= torch.from_numpy(allowed).to(self.device) > 0
+            rows, columns = torch.nonzero((peaks > self.threshold) & inside, as_tuple=True)
+            strength, order = torch.sort(peaks[rows, columns], descending=True, stable=True)
+            order, strength = (
+                order[: self.config.max_keypoints],
+                strength[: self.config.max_keypoints],
+            )
+            pixels = torch.stack([columns[order], rows[order]], dim=1)
+            keypoints = refine_keypoints(scores[0], pixels) if self.subpixel else pixels.float()
+            descriptors = sample_descriptors(raw.float(), keypoints[None])[0]
+            return (
+                keypoints.double().cpu().numpy(),
+                strength.float().cpu().numpy(),
+                descriptors.cpu().numpy(),
+            )
+
+
+def resize_to_fit(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
+    """Shrink an image so that its longest side is at most `max_size`; 0 keeps it."""
+    height, width = grey.shape
+    longest = max(height, width)
+    if max_size <= 0 or longest <= max_size:
+        return grey
+    size = (
+        max(1, round(width * max_size / longest)),
+        max(1, round(height * max_size / longest)),
+    )
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def default_weights_path() -> Path | None:
+    """Return the weight file that comes with the package, None if it was not installed."""
+    path = Path(str(resources.files('d2s_ros.features'))) / 'weights' / 'superpoint.safetensors'
+    return path if path.is_file() else None
+
+
+def load_network(path: Path) -> tuple[SuperPointNet, str]:
+    """Read a weight file of any known layout; return the network and the file's sha256.
+
+    Raises:
+        WeightsError: if the file is missing, unreadable or of another architecture.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f'cannot read the weight file {path}: {error.strerror}') from error
+    _log_published(content)
+    state = _read_state(path)
+    if any(name.startswith('backbone.') for name in state):
+        affine, state = True, _from_v6_layout(state, path)
+    else:
+        affine = False
+    network = SuperPointNet(affine=affine)
+    expected = network.state_dict()
+    missing = sorted(set(expected) - set(state))
+    unknown = sorted(set(state) - set(expected))
+    if missing or unknown:
+        found = f'lacks {missing[0]}' if missing else f'has an unknown {unknown[0]}'
+        raise WeightsError(f'{path} is not a SuperPoint weight file: it {found}')
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            raise WeightsError(
+                f'{path} is not a SuperPoint weight file: {name} is '
+                f'{tuple(state[name].shape)}, expected {tuple(value.shape)}'
+            )
+        if not bool(torch.isfinite(state[name]).all()):
+            raise WeightsError(f'{path} is damaged: {name} has values that are not finite')
+    network.load_state_dict(state)
+    return network, hashlib.sha256(content).hexdigest()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    state: Any
+    if path.suffix == '.safetensors':
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise WeightsError(f'{path} is not a readable safetensors file: {error}') from error
+    else:
+        try:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            reason = str(error).strip().split('\n')[0]
+            raise WeightsError(f'{path} is not a readable weight file: {reason}') from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f'{path} is not a SuperPoint weight file: it is no table of tensors')
+    return {
+        name: value.float() if value.is_floating_point() else value for name, value in state.items()
+    }
+
+
+def _from_v6_layout(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    try:
+        for name, module in _V6_MODULES.items():
+            result[f'{name}.weight'] = state[f'{module}.conv.weight']
+            result[f'{name}.bias'] = state[f'{module}.conv.bias']
+            variance = state[f'{module}.bn.running_var']
+            scale = state[f'{module}.bn.weight'] / (variance + _V6_NORM_EPSILON).sqrt()
+            shift = state[f'{module}.bn.bias'] - state[f'{module}.bn.running_mean'] * scale
+            result[f'{name}_scale'], result[f'{name}_shift'] = scale, shift
+    except KeyError as error:
+        raise WeightsError(
+            f'{path} is not a SuperPoint weight file: it lacks {error.args[0]}'
+        ) from error
+    return result
+
+
+def _log_published(content: bytes) -> None:
+    blob = hashlib.sha1(b'blob %d\0' % len(content) + content, usedforsecurity=False).hexdigest()
+    if blob in PUBLISHED_FILES:
+        name, licence = PUBLISHED_FILES[blob]
+        _logger.info('weights are %s; %s', name, licence)
+
+
+def checked_device(device: str) -> torch.device:
+    """Return the torch device of a name.
+
+    Raises:
+        DeviceError: if there is no such device.
+    """
+    try:
+        result = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f'there is no device {device!r}; use cpu or cuda') from error
+    if result.type == 'cuda' and not torch.cuda.is_available():
+        raise DeviceError('cuda was asked for, but PyTorch finds no GPU; use --device cpu')
+    return result

@@ -1,0 +1,1 @@
+"""Training of SuperPoint weights: `python -m d2s_ros.features.training --help`."""

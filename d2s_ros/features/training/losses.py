@@ -1,0 +1,167 @@
+"""Losses of SuperPoint training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from d2s_ros.features.superpoint import sample_descriptors
+
+#: Keypoints closer than this in the photograph (px) are not held to be different.
+SAME_PLACE = 5.0
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of `total_loss`."""
+
+    detector: float = 10.0
+    teacher_cosine: float = 1.0
+    teacher_contrast: float = 0.5
+    pair_contrast: float = 1.0
+    temperature: float = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B pairs as tensors; view v of pair b is row 2 * b + v.
+
+    Attributes:
+        images: (2B, 1, S, S) in [0, 1].
+        heatmaps: (2B, S, S) in [0, 1].
+        valid: (2B, S/8, S/8) bool.
+        keypoints: (2B, K, 2) px.
+        visible: (2B, K) bool, False for padding.
+        source_keypoints: (B, K, 2) px in the photograph.
+        descriptors: (B, K, D), the teacher's; D is 0 without.
+    """
+
+    images: Tensor
+    heatmaps: Tensor
+    valid: Tensor
+    keypoints: Tensor
+    visible: Tensor
+    source_keypoints: Tensor
+    descriptors: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def cell_targets(heatmaps: Tensor) -> Tensor:
+    """Turn (B, H, W) keypoint probabilities into (B, 65, H/8, W/8) distributions over each cell.
+
+    Channel 8 * y + x is pixel (x, y) of the cell, channel 64 is "no keypoint here".
+    """
+    pixels = functional.pixel_unshuffle(heatmaps[:, None], 8)
+    total = pixels.sum(dim=1, keepdim=True)
+    pixels = pixels / total.clamp(min=1.0)
+    return torch.cat([pixels, (1.0 - total).clamp(min=0.0)], dim=1)
+
+
+def detector_loss(logits: Tensor, heatmaps: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of (B, 65, H/8, W/8) logits against soft labels, mean over valid cells."""
+    entropy = -(cell_targets(heatmaps) * functional.log_softmax(logits.float(), dim=1)).sum(dim=1)
+    return (entropy * valid).sum() / valid.sum().clamp(min=1)
+
+
+def teacher_losses(
+    projected: Tensor,
+    target: Tensor,
+    visible: Tensor,
+    places: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the cosine and the contrastive loss against a teacher's descriptors.
+
+    Args:
+        projected: (2B, K, D) the student's descriptors mapped to the teacher's space, unit rows.
+        target: (2B, K, D) unit rows.
+        visible: (2B, K) bool.
+        places: (2B, K, 2) px in the photograph; near ones are not held against each other.
+        temperature: Of the softmax.
+    """
+    count = visible.sum().clamp(min=1)
+    cosine = 1.0 - (projected * target).sum(dim=-1)
+    similarity = projected @ target.transpose(1, 2) / temperature
+    ignore = (torch.cdist(places, places) < SAME_PLACE) | ~visible[:, None, :]
+    diagonal = torch.eye(ignore.shape[1], dtype=torch.bool, device=ignore.device)
+    similarity = similarity.masked_fill(ignore & ~diagonal, float('-inf'))
+    contrast = -functional.log_softmax(similarity, dim=-1).diagonal(dim1=1, dim2=2)
+    return (cosine * visible).sum() / count, (contrast * visible).sum() / count
+
+
+def pair_loss(
+    descriptors: Tensor, visible: Tensor, places: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Contrast the two views of each pair; negatives come from the whole batch.
+
+    Args:
+        descriptors: (2B, K, C) unit rows.
+        visible: (2B, K) bool.
+        places: (B, K, 2) px in the photograph.
+        temperature: Of the softmax.
+
+    Returns:
+        The loss, and the share of keypoints whose nearest descriptor is the right one.
+    """
+    both = visible[0::2] & visible[1::2]
+    first = descriptors[0::2][both]
+    second = descriptors[1::2][both]
+    if len(first) < 2:
+        zero = descriptors.sum() * 0.0
+        return zero, zero.detach()
+    image = torch.arange(len(both), device=both.device)[:, None].expand_as(both)[both]
+    place = places[both]
+    similarity = first @ second.T / temperature
+    near = (image[:, None] == image[None]) & (torch.cdist(place, place) < SAME_PLACE)
+    near.fill_diagonal_(False)
+    similarity = similarity.masked_fill(near, float('-inf'))
+    target = torch.arange(len(first), device=first.device)
+    loss = 0.5 * (
+        functional.cross_entropy(similarity, target)
+        + functional.cross_entropy(similarity.T, target)
+    )
+    accuracy = (similarity.detach().argmax(dim=1) == target).float().mean()
+    return loss, accuracy
+
+
+def total_loss(
+    logits: Tensor,
+    raw_descriptors: Tensor,
+    projection: Tensor | None,
+    batch: Batch,
+    weights: LossWeights,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of all terms, and each term for the log.
+
+    Args:
+        logits: (2B, 65, S/8, S/8).
+        raw_descriptors: (2B, 256, S/8, S/8).
+        projection: (D, 256), from the student's descriptors to the teacher's; None without teacher.
+        batch: What the network saw and should have said.
+        weights: Of the terms.
+    """
+    terms = {'detector': detector_loss(logits, batch.heatmaps, batch.valid)}
+    total = weights.detector * terms['detector']
+    descriptors = sample_descriptors(raw_descriptors.float(), batch.keypoints)
+    terms['pair'], terms['accuracy'] = pair_loss(
+        descriptors, batch.visible, batch.source_keypoints, weights.temperature
+    )
+    total = total + weights.pair_contrast * terms['pair']
+    if projection is not None and batch.descriptors.shape[-1] > 0:
+        projected = functional.normalize(descriptors @ projection.T, dim=-1)
+        terms['cosine'], terms['teacher'] = teacher_losses(
+            projected,
+            batch.descriptors.float().repeat_interleave(2, dim=0),
+            batch.visible,
+            batch.source_keypoints.repeat_interleave(2, dim=0),
+            weights.temperature,
+        )
+        total = total + weights.teacher_cosine * terms['cosine']
+        total = total + weights.teacher_contrast * terms['teacher']
+    return total, {name: value.detach() for name, value in terms.items()}
