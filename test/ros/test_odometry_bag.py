@@ -85,9 +85,9 @@ def test_map_to_odom_puts_the_robot_where_it_is(logs, start_process, tmp_path):
     output = tmp_path / 'record.json'
     player = start_process(
         'd2s_ros.ros.bag_player',
-        *(logs / 'query_log', '--lock-step', '--timeout', '60', '--record', output),
+        *(logs / 'query_log', '--lock-step', '--timeout', '150', '--record', output),
     )
-    assert player.wait(300) == 0
+    assert player.wait(400) == 0
     record = json.loads(output.read_text())
     assert len(record['frames']) == 16
     assert len(record['poses']) >= 12
