@@ -49,7 +49,7 @@ _LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 #: The process ends this long after a signal even if a stage hangs.
-_EXIT_SECONDS = 1.5
+_EXIT_SECONDS = 1.2
 _TRANSPORT_PERIOD = 0.2
 _PATH_PERIOD = 1.0
 
