@@ -200,7 +200,9 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
         frame['status'] for frame in record['frames'] if frame['status'] != 'localized'
     )
     agree = sum(
-        pose_error(poses[stamp], transforms[stamp])[0] < 1e-6 for stamp in poses if stamp in transforms
+        pose_error(poses[stamp], transforms[stamp])[0] < 1e-6
+        for stamp in poses
+        if stamp in transforms
     )
 
     localizer = Localizer.from_map(output / _MAP)

@@ -46,10 +46,10 @@ class LocalizerConfig:
     min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
     min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
-        0.2, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
+        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
     )
     min_spread: float = option(
-        0.01,
+        0.08,
         'Smallest share of the image that the ellipse of the inliers must cover.',
         minimum=0.0,
         maximum=1.0,

@@ -42,6 +42,8 @@ from d2s_ros.training.samples import make_sample
 
 _logger = logging.getLogger(__name__)
 
+#: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
+_BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348
 
@@ -57,7 +59,9 @@ class BuildConfig:
     steps_per_image: int = option(
         10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
     )
-    max_landmarks: int = option(8192, 'Landmarks kept in the map.', minimum=64)
+    max_landmarks_mb: float = option(
+        2.75, 'Size of the landmarks kept in the map.', unit='MB', minimum=0.01
+    )
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
     correct_px: float = option(
@@ -214,8 +218,10 @@ def train_map(
     Returns:
         The map (not written yet) and figures measured on the way.
     """
-    table, statistics = build_landmarks(reconstruction, max_landmarks=config.max_landmarks)
-    # The network must see the keys as the map will store them.
+    table, statistics = build_landmarks(
+        reconstruction,
+        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + _BYTES_BESIDE_KEY)),
+    )
     network_config = LandmarkConfig(
         descriptor_dim=extractor.dim,
         num_landmarks=len(table),
@@ -411,4 +417,3 @@ def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
     """Return labelled keypoints first, then the strongest others, in their original order."""
     order = np.argsort(image.point_idx < 0, kind='stable')[:count]
     return np.sort(order)
-

@@ -159,7 +159,9 @@ class MapStore:
         return sorted(
             entry.name
             for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith('.') and (entry / _MANIFEST_FILE).exists()
+            if entry.is_dir()
+            and not entry.name.startswith('.')
+            and (entry / _MANIFEST_FILE).exists()
         )
 
     def current(self) -> str | None:
@@ -381,7 +383,9 @@ def _version_folder(path: Path) -> Path:
     if (path / _MANIFEST_FILE).exists():
         return path
     if not path.exists():
-        raise MapFormatError(f'there is no map at {path}; build one with: d2s build-map INPUT --map')
+        raise MapFormatError(
+            f'there is no map at {path}; build one with: d2s build-map INPUT --map'
+        )
     store = MapStore(path)
     current = store.current()
     if current is None:
@@ -490,9 +494,7 @@ def _unpack(manifest: MapManifest, tensors: dict[str, NDArray[Any]], folder: Pat
     )
     network = LandmarkNetwork(from_dict(LandmarkConfig, manifest.network))
     network.load_state_dict(state)
-    return SceneMap(
-        manifest, landmark_table=table, landmark_network=network.eval(), path=folder
-    )
+    return SceneMap(manifest, landmark_table=table, landmark_network=network.eval(), path=folder)
 
 
 def _half_state(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
@@ -512,9 +514,7 @@ def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
     return quantised, scale.astype(np.float16)
 
 
-def dequantise(
-    quantised: NDArray[np.int8], scales: NDArray[np.float16]
-) -> NDArray[np.float32]:
+def dequantise(quantised: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
     """Return L2-normalised float32 vectors (M, D) of `quantise`'s result."""
     vectors = quantised.astype(np.float32) * scales.astype(np.float32)[:, None]
     return np.asarray(

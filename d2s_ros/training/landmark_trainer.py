@@ -165,9 +165,7 @@ def train_landmark_network(
     amp_type = torch.device(device).type
     started = last_saved = time.monotonic()
     already = seconds
-    bar = tqdm(
-        total=config.steps, initial=step, desc='training', unit='step', disable=not progress
-    )
+    bar = tqdm(total=config.steps, initial=step, desc='training', unit='step', disable=not progress)
     try:
         while step < config.steps and len(samples):
             batch = draw_batch(samples, config, generator)

@@ -60,7 +60,7 @@ def logs(tmp_path_factory):
     config = dataclasses.replace(
         config,
         training=dataclasses.replace(config.training, steps=8),
-        max_landmarks=3072,
+        max_landmarks_mb=0.51,
         keep_update_data=False,
     )
     build_map(BagSource(folder / 'map_log'), folder / 'map', config, device='cpu', progress=False)
