@@ -51,7 +51,7 @@ class PoseEstimate:
         covariance: (6, 6) float64 of map_from_camera in ROS order: translation of the camera
             centre along the map axes, then rotation about the fixed map axes (m^2, rad^2).
         inlier_mask: (N,) bool over the given correspondences.
-        reprojection_errors_px: (N,) float64, NaN behind the camera.
+        reprojection_errors_px: (N,) float64, infinite behind the camera.
         rank_deficient: The geometry leaves at least one direction undetermined.
         median_depth: Median distance of the inliers along the optical axis.
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.

@@ -169,7 +169,7 @@ def find_candidates(
         keys: (M, D) float tensor, L2-normalised.
         num_candidates: C; fewer landmarks than that are padded with the last one.
     """
-    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)) @ keys.T
+    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)).to(keys.device) @ keys.T
     return _candidates_of(similarity, num_candidates)
 
 
@@ -207,7 +207,7 @@ def _candidates_of(similarity: torch.Tensor, num_candidates: int) -> Candidates:
         values = torch.nn.functional.pad(values, (0, missing), value=-1.0)
         columns = torch.cat([columns, columns[:, -1:].expand(-1, missing)], dim=1)
     best = similarity.amax(dim=0) if len(similarity) else similarity.new_zeros(similarity.shape[1])
-    return Candidates(columns.numpy(), values.numpy(), best[columns].numpy())
+    return Candidates(columns.cpu().numpy(), values.cpu().numpy(), best[columns].cpu().numpy())
 
 
 def network_inputs(

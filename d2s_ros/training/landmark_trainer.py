@@ -200,7 +200,11 @@ def train_landmark_network(
     finally:
         bar.close()
     network.to('cpu').eval()
-    figures = {'steps': step, 'seconds': round(seconds, 2), 'loss': round(loss_average, 4)}
+    figures = {
+        'steps': step,
+        'seconds': round(seconds, 2),
+        'loss': None if math.isnan(loss_average) else round(loss_average, 4),
+    }
     return network, figures
 
 
