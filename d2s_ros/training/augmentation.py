@@ -72,10 +72,9 @@ def draw_view(
     zoom = 1 + config.resize * rng.uniform(-1, 1)
     contrast = 1 + config.contrast * rng.uniform(-1, 1)
     brightness = config.brightness * rng.uniform(-1, 1)
-    view = turned_view(image, camera, map_from_camera, angle=angle, zoom=zoom)
-    return replace(
-        view, image=change_brightness(view.image, contrast=contrast, brightness=brightness)
-    )
+    # First the brightness: the empty corners of a turned image are no part of its mean.
+    image = change_brightness(image, contrast=contrast, brightness=brightness)
+    return turned_view(image, camera, map_from_camera, angle=angle, zoom=zoom)
 
 
 def turned_view(
