@@ -549,7 +549,12 @@ def calibrate(
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
     """
-    config = LocalizerConfig(max_rotation_sigma_deg=180.0, max_relative_translation_sigma=1e9)
+    config = LocalizerConfig(
+        min_inlier_share=0.1,
+        min_spread=0.01,
+        max_rotation_sigma_deg=180.0,
+        max_relative_translation_sigma=1e9,
+    )
     localizer = Localizer(scene_map, extractor, config=config)
     chosen = np.asarray(held_out, dtype=int)
     if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:
