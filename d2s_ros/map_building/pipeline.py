@@ -226,7 +226,8 @@ def build_map(
         return now
 
     clock = started = time.monotonic()
-    require_poses |= use_poses and getattr(source, 'pose_topic', None) is not None
+    if use_poses and getattr(source, 'pose_topic', None) is not None:
+        require_poses = True
     images, dropped = collect_images(
         source,
         extractor,

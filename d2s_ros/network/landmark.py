@@ -154,7 +154,7 @@ def nearest_keys(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
     groups = similarity[:, :whole].view(n, num_groups, _GROUP)
     top_groups = groups.amax(dim=2).topk(count, dim=1).indices
     within = torch.arange(_GROUP, device=similarity.device)
-    columns = (top_groups[:, :, None] * _GROUP + within).view(n, -1)
+    columns = (top_groups[:, :, None] * _GROUP + within).flatten(1)
     if whole < m:
         rest = torch.arange(whole, m, device=similarity.device).expand(n, -1)
         columns = torch.cat([columns, rest], dim=1)
