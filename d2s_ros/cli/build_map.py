@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from d2s_ros.cli.options import add_device, add_source, open_input
+from d2s_ros.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--pose-topic', metavar='T', help='topic of poses in the log')
     parser.add_argument(
+        '--ignore-poses',
+        action='store_true',
+        help='do not use the poses that the input carries; the scale is then arbitrary',
+    )
+    parser.add_argument(
         '--features',
         choices=('rootsift', 'superpoint'),
         default=None,
@@ -29,6 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=('quick', 'standard', 'full'),
         default='standard',
         help='how long to train (default: standard)',
+    )
+    parser.add_argument(
+        '--head',
+        choices=('landmark', 'regression'),
+        default='landmark',
+        help='scene model: landmarks chosen by attention, or the regression of the D2S paper '
+        '(default: landmark)',
+    )
+    parser.add_argument(
+        '--recipe',
+        choices=('default', 'paper'),
+        default='default',
+        help='paper: the regression head trained as published, with the steps of the budget',
+    )
+    parser.add_argument(
+        '--steps', type=int, metavar='N', help="training steps instead of the budget's"
     )
     parser.add_argument(
         '--max-minutes', type=float, default=0.0, metavar='M', help='time limit of the training'
@@ -52,15 +74,23 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
 
+    if args.ignore_poses and (args.poses or args.pose_topic):
+        raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
     features = FeatureConfig()
     if args.features:
         features = replace(features, name=args.features)
     if args.max_keypoints is not None:
         features = replace(features, max_keypoints=args.max_keypoints)
-    config = budget(args.budget, features=features, seed=args.seed)
+    config = budget(
+        args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
+    )
+    limits = {'max_minutes': args.max_minutes}
+    if args.steps is not None:
+        limits['steps'] = args.steps
     config = replace(
         config,
-        training=replace(config.training, max_minutes=args.max_minutes),
+        training=replace(config.training, **limits),
+        regression_training=replace(config.regression_training, **limits),
         keep_update_data=not args.without_update_data,
     )
     source = open_input(args, poses=args.poses, pose_topic=args.pose_topic)
@@ -70,14 +100,20 @@ def run(args: argparse.Namespace) -> int:
         config,
         device=args.device,
         weights=args.weights,
+        use_poses=not args.ignore_poses,
+        require_poses=args.poses is not None,
         progress=not args.quiet,
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
     size = result.scene_map.localization_size_bytes() / 1e6
+    model = (
+        f'{metrics["num_landmarks"]} landmarks'
+        if manifest.head == 'landmark'
+        else f'{metrics["num_parameters"]} parameters'
+    )
     print(
-        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
-        f'{metrics["num_landmarks"]} landmarks, {size:.2f} MB, '
-        f'{metrics["seconds"]["total"]:.0f} s'
+        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, {model}, '
+        f'{size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     unit = 'm' if manifest.metric else 'units'
     if metrics['holdout_median_m'] is not None:
@@ -88,5 +124,5 @@ def run(args: argparse.Namespace) -> int:
             f'inlier share {metrics["holdout_inlier_share"]:.2f}'
         )
     if not manifest.metric:
-        print('no poses were given: the scale and the frame of this map are arbitrary')
+        print('no poses were used: the scale and the frame of this map are arbitrary')
     return 0
