@@ -21,7 +21,7 @@ NETWORK = LandmarkConfig(
     descriptor_dim=8, num_candidates=3, width=16, num_layers=1, num_heads=2, num_frequencies=2
 )
 TRAINING = LandmarkTrainingConfig(
-    steps=40, images_per_step=2, keypoints_per_image=32, learning_rate=0.01
+    steps=30, images_per_step=2, keypoints_per_image=32, learning_rate=0.01
 )
 
 
@@ -102,14 +102,14 @@ def test_the_loss_falls():
     _, figures = train_landmark_network(
         make_samples(), NETWORK, TRAINING, on_step=lambda step, loss: losses.append(loss)
     )
-    assert figures['steps'] == len(losses) == 40
+    assert figures['steps'] == len(losses) == 30
     assert figures['loss'] == round(losses[-1], 4)
     assert losses[-1] < 0.6 * losses[0]
 
 
 def test_the_network_learns_what_tells_candidates_apart():
     config = LandmarkTrainingConfig(
-        steps=200, images_per_step=4, keypoints_per_image=32, learning_rate=0.01
+        steps=120, images_per_step=3, keypoints_per_image=32, learning_rate=0.01
     )
     network, _ = train_landmark_network(make_samples(), NETWORK, config)
     assert not network.training
@@ -138,8 +138,7 @@ def test_the_same_seed_gives_the_same_network():
     assert not same(first, train_landmark_network(samples, NETWORK, other)[0])
 
 
-@pytest.mark.parametrize('stop', [1, 17, 39])
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(('stop', 'error'), [(1, RuntimeError), (17, KeyboardInterrupt)])
 def test_resuming_equals_never_stopping(tmp_path, stop, error):
     samples = make_samples()
     whole, whole_figures = train_landmark_network(samples, NETWORK, TRAINING)
@@ -160,7 +159,7 @@ def test_resuming_equals_never_stopping(tmp_path, stop, error):
         checkpoint=checkpoint,
         on_step=lambda step, loss: steps.append(step),
     )
-    assert steps == list(range(stop + 1, 41))
+    assert steps == list(range(stop + 1, 31))
     assert same(whole, resumed)
     assert figures['loss'] == whole_figures['loss']
     assert [path.name for path in tmp_path.iterdir()] == ['training.pt']
