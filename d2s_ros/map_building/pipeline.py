@@ -97,6 +97,7 @@ class BuildConfig:
     )
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
+    hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
     correct_px: float = option(
         4.0, 'Candidates that project this close are right, at 1000 px focal length.', unit='px'
     )
@@ -399,6 +400,7 @@ def _train_landmarks(
         num_landmarks=len(table),
         num_candidates=config.num_candidates,
         num_layers=config.num_layers,
+        hidden_inputs=config.hidden_inputs,
     )
     samples = []
     bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)
