@@ -87,11 +87,19 @@ def detection_sigma_px(scales: NDArray[np.float32], exponent: float = 0.3) -> ND
 
 
 def build_landmarks(
-    reconstruction: Reconstruction, *, max_landmarks: int
+    reconstruction: Reconstruction,
+    *,
+    max_landmarks: int,
+    priority: NDArray[np.float64] | None = None,
 ) -> tuple[LandmarkTable, LandmarkStatistics]:
     """Choose the best-observed points as landmarks.
 
     Points seen by many images come first; among equals, those that are known more precisely.
+
+    Args:
+        reconstruction: Points and their observations.
+        max_landmarks: Most landmarks.
+        priority: (P,) largest first, instead of the track lengths; negative: never chosen.
 
     Raises:
         InputError: if there are too few points to localize with.
@@ -124,7 +132,10 @@ def build_landmarks(
     # Float32 must keep the covariances positive definite: their condition is limited.
     covariances = np.linalg.inv(information + 1e-5 * trace * np.eye(3) + 1e-12 * np.eye(3))
     spread = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
-    order = np.lexsort((spread, -reconstruction.track_lengths))[:max_landmarks]
+    if priority is None:
+        priority = reconstruction.track_lengths.astype(np.float64)
+    order = np.lexsort((spread, -priority))[:max_landmarks]
+    order = order[priority[order] >= 0]
     # Neighbours in space stay neighbours in memory whatever the order of tracks was.
     order = np.sort(order)
     landmark_of_point = np.full(len(points), -1, np.int64)
