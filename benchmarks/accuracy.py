@@ -19,6 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from d2s_ros.threads import wait_passively
+
+wait_passively()
+
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.metrics import metrics_from_errors

@@ -83,7 +83,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
         raise ConfigError(f'{path or cls.__name__} must be a mapping, found {values!r}')
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
         known = ', '.join(sorted(fields))
         raise ConfigError(f'unknown key {path}{unknown[0]}; known keys: {known}')
@@ -148,6 +148,8 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
         if not isinstance(value, tuple):
             raise ConfigError(f'{name} must be a list, found {value!r}')
         arguments = typing.get_args(hint)
+        if Ellipsis not in arguments and len(value) != len(arguments):
+            raise ConfigError(f'{name} needs {len(arguments)} values, found {len(value)}')
         for index, item in enumerate(value):
             _check_type(item, arguments[0] if Ellipsis in arguments else arguments[index], name)
         return

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from d2s_ros.threads import wait_passively
+
+wait_passively()
 ROOT = Path(__file__).resolve().parent.parent
 
 

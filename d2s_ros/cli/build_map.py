@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from d2s_ros.cli.options import add_device, add_source, open_input
+from d2s_ros.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='stamp tx ty tz qx qy qz qw of map_from_camera; else those the input carries',
     )
     parser.add_argument('--pose-topic', metavar='T', help='topic of poses in the log')
+    parser.add_argument(
+        '--ignore-poses',
+        action='store_true',
+        help='do not use the poses that the input carries; the scale is then arbitrary',
+    )
     parser.add_argument(
         '--features',
         choices=('rootsift', 'superpoint'),
@@ -52,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
 
+    if args.ignore_poses and (args.poses or args.pose_topic):
+        raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
     features = FeatureConfig()
     if args.features:
         features = replace(features, name=args.features)
@@ -70,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         config,
         device=args.device,
         weights=args.weights,
+        use_poses=not args.ignore_poses,
+        require_poses=args.poses is not None,
         progress=not args.quiet,
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
@@ -88,5 +98,5 @@ def run(args: argparse.Namespace) -> int:
             f'inlier share {metrics["holdout_inlier_share"]:.2f}'
         )
     if not manifest.metric:
-        print('no poses were given: the scale and the frame of this map are arbitrary')
+        print('no poses were used: the scale and the frame of this map are arbitrary')
     return 0

@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument('map', metavar='MAP', help='map folder')
     add_source(parser)
-    parser.add_argument(
-        '--trajectory', metavar='OUT.txt', help='TUM lines of the localized frames'
-    )
+    parser.add_argument('--trajectory', metavar='OUT.txt', help='TUM lines of the localized frames')
     parser.add_argument('--report', metavar='OUT.json', help='every frame and a summary')
     parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
     add_device(parser)

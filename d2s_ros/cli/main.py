@@ -1,6 +1,6 @@
 """The `d2s` command: one line for what went wrong, exit codes that scripts can rely on.
 
-Exit codes: 0 done, 2 bad usage, 3 bad input, 4 nothing localized.
+Exit codes: 0 done, 2 bad usage, 3 bad input, 4 nothing localized; 1 a defect, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import argparse
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError
+from d2s_ros.threads import wait_passively
 
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
 _COMMANDS = {
@@ -21,7 +23,9 @@ _COMMANDS = {
     'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
     'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
+    'features': ('d2s_ros.cli.features', 'compare local features'),
     'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),
+    'demo': ('d2s_ros.cli.demo', 'simulate, map, localize through the ROS node, and report'),
 }
 
 
@@ -45,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    wait_passively()
     args = make_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
@@ -54,22 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return int(args.run(args))
-    except D2SError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if args.debug:
-            raise
-        print(f'd2s {args.command}: {error}', file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        if args.debug:
-            raise
-        print(f'd2s {args.command}: interrupted, nothing was changed', file=sys.stderr)
-        return 130
-    except OSError as error:
-        if args.debug:
-            raise
+            traceback.print_exc()
+        text, code = _explain(error)
+        print(f'd2s {args.command}: {text}', file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return one line for people and the exit code."""
+    if isinstance(error, D2SError):
+        return ' '.join(str(error).split()), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 'interrupted, nothing was changed', 130
+    if isinstance(error, OSError):
         where = f' ({error.filename})' if error.filename else ''
-        print(f'd2s {args.command}: {error.strerror or error}{where}', file=sys.stderr)
-        return 3
+        return f'{error.strerror or error}{where}', 3
+    if isinstance(error, MemoryError):
+        return 'out of memory; use fewer images or keypoints', 3
+    text = ' '.join(str(error).split())
+    return f'unexpected {type(error).__name__}: {text} (--debug shows where)', 1
 
 
 if __name__ == '__main__':

@@ -20,6 +20,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--camera-info-topic', metavar='T', help='camera_info topic of the log')
     parser.add_argument('--calibration', metavar='FILE', help='calibration to use instead')
     parser.add_argument(
+        '--rectified',
+        action='store_true',
+        help='the images of the log are rectified: use P of camera_info, without distortion',
+    )
+    parser.add_argument(
         '--partial', action='store_true', help='read what is there of a log that is cut off'
     )
 
@@ -48,5 +53,6 @@ def open_input(
         camera_info_topic=args.camera_info_topic,
         pose_topic=pose_topic,
         calibration=args.calibration,
+        rectified=args.rectified,
         partial=args.partial,
     )

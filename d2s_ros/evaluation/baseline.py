@@ -105,9 +105,7 @@ class MatchingBaseline:
             num_used=len(keep),
         )
 
-    def _search(
-        self, features: LocalFeatures
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _search(self, features: LocalFeatures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return best cosine, best cosine to another point, and the best point of each keypoint."""
         values, columns = [], []
         queries = torch.from_numpy(features.descriptors)

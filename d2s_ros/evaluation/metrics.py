@@ -29,7 +29,7 @@ class TrajectoryMetrics:
     Attributes:
         num_frames: Frames of the truth.
         num_localized: Of them, those with an estimate.
-        num_unmatched: Estimates without a truth at their stamp; they are not judged.
+        num_unmatched: Estimates without a truth of their own at their stamp; they are not judged.
         median_m, median_deg, p95_m, p95_deg: Over localized frames; NaN if there are none.
         max_m, max_deg: The worst localized frame.
         recalls: 'metres/degrees' to the share of all frames within both.
@@ -116,18 +116,20 @@ def evaluate_trajectory(
     if not truth:
         raise InputError('the truth has no poses')
     stamps = np.array(sorted(truth), dtype=np.int64)
-    errors = []
-    unmatched = 0
+    nearest: dict[int, tuple[int, RigidTransform]] = {}
     for stamp, pose in estimate.items():
         position = int(np.searchsorted(stamps, stamp))
         near = [int(stamps[i]) for i in (position - 1, position) if 0 <= i < len(stamps)]
         best = min(near, key=lambda candidate: abs(candidate - stamp))
-        if abs(best - stamp) > max_difference_ns:
-            unmatched += 1
+        difference = abs(best - stamp)
+        if difference > max_difference_ns:
             continue
-        errors.append(pose_error(pose, truth[best]))
+        # Every frame of the truth is judged once, by the estimate nearest in time.
+        if best not in nearest or difference < nearest[best][0]:
+            nearest[best] = (difference, pose)
+    errors = [pose_error(pose, truth[stamp]) for stamp, (_, pose) in nearest.items()]
     if estimate and not errors:
         raise InputError(
             'no stamp of the trajectory is in the truth; are both of the same log and in seconds?'
         )
-    return metrics_from_errors(errors, len(truth), unmatched)
+    return metrics_from_errors(errors, len(truth), len(estimate) - len(errors))

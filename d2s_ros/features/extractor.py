@@ -20,7 +20,10 @@ class FeatureConfig:
     name: str = option('rootsift', 'Feature type.', choices=('rootsift', 'superpoint'))
     max_keypoints: int = option(2048, 'Strongest keypoints kept per image.', minimum=64)
     max_size: int = option(
-        1024, 'Longest image side that features are computed at; 0 keeps the size.', unit='px'
+        1024,
+        'Longest image side that features are computed at; 0 keeps the size.',
+        unit='px',
+        minimum=0,
     )
 
     def __post_init__(self) -> None:

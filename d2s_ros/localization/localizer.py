@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from d2s_ros.config import option, validate
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor
+from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.pose_solver import PoseEstimate, PoseSolverConfig, solve_pose
@@ -46,10 +46,10 @@ class LocalizerConfig:
     min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
     min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
-        0.2, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
+        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
     )
     min_spread: float = option(
-        0.01,
+        0.08,
         'Smallest share of the image that the ellipse of the inliers must cover.',
         minimum=0.0,
         maximum=1.0,
@@ -142,7 +142,7 @@ class Localizer:
                 status.NO_CALIBRATION, 'there is no valid camera calibration for the image'
             )
         try:
-            height, width = image.shape[:2]
+            height, width = to_grey(image).shape
             if (camera.width, camera.height) != (width, height):
                 camera = camera.resized(width, height)
             features = self.extractor.extract(image)
@@ -232,7 +232,9 @@ class Localizer:
                 regression.reliability(p)[0].cpu().numpy(),
             )
         table, network = self.scene_map.landmark_table, self.scene_map.landmark_network
-        assert table is not None and network is not None and self._keys is not None
+        assert table is not None
+        assert network is not None
+        assert self._keys is not None
         if candidates is None:
             candidates = find_candidates(
                 features.descriptors, self._keys, network.config.num_candidates

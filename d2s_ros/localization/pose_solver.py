@@ -51,7 +51,7 @@ class PoseEstimate:
         covariance: (6, 6) float64 of map_from_camera in ROS order: translation of the camera
             centre along the map axes, then rotation about the fixed map axes (m^2, rad^2).
         inlier_mask: (N,) bool over the given correspondences.
-        reprojection_errors_px: (N,) float64, NaN behind the camera.
+        reprojection_errors_px: (N,) float64, infinite behind the camera.
         rank_deficient: The geometry leaves at least one direction undetermined.
         median_depth: Median distance of the inliers along the optical axis.
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
@@ -230,9 +230,7 @@ def refine_pose(
         whitening, _ = _whitening(pose, in_camera, camera, sigmas, covariances)
         damping, cost = 1e-6, np.inf
         for _ in range(max(1, config.refine_iterations // 2)):
-            residual = np.einsum(
-                'nij,nj->ni', whitening, _project(in_camera, camera) - keypoints
-            )
+            residual = np.einsum('nij,nj->ni', whitening, _project(in_camera, camera) - keypoints)
             squared = np.square(residual).sum(axis=1)
             weight = 1.0 / (1.0 + squared / scale)
             cost = float((scale * np.log1p(squared / scale)).sum())
@@ -253,9 +251,7 @@ def refine_pose(
             )
             moved = candidate.apply(points)
             new_residual = np.einsum('nij,nj->ni', whitening, _project(moved, camera) - keypoints)
-            new_cost = float(
-                (scale * np.log1p(np.square(new_residual).sum(axis=1) / scale)).sum()
-            )
+            new_cost = float((scale * np.log1p(np.square(new_residual).sum(axis=1) / scale)).sum())
             if new_cost > cost or (moved[:, 2] <= 0).any():
                 damping = max(damping, 1e-4) * 10
                 if damping > 1e3:

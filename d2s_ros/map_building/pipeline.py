@@ -42,6 +42,8 @@ from d2s_ros.training.samples import make_sample
 
 _logger = logging.getLogger(__name__)
 
+#: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
+_BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348
 
@@ -57,7 +59,9 @@ class BuildConfig:
     steps_per_image: int = option(
         10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
     )
-    max_landmarks: int = option(8192, 'Landmarks kept in the map.', minimum=64)
+    max_landmarks_mb: float = option(
+        2.75, 'Size of the landmarks kept in the map.', unit='MB', minimum=0.01
+    )
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
     correct_px: float = option(
@@ -109,15 +113,31 @@ def build_map(
     *,
     device: str = 'auto',
     weights: str | None = None,
+    use_poses: bool = True,
+    require_poses: bool = False,
     progress: bool = True,
 ) -> BuildResult:
     """Build a map from a log and write it as a new, live version of `map_path`.
 
+    Args:
+        source: The log.
+        map_path: Map folder, new or existing.
+        config: Options.
+        device: 'auto', 'cpu' or 'cuda'.
+        weights: Weight file of network features.
+        use_poses: Use the poses of the log; without any, or with False, the scale is arbitrary.
+        require_poses: Having none is an error. So it is where a log has a topic of poses.
+        progress: Show progress bars.
+
     Raises:
-        InputError: unusable images, poses for only some of them, no structure.
+        InputError: unusable images, poses that cannot be used, no structure.
         MapFormatError: `map_path` holds something else.
     """
     config = config or BuildConfig()
+    store = MapStore(map_path)
+    store.check_writable()
+    if use_poses and getattr(source, 'pose_problem', ''):
+        raise InputError(f'the poses of the log cannot be used: {source.pose_problem}')  # type: ignore[attr-defined]
     device = resolve_device(device)
     extractor = create_extractor(config.features, device=device, weights=weights)
     times: dict[str, float] = {}
@@ -128,7 +148,15 @@ def build_map(
         return now
 
     clock = started = time.monotonic()
-    images, dropped = collect_images(source, extractor, config, progress=progress)
+    require_poses |= use_poses and getattr(source, 'pose_topic', None) is not None
+    images, dropped = collect_images(
+        source,
+        extractor,
+        config,
+        use_poses=use_poses,
+        require_poses=require_poses,
+        progress=progress,
+    )
     clock = timed('features', clock)
     reconstruction = reconstruct(images, config.reconstruction, progress=progress)
     clock = timed('reconstruction', clock)
@@ -146,7 +174,7 @@ def build_map(
     }
     manifest = replace(scene_map.manifest, metrics=metrics)
     update_data = collect_update_data(reconstruction, config) if config.keep_update_data else None
-    written = MapStore(map_path).write(replace(scene_map, manifest=manifest), update_data)
+    written = store.write(replace(scene_map, manifest=manifest), update_data)
     return BuildResult(written, reconstruction, dropped)
 
 
@@ -155,14 +183,19 @@ def collect_images(
     extractor: FeatureExtractor,
     config: BuildConfig,
     *,
+    use_poses: bool = True,
+    require_poses: bool = False,
     progress: bool = False,
 ) -> tuple[list[ImageInput], dict[str, int]]:
     """Extract features of the log's usable images, thinned evenly to `max_images`.
 
-    Images are used with their poses if at least two have one, and all without poses otherwise.
+    Images without a pose are dropped where others have one.
 
     Returns:
         The images and, by reason, how many were dropped.
+
+    Raises:
+        InputError: fewer than two usable images, or too few with a pose.
     """
     total = len(source)
     if total == 0:
@@ -181,15 +214,17 @@ def collect_images(
         if len(features) < 50:
             dropped['fewer than 50 keypoints (dark, blurred or empty)'] += 1
             continue
-        images.append(
-            ImageInput(frame.name, frame.stamp_ns, frame.camera, frame.map_from_camera, features)
-        )
+        pose = frame.map_from_camera if use_poses else None
+        images.append(ImageInput(frame.name, frame.stamp_ns, frame.camera, pose, features))
     posed = [image for image in images if image.map_from_camera is not None]
     if len(posed) >= 2 and len(posed) < len(images):
         dropped['no pose'] += len(images) - len(posed)
         images = posed
-    elif len(posed) == 1:
-        images = [replace(image, map_from_camera=None) for image in images]
+    elif len(posed) < 2 <= len(images) and (posed or require_poses):
+        raise InputError(
+            f'{len(posed)} of {len(images)} images have a pose; do the stamps (or names) of poses '
+            'and images fit?'
+        )
     for reason, count in dropped.items():
         _logger.warning('%d images not used: %s', count, reason)
     if len(images) < 2:
@@ -214,8 +249,10 @@ def train_map(
     Returns:
         The map (not written yet) and figures measured on the way.
     """
-    table, statistics = build_landmarks(reconstruction, max_landmarks=config.max_landmarks)
-    # The network must see the keys as the map will store them.
+    table, statistics = build_landmarks(
+        reconstruction,
+        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + _BYTES_BESIDE_KEY)),
+    )
     network_config = LandmarkConfig(
         descriptor_dim=extractor.dim,
         num_landmarks=len(table),
@@ -411,4 +448,3 @@ def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
     """Return labelled keypoints first, then the strongest others, in their original order."""
     order = np.argsort(image.point_idx < 0, kind='stable')[:count]
     return np.sort(order)
-

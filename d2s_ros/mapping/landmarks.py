@@ -92,9 +92,7 @@ def build_landmarks(
     max_landmarks: int,
     priority: NDArray[np.float64] | None = None,
 ) -> tuple[LandmarkTable, LandmarkStatistics]:
-    """Choose the best-observed points as landmarks.
-
-    Points seen by many images come first; among equals, those that are known more precisely.
+    """Choose landmarks among the points such that every mapping image keeps its best ones.
 
     Args:
         reconstruction: Points and their observations.
@@ -131,13 +129,7 @@ def build_landmarks(
     trace = np.trace(information, axis1=1, axis2=2)[:, None, None]
     # Float32 must keep the covariances positive definite: their condition is limited.
     covariances = np.linalg.inv(information + 1e-5 * trace * np.eye(3) + 1e-12 * np.eye(3))
-    spread = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
-    if priority is None:
-        priority = reconstruction.track_lengths.astype(np.float64)
-    order = np.lexsort((spread, -priority))[:max_landmarks]
-    order = order[priority[order] >= 0]
-    # Neighbours in space stay neighbours in memory whatever the order of tracks was.
-    order = np.sort(order)
+    order = np.sort(_choose_points(reconstruction, covariances, max_landmarks, priority))
     landmark_of_point = np.full(len(points), -1, np.int64)
     landmark_of_point[order] = np.arange(len(order))
     keys = sums[order] / np.maximum(np.linalg.norm(sums[order], axis=1, keepdims=True), 1e-12)
@@ -153,6 +145,36 @@ def build_landmarks(
     return table, LandmarkStatistics(sums[order], counts[order], landmark_of_point)
 
 
+def _choose_points(
+    reconstruction: Reconstruction,
+    covariances: NDArray[np.float64],
+    count: int,
+    priority: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Return the points to keep: those that rank highest in any image that sees them.
+
+    In an image, points seen by many images come first, then those known more precisely. Choosing by
+    track length alone would leave nothing of places that few images show.
+    """
+    lengths = reconstruction.track_lengths
+    if priority is None:
+        priority = lengths.astype(np.float64)
+    allowed = np.flatnonzero(priority >= 0)
+    if len(allowed) <= count:
+        return allowed
+    spread = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
+    quality = np.empty(len(lengths), np.int64)
+    quality[np.lexsort((spread, -priority))] = np.arange(len(lengths))
+    best_rank = np.full(len(lengths), len(lengths), np.int64)
+    for image in reconstruction.images:
+        seen = np.unique(image.point_idx[image.point_idx >= 0])
+        seen = seen[priority[seen] >= 0]
+        ranked = seen[np.argsort(quality[seen])]
+        np.minimum.at(best_rank, ranked, np.arange(len(ranked)))
+    order: NDArray[np.int64] = np.lexsort((quality, best_rank))
+    return order[priority[order] >= 0][:count]
+
+
 def find_candidates(
     descriptors: NDArray[np.float32], keys: torch.Tensor, num_candidates: int
 ) -> Candidates:
@@ -163,7 +185,7 @@ def find_candidates(
         keys: (M, D) float tensor, L2-normalised.
         num_candidates: C; fewer landmarks than that are padded with the last one.
     """
-    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)) @ keys.T
+    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)).to(keys.device) @ keys.T
     return _candidates_of(similarity, num_candidates)
 
 
@@ -201,7 +223,7 @@ def _candidates_of(similarity: torch.Tensor, num_candidates: int) -> Candidates:
         values = torch.nn.functional.pad(values, (0, missing), value=-1.0)
         columns = torch.cat([columns, columns[:, -1:].expand(-1, missing)], dim=1)
     best = similarity.amax(dim=0) if len(similarity) else similarity.new_zeros(similarity.shape[1])
-    return Candidates(columns.numpy(), values.numpy(), best[columns].numpy())
+    return Candidates(columns.cpu().numpy(), values.cpu().numpy(), best[columns].cpu().numpy())
 
 
 def network_inputs(
@@ -240,9 +262,7 @@ def candidate_errors_px(
     return np.nan_to_num(error, nan=np.inf).astype(np.float32)
 
 
-def _projection_jacobian(
-    in_camera: NDArray[np.float64], camera: Camera
-) -> NDArray[np.float64]:
+def _projection_jacobian(in_camera: NDArray[np.float64], camera: Camera) -> NDArray[np.float64]:
     """Return d pixel / d point in camera, (N, 2, 3), of the ideal camera."""
     depth = np.maximum(in_camera[:, 2], 1e-6)
     jacobian = np.zeros((len(in_camera), 2, 3))

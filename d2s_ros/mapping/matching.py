@@ -135,7 +135,7 @@ def match_guided(
 def _best_two(
     groups: NDArray[np.int64], values: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the largest and second largest value (count,) of each group, -1 where there is none."""
+    """Return the two largest values, each (count,), of every group; -1 where there is none."""
     order = np.lexsort((-values, groups))
     groups, values = groups[order], values[order]
     first = np.r_[True, groups[1:] != groups[:-1]]

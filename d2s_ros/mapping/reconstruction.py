@@ -337,9 +337,7 @@ def _run_pycolmap(
         )
     else:
         options.mapper.filter_max_reproj_error = config.max_reprojection_error_unposed_px
-        models = pycolmap.incremental_mapping(
-            str(database_path), str(folder), str(output), options
-        )
+        models = pycolmap.incremental_mapping(str(database_path), str(folder), str(output), options)
         if not models:
             raise InputError(
                 'incremental mapping found no model; give poses, or more overlapping images'
@@ -418,9 +416,7 @@ def _collect(
         seen = point_idx >= 0
         projected = image.camera.ideal.project(camera_from_map.apply(points[point_idx[seen]]))
         limit = (
-            config.max_reprojection_error_px
-            if metric
-            else config.max_reprojection_error_unposed_px
+            config.max_reprojection_error_px if metric else config.max_reprojection_error_unposed_px
         )
         residual = np.linalg.norm(projected - ideal[index][seen], axis=1)
         keep = np.isfinite(residual) & (residual <= limit)

@@ -2,7 +2,7 @@
 
 Layout of a map folder, see docs/map_format.md:
 
-    MAP/current                      name of the live version, replaced atomically
+    MAP/current                      name and digest of the live version, replaced atomically
     MAP/versions/0001/manifest.json
     MAP/versions/0001/localization.safetensors
     MAP/versions/0001/update.safetensors   (optional: `d2s map strip` deletes it)
@@ -32,7 +32,7 @@ from safetensors.numpy import save as save_tensors
 
 from d2s_ros import __version__
 from d2s_ros.config import from_dict, to_dict
-from d2s_ros.errors import ConfigError, MapFormatError
+from d2s_ros.errors import CalibrationError, ConfigError, MapFormatError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.mapping.landmarks import LandmarkTable
@@ -46,6 +46,12 @@ _MANIFEST_FILE = 'manifest.json'
 _CURRENT_FILE = 'current'
 #: What map updates remember about a map, beside its versions.
 UPDATES_FOLDER = '.updates'
+_LOCK_FILE = '.lock'
+#: What is being written; left behind only by a writer that was killed.
+_NEW_PREFIX = '.new-'
+#: What is being deleted.
+_OLD_PREFIX = '.old-'
+_NEW_CURRENT_PREFIX = '.current-'
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,8 @@ class SceneMap:
             )
         if not (self.path / UPDATE_FILE).exists():
             raise MapFormatError(
-                f'{self.path} has lost its update data ({UPDATE_FILE}); localization works, updates '
-                'do not'
+                f'{self.path} has lost its update data ({UPDATE_FILE}); localization works, '
+                'updates do not'
             )
         tensors: dict[str, NDArray[Any]] = load_tensors(
             _read_checked(self.path, UPDATE_FILE, self.manifest)
@@ -161,17 +167,36 @@ class MapStore:
         return sorted(
             entry.name
             for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith('.') and (entry / _MANIFEST_FILE).exists()
+            if entry.is_dir()
+            and not entry.name.startswith('.')
+            and (entry / _MANIFEST_FILE).exists()
         )
 
     def current(self) -> str | None:
-        """Return the name of the live version, None if there is none yet."""
+        """Return the name of the live version, None if there is none yet.
+
+        Raises:
+            MapFormatError: if the file that names it is damaged.
+        """
+        named = self._read_current()
+        return named[0] if named else None
+
+    def _read_current(self) -> tuple[str, str] | None:
+        """Return name and digest (empty if written by hand without one) of the live version."""
+        path = self.root / _CURRENT_FILE
         try:
-            return (self.root / _CURRENT_FILE).read_text().strip() or None
+            text = path.read_bytes().decode()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise MapFormatError(f'{self.root / _CURRENT_FILE} cannot be read: {error}') from error
+            raise MapFormatError(f'{path} cannot be read: {error}') from error
+        name, _, digest = text.removesuffix('\n').partition(' ')
+        if not name.isalnum() or (digest and text != _current_text(name, digest)):
+            raise MapFormatError(
+                f'{path} is damaged; write the name of a version into it (versions: '
+                f'{", ".join(self.versions()) or "none"})'
+            )
+        return name, digest
 
     def write(
         self,
@@ -188,29 +213,59 @@ class MapStore:
         _check_root(self.root)
         created_root = not self.root.exists()
         versions = self.root / 'versions'
-        versions.mkdir(parents=True, exist_ok=True)
+        with self._locked(create=True):
+            try:
+                self._remove_leftovers()
+                manifest = self._write_next(scene_map, update_data, promote)
+            except BaseException:
+                if created_root:
+                    self._remove_empty()
+                raise
+        return replace(scene_map, manifest=manifest, path=versions / manifest.version)
+
+    def check_writable(self) -> None:
+        """Check that a map may be written here, before the work of building one.
+
+        Raises:
+            MapFormatError: the path is a file or holds something else.
+        """
+        _check_root(self.root)
+
+    def _write_next(
+        self, scene_map: SceneMap, update_data: dict[str, NDArray[Any]] | None, promote: bool
+    ) -> MapManifest:
+        versions = self.root / 'versions'
+        numbers = [int(entry.name) for entry in versions.iterdir() if entry.name.isdigit()]
+        version = f'{max(numbers, default=0) + 1:04d}'
+        folder = Path(tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=versions))
         try:
-            with self._locked():
-                numbers = [int(name) for name in self.versions() if name.isdigit()]
-                version = f'{max(numbers, default=0) + 1:04d}'
-                folder = Path(tempfile.mkdtemp(prefix='.new-', dir=versions))
-                try:
-                    manifest = _write_version(
-                        folder, scene_map, update_data, version, self.current() or ''
-                    )
-                    os.chmod(folder, 0o755)
-                    os.replace(folder, versions / version)
-                    _sync_folder(versions)
-                except BaseException:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise
-                if promote:
-                    self._set_current(version)
+            manifest = _write_version(folder, scene_map, update_data, version, self.current() or '')
+            os.chmod(folder, 0o755)
+            os.replace(folder, versions / version)
+            _sync_folder(versions)
+            if promote:
+                self._set_current(version)
         except BaseException:
-            if created_root and self.current() is None:
-                shutil.rmtree(self.root, ignore_errors=True)
+            # An interrupt may come when everything is done: what is live stays.
+            if (versions / version).exists() and self.current() != version:
+                os.replace(versions / version, folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        return replace(scene_map, manifest=manifest, path=versions / version)
+        return manifest
+
+    def _remove_leftovers(self) -> None:
+        """Remove what writers left that were killed; the lock is held, so none is at work."""
+        for folder in (self.root / 'versions').glob(f'{_NEW_PREFIX}*'):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in self.root.glob(f'{_NEW_CURRENT_PREFIX}*'):
+            file.unlink(missing_ok=True)
+
+    def _remove_empty(self) -> None:
+        """Remove the folder if it holds nothing but the lock."""
+        with contextlib.suppress(OSError):
+            (self.root / 'versions').rmdir()
+            (self.root / _LOCK_FILE).unlink()
+            self.root.rmdir()
 
     def promote(self, version: str) -> None:
         """Make a version live.
@@ -246,8 +301,13 @@ class MapStore:
 
     def strip(self, version: str | None = None) -> None:
         """Delete the update data of one version, or of all; localization keeps working."""
+        names = self.versions()
+        if not names or (version and version not in names):
+            raise MapFormatError(
+                f'{self.root} has no version {version or ""}; it has: {", ".join(names) or "none"}'
+            )
         with self._locked():
-            for name in [version] if version else self.versions():
+            for name in [version] if version else names:
                 (self.root / 'versions' / name / UPDATE_FILE).unlink(missing_ok=True)
             if version is None:
                 # Unfinished updates hold descriptors of their logs.
@@ -267,7 +327,7 @@ class MapStore:
         with self._locked():
             folder = self.root / 'versions'
             # Nobody else writes while the lock is held: these are left from a killed process.
-            for leftover in folder.glob('.*-*'):
+            for leftover in (*folder.glob(f'{_NEW_PREFIX}*'), *folder.glob(f'{_OLD_PREFIX}*')):
                 shutil.rmtree(leftover, ignore_errors=True)
             current = self.current()
             protected = {current}
@@ -277,7 +337,7 @@ class MapStore:
             free = [name for name in sizes if name not in protected]
             while free and (len(free) > keep or sum(sizes.values()) > max_bytes):
                 name = free.pop(0)
-                aside = folder / f'.old-{name}'
+                aside = folder / f'{_OLD_PREFIX}{name}'
                 os.replace(folder / name, aside)
                 shutil.rmtree(aside, ignore_errors=True)
                 del sizes[name]
@@ -285,16 +345,40 @@ class MapStore:
         return deleted
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with open(self.root / '.lock', 'w') as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def _locked(self, *, create: bool = False) -> Iterator[None]:
+        path = self.root / _LOCK_FILE
+        while True:
+            if create:
+                (self.root / 'versions').mkdir(parents=True, exist_ok=True)
+            with open(path, 'w') as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                # Whoever held the lock before may have removed the folder.
+                if not path.exists() or not os.path.samestat(
+                    os.fstat(handle.fileno()), path.stat()
+                ):
+                    continue
+                yield
+                return
 
     def _set_current(self, version: str) -> None:
-        temporary = self.root / f'.current-{os.getpid()}'
-        _write_synced(temporary, f'{version}\n'.encode())
-        os.replace(temporary, self.root / _CURRENT_FILE)
+        digest = _file_digest(self.root / 'versions' / version)
+        temporary = self.root / f'{_NEW_CURRENT_PREFIX}{os.getpid()}'
+        try:
+            _write_synced(temporary, _current_text(version, digest).encode())
+            os.replace(temporary, self.root / _CURRENT_FILE)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         _sync_folder(self.root)
+
+
+def _current_text(version: str, digest: str) -> str:
+    return f'{version} {digest}\n'
+
+
+def _file_digest(folder: Path) -> str:
+    """Return the digest of a version's manifest; through it, of everything in the version."""
+    return hashlib.sha256((folder / _MANIFEST_FILE).read_bytes()).hexdigest()
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -303,7 +387,6 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     Stripped update data is not an error.
     """
     root = Path(path)
-    store = MapStore(root)
     if (root / _MANIFEST_FILE).exists():
         folders = [root]
         problems: list[str] = []
@@ -313,10 +396,17 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
             _version_folder(root)
         except MapFormatError as error:
             problems.append(str(error))
-        folders = [root / 'versions' / name for name in store.versions()]
+        versions = root / 'versions'
+        folders = sorted(
+            entry
+            for entry in (versions.iterdir() if versions.is_dir() else ())
+            if not entry.name.startswith('.')
+        )
     for folder in folders:
         try:
             scene_map = SceneMap.open(folder)
+            if folder != root and scene_map.manifest.version != folder.name:
+                problems.append(f'{folder} holds version {scene_map.manifest.version}')
             if UPDATE_FILE in scene_map.manifest.files and (folder / UPDATE_FILE).exists():
                 _read_checked(folder, UPDATE_FILE, scene_map.manifest)
         except MapFormatError as error:
@@ -332,7 +422,8 @@ def read_manifest(folder: Path) -> MapManifest:
     """
     path = folder / _MANIFEST_FILE
     try:
-        document = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        document = json.loads(raw)
     except FileNotFoundError as error:
         raise MapFormatError(f'{folder} has no {_MANIFEST_FILE}: not a map') from error
     except (OSError, ValueError) as error:
@@ -347,8 +438,9 @@ def read_manifest(folder: Path) -> MapManifest:
             f'{folder} has map format {found}, this software reads {FORMAT_VERSION}; build the '
             'map again'
         )
+    canonical = _manifest_text(document) == raw
     digest = document.pop('digest', None)
-    if digest != _digest(document):
+    if not canonical or digest != _digest(document):
         raise MapFormatError(f'{path} is damaged (digest differs); restore or build again')
     try:
         return MapManifest(
@@ -368,7 +460,7 @@ def read_manifest(folder: Path) -> MapManifest:
             build=document['build'],
             files=document['files'],
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ConfigError, CalibrationError) as error:
         raise MapFormatError(f'{path} is incomplete ({error}); build the map again') from error
 
 
@@ -395,6 +487,11 @@ def manifest_document(manifest: MapManifest) -> dict[str, Any]:
     return {**document, 'digest': _digest(document)}
 
 
+def _manifest_text(document: dict[str, Any]) -> bytes:
+    """Return the one way to write a manifest, so that a change of white space shows as well."""
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
 def _digest(document: dict[str, Any]) -> str:
     canonical = json.dumps(document, sort_keys=True, separators=(',', ':'))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -404,9 +501,9 @@ def _check_root(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise MapFormatError(f'{root} is a file; give a folder for the map')
     if root.is_dir() and any(root.iterdir()):
-        known = {'versions', _CURRENT_FILE, '.lock', UPDATES_FOLDER}
+        known = {'versions', _CURRENT_FILE, _LOCK_FILE, UPDATES_FOLDER}
         foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
-        foreign = [name for name in foreign if not name.startswith('.current-')]
+        foreign = [name for name in foreign if not name.startswith(_NEW_CURRENT_PREFIX)]
         if foreign:
             raise MapFormatError(
                 f'{root} holds other files ({foreign[0]}); give a new or an existing map folder'
@@ -417,16 +514,24 @@ def _version_folder(path: Path) -> Path:
     if (path / _MANIFEST_FILE).exists():
         return path
     if not path.exists():
-        raise MapFormatError(f'there is no map at {path}; build one with: d2s build-map INPUT --map')
+        raise MapFormatError(
+            f'there is no map at {path}; build one with: d2s build-map INPUT --map'
+        )
     store = MapStore(path)
-    current = store.current()
-    if current is None:
+    named = store._read_current()
+    if named is None:
         raise MapFormatError(f'{path} is not a map: it has no file named {_CURRENT_FILE}')
+    current, digest = named
     folder = path / 'versions' / current
-    if current != Path(current).name or not folder.is_dir():
+    if not folder.is_dir():
         raise MapFormatError(
             f'{path / _CURRENT_FILE} names version {current!r}, which is not there; versions: '
             f'{", ".join(store.versions()) or "none"}'
+        )
+    if digest and (folder / _MANIFEST_FILE).exists() and _file_digest(folder) != digest:
+        raise MapFormatError(
+            f'{path}: {_CURRENT_FILE} and the manifest of version {current} do not fit; '
+            'one of them is damaged, restore the map or build it again'
         )
     return folder
 
@@ -470,8 +575,7 @@ def _write_version(
         files=files,
         software=__version__,
     )
-    text = json.dumps(manifest_document(manifest), indent=1, sort_keys=True)
-    _write_synced(folder / _MANIFEST_FILE, text.encode())
+    _write_synced(folder / _MANIFEST_FILE, _manifest_text(manifest_document(manifest)))
     _sync_folder(folder)
     return manifest
 
@@ -526,9 +630,7 @@ def _unpack(manifest: MapManifest, tensors: dict[str, NDArray[Any]], folder: Pat
     )
     network = LandmarkNetwork(from_dict(LandmarkConfig, manifest.network))
     network.load_state_dict(state)
-    return SceneMap(
-        manifest, landmark_table=table, landmark_network=network.eval(), path=folder
-    )
+    return SceneMap(manifest, landmark_table=table, landmark_network=network.eval(), path=folder)
 
 
 def _half_state(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
@@ -548,9 +650,7 @@ def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
     return quantised, scale.astype(np.float16)
 
 
-def dequantise(
-    quantised: NDArray[np.int8], scales: NDArray[np.float16]
-) -> NDArray[np.float32]:
+def dequantise(quantised: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
     """Return L2-normalised float32 vectors (M, D) of `quantise`'s result."""
     vectors = quantised.astype(np.float32) * scales.astype(np.float32)[:, None]
     return np.asarray(

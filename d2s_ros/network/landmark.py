@@ -1,9 +1,10 @@
 """The landmark head: coordinates taken from learned landmarks, chosen in the context of the image.
 
 Each landmark has a key (the mean descriptor of its track), a 3D point and the point's covariance.
-A keypoint's candidates are the landmarks whose keys are nearest to its descriptor. A small attention
-network sees all keypoints of the image with their candidates and decides for each keypoint which
-candidate is right, or that none is: the probability of the choice is the reliability.
+A keypoint's candidates are the landmarks whose keys are nearest to its descriptor. A small
+attention network sees all keypoints of the image with their candidates and decides for each
+keypoint which candidate is right, or that none is. The probability of the choice is the
+reliability.
 """
 
 from __future__ import annotations
@@ -152,9 +153,8 @@ def nearest_keys(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
     whole = num_groups * _GROUP
     groups = similarity[:, :whole].view(n, num_groups, _GROUP)
     top_groups = groups.amax(dim=2).topk(count, dim=1).indices
-    columns = (top_groups[:, :, None] * _GROUP + torch.arange(_GROUP, device=similarity.device)).view(
-        n, -1
-    )
+    within = torch.arange(_GROUP, device=similarity.device)
+    columns = (top_groups[:, :, None] * _GROUP + within).view(n, -1)
     if whole < m:
         rest = torch.arange(whole, m, device=similarity.device).expand(n, -1)
         columns = torch.cat([columns, rest], dim=1)

@@ -7,6 +7,7 @@ python -m d2s_ros.ros.describe --table
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 import textwrap
 from typing import Any
@@ -42,7 +43,7 @@ def yaml_text() -> str:
     """Return config/localizer.yaml: every parameter with its default and a comment."""
     lines = [
         '# Every parameter of the localizer node with its default; written by',
-        '# python -m d2s_ros.ros.describe --yaml. Copy it and change what you need.',
+        '# python -m d2s_ros.ros.describe --write. Copy it and change what you need.',
         '/**:',
         '  ros__parameters:',
     ]
@@ -79,13 +80,26 @@ def parameter_table() -> str:
     return '\n'.join(lines) + '\n'
 
 
+def write(root: pathlib.Path) -> None:
+    """Write config/localizer.yaml and the parameter table of docs/ros_interface.md."""
+    (root / 'config' / 'localizer.yaml').write_text(yaml_text())
+    document = root / 'docs' / 'ros_interface.md'
+    before, start, rest = document.read_text().partition('<!-- parameters -->\n')
+    _, end, after = rest.partition('<!-- end of parameters -->\n')
+    document.write_text(f'{before}{start}{parameter_table()}{end}{after}')
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write the asked text to standard output."""
     parser = argparse.ArgumentParser(prog='describe', description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--yaml', action='store_true')
     what.add_argument('--table', action='store_true')
+    what.add_argument('--write', metavar='ROOT', help='root of a checkout')
     options = parser.parse_args(arguments)
+    if options.write:
+        write(pathlib.Path(options.write))
+        return 0
     sys.stdout.write(yaml_text() if options.yaml else parameter_table())
     return 0
 

@@ -165,9 +165,7 @@ def train_landmark_network(
     amp_type = torch.device(device).type
     started = last_saved = time.monotonic()
     already = seconds
-    bar = tqdm(
-        total=config.steps, initial=step, desc='training', unit='step', disable=not progress
-    )
+    bar = tqdm(total=config.steps, initial=step, desc='training', unit='step', disable=not progress)
     try:
         while step < config.steps and len(samples):
             batch = draw_batch(samples, config, generator)
@@ -202,7 +200,11 @@ def train_landmark_network(
     finally:
         bar.close()
     network.to('cpu').eval()
-    figures = {'steps': step, 'seconds': round(seconds, 2), 'loss': round(loss_average, 4)}
+    figures = {
+        'steps': step,
+        'seconds': round(seconds, 2),
+        'loss': None if math.isnan(loss_average) else round(loss_average, 4),
+    }
     return network, figures
 
 
