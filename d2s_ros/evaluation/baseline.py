@@ -119,7 +119,7 @@ class MatchingBaseline:
         value, order = torch.cat(values, dim=1).topk(count, dim=1)
         column = torch.cat(columns, dim=1).gather(1, order).numpy()
         point_idx = self._point_idx[column]
-        similarity = value.numpy()
+        cosines = value.numpy()
         other = point_idx != point_idx[:, :1]
-        second = np.where(other, similarity, -1.0).max(axis=1)
-        return similarity[:, 0], second, point_idx[:, 0]
+        second = np.where(other, cosines, -1.0).max(axis=1)
+        return cosines[:, 0], second, point_idx[:, 0]

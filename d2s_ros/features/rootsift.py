@@ -27,7 +27,7 @@ class RootSift:
         self.dim = 128
         self.weights_hash = f'rootsift-v1-contrast{_CONTRAST_THRESHOLD}'
         # Without precise upscaling OpenCV's keypoints are off by a quarter of a pixel.
-        self._sift = cv2.SIFT_create(
+        self._sift = cv2.SIFT_create(  # type: ignore[attr-defined]
             nfeatures=config.max_keypoints,
             contrastThreshold=_CONTRAST_THRESHOLD,
             enable_precise_upscale=True,

@@ -117,13 +117,12 @@ def match_guided(
     distance = torch.from_numpy(lines) @ torch.from_numpy(homogeneous).T
     candidate = (distance.abs_() <= max_distance_px).logical_and_(similarity > min_similarity)
     flat = np.flatnonzero(candidate.numpy().ravel())
-    similarity = similarity.numpy()
     rows, columns = np.divmod(flat, similarity.shape[1])
     near = epipolar_distances(fundamental, points_1[rows], points_2[columns]) <= max_distance_px
     rows, columns = rows[near], columns[near]
     if len(rows) == 0:
         return empty
-    values = similarity[rows, columns]
+    values = similarity.numpy()[rows, columns]
     best_rows, second_rows = _best_two(rows, values, len(points_1))
     best_columns, second_columns = _best_two(columns, values, len(points_2))
     keep = (values >= best_rows[rows]) & (values >= best_columns[columns])

@@ -586,7 +586,7 @@ def _serialize(tensors: dict[str, NDArray[Any]]) -> bytes:
 
 
 def _pack(scene_map: SceneMap) -> dict[str, NDArray[Any]]:
-    """Turn the model into tensors: keys as int8 with a scale each, weights as float16."""
+    """Turn the model into tensors: keys as int8 with a scale each, matrices as float16."""
     if scene_map.regression is not None:
         return _half_state(scene_map.regression)
     table, network = scene_map.landmark_table, scene_map.landmark_network
@@ -634,10 +634,12 @@ def _unpack(manifest: MapManifest, tensors: dict[str, NDArray[Any]], folder: Pat
 
 
 def _half_state(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    """Return matrices as float16; vectors and scalars hold offsets of coordinates: float32."""
     return {
-        f'network.{name}': value.detach().cpu().numpy().astype(np.float16)
-        if value.ndim
-        else value.detach().cpu().numpy().astype(np.float32).reshape(())
+        f'network.{name}': value.detach()
+        .cpu()
+        .numpy()
+        .astype(np.float16 if value.ndim > 1 else np.float32)
         for name, value in network.state_dict().items()
     }
 
