@@ -1,4 +1,4 @@
-"""Start the localizer and the map updater: ros2 launch d2s_ros localize.launch.py map:=/path/to/map.
+"""Start localizer and map updater: ros2 launch d2s_ros localize.launch.py map:=/path/to/map.
 
 An argument that is left empty takes its value from params_file.
 """

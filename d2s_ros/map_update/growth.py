@@ -74,7 +74,11 @@ def grow(
     if not posed:
         raise InputError('no frame of the logs has a verified pose; the map stays as it is')
     old = data.images
-    images = [*old, *(_mapped_image(frame) for frame in posed)]
+    # Labels change in place below; the old images belong to the incumbent.
+    images = [
+        *(replace(image, point_idx=image.point_idx.copy()) for image in old),
+        *(_mapped_image(frame) for frame in posed),
+    ]
     matches = _match(images, len(old), data, posed, config, settings, progress)
     points = data.points_in_map
     figures = {'frames_added': len(posed)}
