@@ -18,7 +18,11 @@ from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
 from d2s_ros.mapping.landmarks import LandmarkTable  # noqa: E402
 from d2s_ros.mapping.scene_map import MapManifest, MapStore, SceneMap  # noqa: E402
 from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork  # noqa: E402
+from d2s_ros.ros import describe  # noqa: E402
+from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
 from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402
+
+pytestmark = pytest.mark.ros
 
 
 @pytest.fixture
@@ -153,3 +157,8 @@ def test_rollback(updater, call, map_path):
     answer = call('rollback_map')
     assert not answer.success
     assert 'no parent' in answer.message
+
+
+def test_the_parameter_file_is_up_to_date(repo_root):
+    text = (repo_root / 'config' / 'map_updater.yaml').read_text()
+    assert text == describe.yaml_text(MapUpdaterConfig, 'map_updater')
