@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from d2s_ros.threads import wait_passively
+
+wait_passively()
 ROOT = Path(__file__).resolve().parent.parent
 
 

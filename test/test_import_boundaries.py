@@ -16,6 +16,7 @@ LAYERS = (
     'errors',
     'config',
     'device',
+    'threads',
     'geometry',
     'data',
     'simulation',

@@ -37,6 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='how long to train (default: standard)',
     )
     parser.add_argument(
+        '--head',
+        choices=('landmark', 'regression'),
+        default='landmark',
+        help='scene model: landmarks chosen by attention, or the regression of the D2S paper '
+        '(default: landmark)',
+    )
+    parser.add_argument(
+        '--recipe',
+        choices=('default', 'paper'),
+        default='default',
+        help='paper: the regression head trained as published, with the steps of the budget',
+    )
+    parser.add_argument(
+        '--steps', type=int, metavar='N', help="training steps instead of the budget's"
+    )
+    parser.add_argument(
         '--max-minutes', type=float, default=0.0, metavar='M', help='time limit of the training'
     )
     parser.add_argument(
@@ -65,10 +81,16 @@ def run(args: argparse.Namespace) -> int:
         features = replace(features, name=args.features)
     if args.max_keypoints is not None:
         features = replace(features, max_keypoints=args.max_keypoints)
-    config = budget(args.budget, features=features, seed=args.seed)
+    config = budget(
+        args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
+    )
+    limits = {'max_minutes': args.max_minutes}
+    if args.steps is not None:
+        limits['steps'] = args.steps
     config = replace(
         config,
-        training=replace(config.training, max_minutes=args.max_minutes),
+        training=replace(config.training, **limits),
+        regression_training=replace(config.regression_training, **limits),
         keep_update_data=not args.without_update_data,
     )
     source = open_input(args, poses=args.poses, pose_topic=args.pose_topic)
@@ -84,10 +106,14 @@ def run(args: argparse.Namespace) -> int:
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
     size = result.scene_map.localization_size_bytes() / 1e6
+    model = (
+        f'{metrics["num_landmarks"]} landmarks'
+        if manifest.head == 'landmark'
+        else f'{metrics["num_parameters"]} parameters'
+    )
     print(
-        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
-        f'{metrics["num_landmarks"]} landmarks, {size:.2f} MB, '
-        f'{metrics["seconds"]["total"]:.0f} s'
+        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, {model}, '
+        f'{size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     unit = 'm' if manifest.metric else 'units'
     if metrics['holdout_median_m'] is not None:

@@ -14,14 +14,18 @@ from collections.abc import Sequence
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError
+from d2s_ros.threads import wait_passively
 
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
 _COMMANDS = {
     'build-map': ('d2s_ros.cli.build_map', 'build a map from a log of images'),
     'localize': ('d2s_ros.cli.localize', 'localize the images of a log in a map'),
     'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
+    'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
+    'features': ('d2s_ros.cli.features', 'compare local features'),
     'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),
+    'demo': ('d2s_ros.cli.demo', 'simulate, map, localize through the ROS node, and report'),
 }
 
 
@@ -45,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    wait_passively()
     args = make_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,

@@ -30,6 +30,9 @@ from d2s_ros.mapping.landmarks import (
 from d2s_ros.mapping.scene_map import SceneMap
 from d2s_ros.network.types import SceneCoordinates
 
+#: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.
+REGRESSION_ERROR_PX = 12.0
+
 
 @dataclass(frozen=True)
 class LocalizerConfig:
@@ -46,10 +49,10 @@ class LocalizerConfig:
     min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
     min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
-        0.2, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
+        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
     )
     min_spread: float = option(
-        0.01,
+        0.08,
         'Smallest share of the image that the ellipse of the inliers must cover.',
         minimum=0.0,
         maximum=1.0,
@@ -88,12 +91,15 @@ class Localizer:
                 f'{manifest.features_hash[:12]}, the extractor is {extractor.weights_hash[:12]}; '
                 'use the same weights or build the map again'
             )
+        self._solver_config = self.config.solver
         self._keys: torch.Tensor | None = None
         if scene_map.landmark_table is not None and scene_map.landmark_network is not None:
             self._keys = torch.from_numpy(scene_map.landmark_table.keys).to(device)
             scene_map.landmark_network.to(device).eval()
         elif scene_map.regression is not None:
             scene_map.regression.to(device).eval()
+            limit = max(self.config.solver.max_reprojection_error_px, REGRESSION_ERROR_PX)
+            self._solver_config = replace(self.config.solver, max_reprojection_error_px=limit)
 
     @classmethod
     def from_map(
@@ -227,9 +233,13 @@ class Localizer:
         if regression is not None:
             descriptors = torch.from_numpy(features.descriptors)[None].to(self.device)
             points, p = regression(descriptors)
+            points_in_map = points[0].cpu().numpy().astype(np.float64)
+            z = regression.reliability(p)[0].cpu().numpy()
+            # Training may have diverged: what is not a number is not reliable either.
+            finite = np.isfinite(points_in_map).all(axis=1) & np.isfinite(z)
             return SceneCoordinates(
-                points[0].cpu().numpy().astype(np.float64),
-                regression.reliability(p)[0].cpu().numpy(),
+                np.where(finite[:, None], points_in_map, 0.0),
+                np.where(finite, z, 0.0).astype(np.float32),
             )
         table, network = self.scene_map.landmark_table, self.scene_map.landmark_network
         assert table is not None
@@ -251,6 +261,10 @@ class Localizer:
             table.covariances[landmark_idx].astype(np.float64),
             landmark_idx,
         )
+
+    def error_threshold_px(self, camera: Camera) -> float:
+        """Return the RANSAC inlier threshold for images of a camera, px."""
+        return self._solver_config.threshold_px(camera)
 
     def _select(self, coordinates: SceneCoordinates) -> tuple[NDArray[np.int64], int]:
         """Return the keypoints given to the solver, best first, and how many are reliable."""
@@ -289,7 +303,7 @@ class Localizer:
             camera.ideal,
             sigmas_px=sigmas,
             point_covariances=covariances,
-            config=self.config.solver,
+            config=self._solver_config,
         )
         if estimate is None:
             return None

@@ -42,6 +42,10 @@ class PoseSolverConfig:
     def __post_init__(self) -> None:
         validate(self)
 
+    def threshold_px(self, camera: Camera) -> float:
+        """Return the RANSAC inlier threshold for images of a camera, px."""
+        return max(self.max_reprojection_error_px * 0.5 * (camera.fx + camera.fy) / 1000.0, 3.0)
+
 
 @dataclass(frozen=True, eq=False)
 class PoseEstimate:
@@ -97,8 +101,7 @@ def solve_pose(
     config = config or PoseSolverConfig()
     if len(ideal_keypoints) < 4:
         return None
-    threshold = config.max_reprojection_error_px * 0.5 * (camera.fx + camera.fy) / 1000.0
-    threshold = max(threshold, 3.0)
+    threshold = config.threshold_px(camera)
     pose, info = poselib.estimate_absolute_pose(
         ideal_keypoints,
         points_in_map,

@@ -6,12 +6,13 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -21,7 +22,11 @@ from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
-from d2s_ros.localization.localizer import Localizer, LocalizerConfig
+from d2s_ros.localization.localizer import (
+    REGRESSION_ERROR_PX,
+    Localizer,
+    LocalizerConfig,
+)
 from d2s_ros.mapping.landmarks import (
     Candidates,
     build_landmarks,
@@ -36,14 +41,37 @@ from d2s_ros.mapping.reconstruction import (
 )
 from d2s_ros.mapping.retrieval import Vlad
 from d2s_ros.mapping.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
+from d2s_ros.network.d2s import RegressionConfig
 from d2s_ros.network.landmark import LandmarkConfig
+from d2s_ros.training.augmentation import AugmentationConfig
 from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig, train_landmark_network
+from d2s_ros.training.regression_samples import (
+    CoordinateFrame,
+    samples_of_images,
+    samples_of_views,
+)
+from d2s_ros.training.regression_trainer import (
+    RegressionTrainingConfig,
+    train_regression_network,
+)
 from d2s_ros.training.samples import make_sample
 
 _logger = logging.getLogger(__name__)
 
+#: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
+_BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348
+#: Fewer poses do not calibrate a covariance.
+_MIN_CALIBRATION_POSES = 5
+#: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
+_RELIABILITY_THRESHOLDS = {'landmark': 0.4, 'regression': 0.6}
+#: Budget to steps, augmented views per image and the most images, of the regression head.
+_REGRESSION_BUDGETS = {
+    'quick': (100, 1, 80),
+    'standard': (600, 2, 400),
+    'full': (50_000, 8, 2000),
+}
 
 
 @dataclass(frozen=True)
@@ -52,19 +80,31 @@ class BuildConfig:
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    head: str = option(
+        'landmark',
+        'Scene model: landmarks chosen by attention, or the regression of the D2S paper.',
+        choices=('landmark', 'regression'),
+    )
     training: LandmarkTrainingConfig = field(default_factory=LandmarkTrainingConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    regression_training: RegressionTrainingConfig = field(default_factory=RegressionTrainingConfig)
     max_images: int = option(400, 'Longer logs are thinned evenly to this many.', minimum=2)
     steps_per_image: int = option(
         10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
     )
-    max_landmarks: int = option(8192, 'Landmarks kept in the map.', minimum=64)
+    max_landmarks_mb: float = option(
+        2.75, 'Size of the landmarks kept in the map.', unit='MB', minimum=0.01
+    )
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
+    hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
     correct_px: float = option(
         4.0, 'Candidates that project this close are right, at 1000 px focal length.', unit='px'
     )
     holdout_every: int = option(8, 'Every n-th image is held out of training.', minimum=2)
-    reliability_threshold: float = option(0.4, 'Stored in the map.', minimum=0.0, maximum=1.0)
+    reliability_threshold: float = option(
+        _RELIABILITY_THRESHOLDS['landmark'], 'Stored in the map.', minimum=0.0, maximum=1.0
+    )
     keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
     update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
 
@@ -72,15 +112,57 @@ class BuildConfig:
         validate(self)
 
 
-def budget(name: str, *, features: FeatureConfig | None = None, seed: int = 0) -> BuildConfig:
-    """Return the configuration of a budget: 'quick', 'standard' or 'full'."""
+def budget(
+    name: str,
+    *,
+    features: FeatureConfig | None = None,
+    head: str = 'landmark',
+    recipe: str = 'default',
+    seed: int = 0,
+) -> BuildConfig:
+    """Return the configuration of a budget: 'quick', 'standard' or 'full'.
+
+    Args:
+        name: The budget.
+        features: Features of the map.
+        head: 'landmark' or 'regression'.
+        recipe: 'default', or 'paper': the regression head trained as published, with the steps of
+            the budget.
+        seed: Seed of the training.
+    """
+    features = features or FeatureConfig()
+    if head == 'regression' or recipe == 'paper':
+        steps, copies, max_images = _REGRESSION_BUDGETS[name]
+        training = RegressionTrainingConfig(
+            steps=steps,
+            seed=seed,
+            augmentation=AugmentationConfig(copies=copies),
+        )
+        if recipe != 'paper':
+            training = replace(
+                training,
+                images_per_step=4,
+                keypoints_per_image=512,
+                learning_rate=5e-4,
+                schedule='one_cycle',
+                distance='plain',
+                center_targets=True,
+                clip_norm=100.0,
+            )
+        return BuildConfig(
+            features=features,
+            head='regression',
+            regression_training=training,
+            max_images=max_images,
+            reliability_threshold=_RELIABILITY_THRESHOLDS['regression'],
+        )
     steps, images, layers, max_images = {
         'quick': (150, 3, 1, 80),
         'standard': (500, 4, 2, 400),
         'full': (3000, 8, 3, 2000),
     }[name]
     return BuildConfig(
-        features=features or FeatureConfig(),
+        features=features,
         training=LandmarkTrainingConfig(steps=steps, images_per_step=images, seed=seed),
         num_layers=layers,
         max_images=max_images,
@@ -132,8 +214,9 @@ def build_map(
     config = config or BuildConfig()
     store = MapStore(map_path)
     store.check_writable()
-    if use_poses and getattr(source, 'pose_problem', ''):
-        raise InputError(f'the poses of the log cannot be used: {source.pose_problem}')  # type: ignore[attr-defined]
+    pose_problem: object = getattr(source, 'pose_problem', None)
+    if use_poses and pose_problem:
+        raise InputError(f'the poses of the log cannot be used: {pose_problem}')
     device = resolve_device(device)
     extractor = create_extractor(config.features, device=device, weights=weights)
     times: dict[str, float] = {}
@@ -158,7 +241,7 @@ def build_map(
     reconstruction = reconstruct(images, config.reconstruction, progress=progress)
     clock = timed('reconstruction', clock)
     scene_map, metrics = train_map(
-        reconstruction, extractor, config, device=device, progress=progress
+        reconstruction, extractor, config, source=source, device=device, progress=progress
     )
     clock = timed('training', clock)
     times['total'] = round(clock - started, 2)
@@ -237,24 +320,89 @@ def train_map(
     extractor: FeatureExtractor,
     config: BuildConfig,
     *,
+    source: FrameSource | None = None,
     device: str = 'cpu',
     progress: bool = False,
     checkpoint: Path | None = None,
 ) -> tuple[SceneMap, dict[str, Any]]:
-    """Turn a reconstruction into a map with the landmark head.
+    """Turn a reconstruction into a map with the head that `config` asks for.
+
+    Args:
+        reconstruction: Images with poses, and points.
+        extractor: Of the map's features.
+        config: Options.
+        source: The log, for augmented views of its images; without it there are none.
+        device: Where the network is trained.
+        progress: Show progress bars.
+        checkpoint: File that an interrupted training goes on from.
 
     Returns:
         The map (not written yet) and figures measured on the way.
     """
-    table, statistics = build_landmarks(reconstruction, max_landmarks=config.max_landmarks)
-    # The network must see the keys as the map will store them.
+    # Every n-th from the middle of the stride: the ends of a log are rarely typical.
+    every = config.holdout_every
+    held_out = list(range(every // 2, len(reconstruction.images), every))
+    manifest = MapManifest(
+        features=config.features,
+        features_hash=extractor.weights_hash,
+        head=config.head,
+        network={},
+        cameras=tuple(dict.fromkeys(image.camera for image in reconstruction.images)),
+        calibration=Calibration(
+            sigma_px=keypoint_noise_px(reconstruction),
+            reliability_threshold=config.reliability_threshold,
+        ),
+        metric=reconstruction.metric,
+        build=to_dict(config),
+    )
+    candidates: list[Candidates] | None = None
+    if config.head == 'landmark':
+        scene_map, figures, candidates = _train_landmarks(
+            manifest, reconstruction, extractor, config, held_out, device, progress, checkpoint
+        )
+    else:
+        scene_map, figures = _train_regression(
+            manifest,
+            reconstruction,
+            extractor,
+            config,
+            held_out,
+            source,
+            device,
+            progress,
+            checkpoint,
+        )
+    calibration, accuracy = calibrate(scene_map, extractor, reconstruction, candidates, held_out)
+    scene_map = replace(scene_map, manifest=replace(scene_map.manifest, calibration=calibration))
+    return scene_map, {
+        **figures,
+        'mean_track_length': round(float(reconstruction.track_lengths.mean()), 2),
+        **accuracy,
+    }
+
+
+def _train_landmarks(
+    manifest: MapManifest,
+    reconstruction: Reconstruction,
+    extractor: FeatureExtractor,
+    config: BuildConfig,
+    held_out: Sequence[int],
+    device: str,
+    progress: bool,
+    checkpoint: Path | None,
+) -> tuple[SceneMap, dict[str, Any], list[Candidates]]:
+    table, statistics = build_landmarks(
+        reconstruction,
+        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + _BYTES_BESIDE_KEY)),
+    )
     network_config = LandmarkConfig(
         descriptor_dim=extractor.dim,
         num_landmarks=len(table),
         num_candidates=config.num_candidates,
         num_layers=config.num_layers,
+        hidden_inputs=config.hidden_inputs,
     )
-    samples, held_out = [], []
+    samples = []
     bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)
     all_candidates = []
     for index, image in enumerate(bar):
@@ -267,10 +415,7 @@ def train_map(
             correct_px=max(2.0, config.correct_px * focal / 1000.0),
         )
         all_candidates.append(candidates)
-        # Every n-th from the middle of the stride: the ends of a log are rarely typical.
-        if index % config.holdout_every == config.holdout_every // 2:
-            held_out.append(index)
-        else:
+        if index not in held_out:
             samples.append(sample)
     steps = min(config.training.steps, 100 + config.steps_per_image * len(samples))
     network, figures = train_landmark_network(
@@ -281,30 +426,94 @@ def train_map(
         checkpoint=checkpoint,
         progress=progress,
     )
-    manifest = MapManifest(
-        features=config.features,
-        features_hash=extractor.weights_hash,
-        head='landmark',
-        network=to_dict(network_config),
-        cameras=tuple(dict.fromkeys(image.camera for image in reconstruction.images)),
-        calibration=Calibration(
-            sigma_px=keypoint_noise_px(reconstruction),
-            reliability_threshold=config.reliability_threshold,
-        ),
-        metric=reconstruction.metric,
-        build=to_dict(config),
+    scene_map = SceneMap(
+        replace(manifest, network=to_dict(network_config)),
+        landmark_table=table,
+        landmark_network=network,
     )
-    scene_map = SceneMap(manifest, landmark_table=table, landmark_network=network)
-    calibration, accuracy = calibrate(
-        scene_map, extractor, reconstruction, all_candidates, held_out
+    return scene_map, {'training': figures, 'num_landmarks': len(table)}, all_candidates
+
+
+def _train_regression(
+    manifest: MapManifest,
+    reconstruction: Reconstruction,
+    extractor: FeatureExtractor,
+    config: BuildConfig,
+    held_out: Sequence[int],
+    source: FrameSource | None,
+    device: str,
+    progress: bool,
+    checkpoint: Path | None,
+) -> tuple[SceneMap, dict[str, Any]]:
+    training = config.regression_training
+    frame = (
+        CoordinateFrame.of_points(reconstruction.points_in_map)
+        if training.center_targets
+        else CoordinateFrame.identity()
     )
-    scene_map = replace(scene_map, manifest=replace(manifest, calibration=calibration))
-    return scene_map, {
-        'training': figures,
-        'num_landmarks': len(table),
-        'mean_track_length': round(float(reconstruction.track_lengths.mean()), 2),
-        **accuracy,
-    }
+    originals = samples_of_images(reconstruction, frame)
+    train_idx = [index for index in range(len(originals)) if index not in held_out]
+    views = {}
+    if source is not None:
+        views = samples_of_views(
+            source,
+            reconstruction,
+            extractor,
+            frame,
+            training.augmentation,
+            image_idx=train_idx,
+            seed=training.seed,
+            progress=progress,
+        )
+    network_config = replace(config.regression, descriptor_dim=extractor.dim)
+    network, figures = train_regression_network(
+        [[originals[index], *views.get(index, [])] for index in train_idx],
+        network_config,
+        training,
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    with torch.no_grad():
+        network.center.copy_(torch.from_numpy(frame.center))
+        network.scale.fill_(frame.scale)
+    scene_map = SceneMap(replace(manifest, network=to_dict(network_config)), regression=network)
+    noise = regression_noise_px(
+        Localizer(scene_map, extractor),
+        [reconstruction.images[index] for index in held_out or train_idx],
+    )
+    calibration = replace(manifest.calibration, sigma_px=noise)
+    scene_map = replace(scene_map, manifest=replace(scene_map.manifest, calibration=calibration))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return scene_map, {'training': figures, 'num_parameters': parameters}
+
+
+def regression_noise_px(localizer: Localizer, images: Iterable[MappedImage]) -> float:
+    """Return the residual of regressed coordinates in px, one axis, for a keypoint of scale 1.
+
+    Seen from the true poses; residuals that RANSAC would reject do not count.
+    """
+    threshold = localizer.scene_map.manifest.calibration.reliability_threshold
+    normalized = []
+    for image in images:
+        if len(image.features) == 0:
+            continue
+        coordinates = localizer.predict(image.features, image.camera)
+        projected = image.camera.ideal.project(
+            image.map_from_camera.inverse().apply(coordinates.points_in_map)
+        )
+        residual = projected - image.ideal_keypoints
+        limit = localizer.error_threshold_px(image.camera)
+        with np.errstate(invalid='ignore'):
+            keep = np.linalg.norm(residual, axis=1) <= limit
+        keep &= coordinates.reliability >= threshold
+        sigma = detection_sigma_px(image.features.scales[keep])
+        normalized.append(residual[keep] / sigma[:, None])
+    values = np.concatenate(normalized) if normalized else np.zeros((0, 2))
+    if len(values) < 20:
+        # Nothing to measure: as uncertain as RANSAC allows.
+        return REGRESSION_ERROR_PX
+    return float(np.clip(1.4826 * np.median(np.abs(values)), 0.1, REGRESSION_ERROR_PX))
 
 
 def keypoint_noise_px(reconstruction: Reconstruction) -> float:
@@ -330,30 +539,40 @@ def calibrate(
     scene_map: SceneMap,
     extractor: FeatureExtractor,
     reconstruction: Reconstruction,
-    candidates: Sequence[Candidates],
+    candidates: Sequence[Candidates] | None,
     held_out: Sequence[int],
     max_images: int = 60,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Localize mapping images against the map without their own observations.
 
     The covariance scale makes the median normalised squared error that of six degrees of freedom.
+    Without `candidates` (the regression head) an image cannot be left out of the map, so only
+    held-out images are judged, unless they are too few.
 
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
     """
-    config = LocalizerConfig(max_rotation_sigma_deg=180.0, max_relative_translation_sigma=1e9)
-    localizer = Localizer(scene_map, extractor, config=config)
-    chosen = np.unique(
-        np.linspace(0, len(candidates) - 1, min(len(candidates), max_images)).round().astype(int)
+    config = LocalizerConfig(
+        min_inlier_share=0.1,
+        min_spread=0.01,
+        max_rotation_sigma_deg=180.0,
+        max_relative_translation_sigma=1e9,
     )
-    chosen = np.union1d(chosen, np.asarray(held_out, dtype=int))
+    localizer = Localizer(scene_map, extractor, config=config)
+    chosen = np.asarray(held_out, dtype=int)
+    if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:
+        total = len(reconstruction.images)
+        evenly = np.linspace(0, total - 1, min(total, max_images)).round().astype(int)
+        chosen = np.union1d(evenly, chosen)
     errors: dict[int, tuple[float, float]] = {}
     shares: dict[int, float] = {}
     nees = []
     for index in chosen:
         image = reconstruction.images[index]
         result = localizer.localize_features(
-            image.features, image.camera, candidates=candidates[index]
+            image.features,
+            image.camera,
+            candidates=None if candidates is None else candidates[index],
         )
         if result.map_from_camera is None or result.covariance is None:
             continue
@@ -366,7 +585,7 @@ def calibrate(
         )
         shares[int(index)] = result.num_inliers / max(1, result.num_used)
     calibration = scene_map.manifest.calibration
-    if len(nees) >= 5:
+    if len(nees) >= _MIN_CALIBRATION_POSES:
         scale = float(np.median(nees)) / _CHI2_6_MEDIAN
         calibration = replace(calibration, covariance_scale=float(np.clip(scale, 0.25, 100.0)))
     kept = [index for index in held_out if index in errors]

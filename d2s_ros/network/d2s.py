@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ class D2SNetwork(nn.Module):
         )
         widths = [dim, *config.hidden, 4]
         mlp: list[nn.Module] = []
-        for index, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             if index:
                 mlp.append(nn.ReLU())
             mlp.append(nn.Linear(fan_in, fan_out))

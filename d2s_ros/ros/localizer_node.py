@@ -41,6 +41,7 @@ from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap, LocalizerFactory, MapLoader
 from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
 from d2s_ros.ros.worker import LatestSlot, Worker
+from d2s_ros.threads import wait_passively
 
 _LATCHED = QoSProfile(
     depth=1,
@@ -48,7 +49,7 @@ _LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 #: The process ends this long after a signal even if a stage hangs.
-_EXIT_SECONDS = 1.5
+_EXIT_SECONDS = 1.2
 _TRANSPORT_PERIOD = 0.2
 _PATH_PERIOD = 1.0
 
@@ -724,6 +725,7 @@ def main(
     args: list[str] | None = None, *, localizer_factory: LocalizerFactory = map_loader.load_map
 ) -> int:
     """Run the node until it is told to stop; return the exit status."""
+    wait_passively()
     logging.basicConfig(level=logging.WARNING)
     rclpy.init(args=args)
     _end_in_time(rclpy.get_default_context(), 0)

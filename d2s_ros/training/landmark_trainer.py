@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from d2s_ros.config import option, validate
 from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
+from d2s_ros.training.loop import one_cycle, run_loop
 from d2s_ros.training.samples import LandmarkSample
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def train_landmark_network(
         network = LandmarkNetwork(network_config)
     if initial is not None:
         network.load_state_dict(initial)
-    network.to(device).train()
+    network.to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -134,83 +129,26 @@ def train_landmark_network(
         optimizer, lambda step: one_cycle(step, config.steps)
     )
     generator = torch.Generator().manual_seed(config.seed)
-    step, seconds, loss_average = 0, 0.0, math.nan
-    if checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(state['network'])
-        optimizer.load_state_dict(state['optimizer'])
-        scheduler.load_state_dict(state['scheduler'])
-        generator.set_state(state['generator'].cpu())
-        step, seconds, loss_average = state['step'], state['seconds'], state['loss']
-        _logger.info('training resumes at step %d of %d', step, config.steps)
-
-    def save() -> None:
-        if checkpoint is None:
-            return
-        temporary = checkpoint.with_suffix('.tmp')
-        torch.save(
-            {
-                'network': network.state_dict(),
-                'optimizer': optimizer.state_dict(),
-                'scheduler': scheduler.state_dict(),
-                'generator': generator.get_state(),
-                'step': step,
-                'seconds': seconds,
-                'loss': loss_average,
-            },
-            temporary,
-        )
-        os.replace(temporary, checkpoint)
-
     amp_type = torch.device(device).type
-    started = last_saved = time.monotonic()
-    already = seconds
-    bar = tqdm(total=config.steps, initial=step, desc='training', unit='step', disable=not progress)
-    try:
-        while step < config.steps and len(samples):
-            batch = draw_batch(samples, config, generator)
-            batch = {name: value.to(device) for name, value in batch.items()}
-            correct, mask = batch.pop('correct'), batch['mask']
-            with torch.autocast(amp_type, dtype=torch.bfloat16):
-                logits = network(**batch)
-            loss = landmark_loss(logits, correct, mask)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            step += 1
-            value = float(loss.detach())
-            loss_average = value if math.isnan(loss_average) else 0.95 * loss_average + 0.05 * value
-            now = time.monotonic()
-            seconds = already + now - started
-            bar.update()
-            bar.set_postfix(loss=f'{loss_average:.3f}', refresh=False)
-            if on_step is not None:
-                on_step(step, loss_average)
-            if now - last_saved > config.checkpoint_seconds:
-                save()
-                last_saved = now
-            if config.max_minutes and seconds > 60 * config.max_minutes:
-                _logger.info('training stops at its time limit after %d steps', step)
-                break
-    except BaseException:
-        save()
-        raise
-    finally:
-        bar.close()
-    network.to('cpu').eval()
-    figures = {
-        'steps': step,
-        'seconds': round(seconds, 2),
-        'loss': None if math.isnan(loss_average) else round(loss_average, 4),
-    }
+
+    def loss_of_step(step: int) -> Tensor:
+        batch = draw_batch(samples, config, generator)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        correct, mask = batch.pop('correct'), batch['mask']
+        with torch.autocast(amp_type, dtype=torch.bfloat16):
+            logits = network(**batch)
+        return landmark_loss(logits, correct, mask)
+
+    figures = run_loop(
+        network,
+        optimizer,
+        scheduler,
+        generator,
+        loss_of_step,
+        config if samples else replace(config, steps=0),
+        clip_norm=1.0,
+        checkpoint=checkpoint,
+        progress=progress,
+        on_step=on_step,
+    )
     return network, figures
-
-
-def one_cycle(step: int, total: int, warmup: float = 0.2) -> float:
-    """Return the share of the peak learning rate: linear warm-up, then a cosine to zero."""
-    progress = min(1.0, (step + 1) / max(1, total))
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))

@@ -73,6 +73,16 @@ def test_descriptors_match_an_independent_implementation():
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
 
 
+def test_strips_of_the_first_stage_change_nothing(network, monkeypatch):
+    image = torch.rand(1, 1, 168, 72)
+    with torch.no_grad():
+        strips = network(image)
+        monkeypatch.setattr('d2s_ros.features.superpoint.STRIP_ROWS', 1000)
+        whole = network(image)
+    for found, expected in zip(strips, whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_score_map_puts_channels_where_the_pixels_are():
     logits = torch.full((1, 65, 2, 3), -20.0)
     logits[0, 64] = 0.0

@@ -54,7 +54,7 @@ def info_msg(stamp_ns, size=(64, 48), focal=50.0, frame='camera', model='plumb_b
 INTERRUPTS = {'SIGINT': signal.SIGINT, 'SIGTERM': signal.SIGTERM}
 
 
-def wait_for(condition, timeout=20.0, what='the condition'):
+def wait_for(condition, timeout=90.0, what='the condition'):
     """Return the condition's value once it is true; fail after the deadline."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -74,6 +74,17 @@ RELIABLE = {
         '/camera/camera_info',
     )
 }
+
+
+def seconds_to_end(process, limit=30.0):
+    """Return how long a process takes to end, less what this busy machine kept us waiting."""
+    start, late = time.monotonic(), 0.0
+    while process.running:
+        before = time.monotonic()
+        assert before - start < limit, 'the process does not end'
+        time.sleep(0.01)
+        late += time.monotonic() - before - 0.01
+    return time.monotonic() - start - late
 
 
 class Collector:
@@ -98,7 +109,7 @@ class Collector:
         with self._lock:
             self._messages.clear()
 
-    def wait_count(self, count, timeout=20.0):
+    def wait_count(self, count, timeout=90.0):
         """Wait until so many messages came; return whether they did."""
         with self._lock:
             return self._lock.wait_for(lambda: len(self._messages) >= count, timeout)
@@ -132,7 +143,7 @@ class Camera:
         self.diagnostics = Collector(node, DiagnosticArray, '/diagnostics')
         self._name = f'{namespace}/localizer: localization'.lstrip('/')
 
-    def connect(self, timeout=30.0):
+    def connect(self, timeout=90.0):
         """Wait until the node is subscribed to the images and its results arrive here.
 
         The node itself tells in diagnostics whom its publishers are connected to.
@@ -155,7 +166,7 @@ class Camera:
 
         wait_for(connected, timeout, 'the connection to the node')
 
-    def show(self, message, info='same', timeout=20.0):
+    def show(self, message, info='same', timeout=90.0):
         """Publish one image until its result is there; return the result's status.
 
         Images are best effort, so the first ones may get lost while the connection settles.

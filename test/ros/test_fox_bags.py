@@ -49,7 +49,7 @@ def fox_map(fox_bags, tmp_path_factory):
     config = dataclasses.replace(
         config,
         training=dataclasses.replace(config.training, steps=8),
-        max_landmarks=2048,
+        max_landmarks_mb=0.34,
         keep_update_data=False,
     )
     source = BagSource(fox_bags / 'map', poses=fox_bags / 'map_groundtruth_tum.txt')
@@ -79,9 +79,9 @@ def test_the_node_gives_the_poses_of_the_localizer(fox_bags, fox_map, start_proc
     output = tmp_path / 'record.json'
     player = start_process(
         'd2s_ros.ros.bag_player',
-        *(fox_bags / 'query', '--lock-step', '--timeout', '60', '--record', output),
+        *(fox_bags / 'query', '--lock-step', '--timeout', '150', '--record', output),
     )
-    assert player.wait(200) == 0
+    assert player.wait(400) == 0
     assert node.running
     record = json.loads(output.read_text())
 
@@ -121,6 +121,6 @@ def test_damaged_maps_are_refused_in_one_line(fox_map, start_process, tmp_path):
     data[len(data) // 2] ^= 1
     weights.write_bytes(bytes(data))
     node = start_process('d2s_ros.ros.localizer_node', '--ros-args', '-p', f'map:={damaged}')
-    assert node.wait(60) == 3
+    assert node.wait(200) == 3
     assert 'is damaged' in node.output
     assert 'Traceback' not in node.output

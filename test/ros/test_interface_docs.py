@@ -87,7 +87,7 @@ def test_topics_and_services(node, client, document):
 
 def test_parameters(node, document):
     assert describe.parameter_table() in document, (
-        'write the table again: python -m d2s_ros.ros.describe --table'
+        'write it again: python -m d2s_ros.ros.describe --write .'
     )
     names = {row[0] for row in table(document, 'Parameter')}
     declared = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from ros.helpers import (
     image_msg,
     info_msg,
     newest_status,
+    seconds_to_end,
     values_of,
     wait_for,
 )
@@ -131,23 +132,24 @@ def test_signals_end_the_process(start_stub_node, client, name, busy):
         wait_for(received)
     else:
         assert camera.show(image_msg(picture(1, 1), START)).message == 'localized'
-    start = time.monotonic()
     process.signal(INTERRUPTS[name])
+    # Where more processes want to run than there are processors, each has that much less.
+    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert seconds_to_end(process) < 2.0 * crowd
     assert process.wait(10) == 0
-    assert time.monotonic() - start < 2.0
     assert 'Traceback' not in process.output
 
 
 def test_a_missing_map_is_one_line_and_an_exit_code(start_stub_node, tmp_path):
     process = start_stub_node(map=str(tmp_path / 'nowhere'))
-    assert process.wait(20) == 3
+    assert process.wait(120) == 3
     assert 'nowhere is not a map folder' in process.output
     assert 'Traceback' not in process.output
 
 
 def test_a_wrong_parameter_is_one_line_and_an_exit_code(start_stub_node):
     process = start_stub_node(tf_mode='sideways')
-    assert process.wait(20) == 2
+    assert process.wait(120) == 2
     assert "tf_mode is 'sideways'" in process.output
     assert 'Traceback' not in process.output
 

@@ -129,9 +129,7 @@ def test_updates_are_validated_and_committed(make_node):
 
 def test_yaml_file_is_what_the_options_say(repo_root):
     text = (repo_root / 'config' / 'localizer.yaml').read_text()
-    assert text == describe.yaml_text(), (
-        'write it again: python -m d2s_ros.ros.describe --yaml > config/localizer.yaml'
-    )
+    assert text == describe.yaml_text(), 'write it again: python -m d2s_ros.ros.describe --write .'
     values = yaml.safe_load(text)['/**']['ros__parameters']
 
     def flatten(group, prefix=''):

@@ -54,19 +54,19 @@ class Manager:
         }
         self._change = node.create_client(ChangeState, '/localizer/change_state')
         self._state = node.create_client(GetState, '/localizer/get_state')
-        assert self._change.wait_for_service(30)
-        assert self._state.wait_for_service(30)
+        assert self._change.wait_for_service(90)
+        assert self._state.wait_for_service(90)
 
     def __call__(self, name):
         request = ChangeState.Request(transition=Transition(id=self._transitions[name]))
         future = self._change.call_async(request)
-        wait_for(future.done, 30, name)
+        wait_for(future.done, 90, name)
         return future.result().success
 
     @property
     def state(self):
         future = self._state.call_async(GetState.Request())
-        wait_for(future.done, 30, 'get_state')
+        wait_for(future.done, 90, 'get_state')
         return future.result().current_state.id
 
 
@@ -102,7 +102,7 @@ def test_killed_and_restarted_it_localizes_its_first_image(start_stub_node, clie
                 and camera.infos.get_subscription_count() > stale[1]
             )
         )
-        status = camera.show(image_msg(picture(1, 1), START + number * SECOND), timeout=60.0)
+        status = camera.show(image_msg(picture(1, 1), START + number * SECOND), timeout=120.0)
         assert status.message == 'localized'
         assert float(values_of(status)['total [ms]']) < 3000
         process.signal(signal.SIGKILL)

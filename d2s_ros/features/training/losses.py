@@ -18,7 +18,7 @@ SAME_PLACE = 5.0
 class LossWeights:
     """Weights of the terms of `total_loss`."""
 
-    detector: float = 10.0
+    detector: float = 25.0
     teacher_cosine: float = 1.0
     teacher_contrast: float = 0.5
     pair_contrast: float = 1.0

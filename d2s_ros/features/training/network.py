@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -102,5 +102,6 @@ def save_weights(network: TrainableSuperPoint, path: Path, metadata: dict[str, s
     state = {name: value.half().cpu() for name, value in network.folded_state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix('.partial')
-    save_file(state, temporary, {'format': 'pt', **metadata})
+    # Not `save_file`: that makes a file only its owner may read.
+    temporary.write_bytes(save(state, {'format': 'pt', **metadata}))
     os.replace(temporary, path)

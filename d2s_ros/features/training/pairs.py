@@ -132,7 +132,7 @@ def degrade(rng: np.random.Generator, image: Array, strength: float = 1.0) -> Ar
     Light is weighted most: a robot that maps by day and works at night meets it most often.
     """
     size = image.shape[0]
-    if strength <= 0 or rng.random() < 0.1:
+    if strength <= 0 or rng.random() < 0.25:
         return image
     image = image.copy()
     if rng.random() < 0.35:

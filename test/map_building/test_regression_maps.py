@@ -1,0 +1,214 @@
+"""Maps with the head of the D2S paper: written, opened, localized, and refused when useless."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from training.made_up_scene import made_up_reconstruction
+
+from d2s_ros.cli.main import main
+from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map, train_map
+from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
+from d2s_ros.network.d2s import RegressionConfig
+from d2s_ros.simulation.config import SimulationConfig
+from d2s_ros.simulation.simulate import frames, simulate_log
+from d2s_ros.training.augmentation import AugmentationConfig
+from d2s_ros.training.regression_trainer import RegressionTrainingConfig
+
+
+class MadeUpFeatures:
+    """Stands where an extractor is only asked for its name."""
+
+    config = FeatureConfig()
+    dim = 32
+    weights_hash = 'made-up'
+
+
+CONFIG = BuildConfig(
+    head='regression',
+    regression=RegressionConfig(num_layers=2, num_heads=2, hidden=(96, 96)),
+    regression_training=RegressionTrainingConfig(
+        steps=500,
+        images_per_step=4,
+        learning_rate=3e-3,
+        schedule='one_cycle',
+        center_targets=True,
+        distance='plain',
+        clip_norm=100.0,
+    ),
+    reliability_threshold=0.6,
+    holdout_every=4,
+)
+
+
+@pytest.fixture(scope='module')
+def reconstruction():
+    return made_up_reconstruction(
+        num_images=24, num_points=100, num_clutter=40, origin=(300.0, -200.0, 20.0)
+    )
+
+
+@pytest.fixture(scope='module')
+def trained(reconstruction):
+    return train_map(reconstruction, MadeUpFeatures(), CONFIG)
+
+
+def test_map_survives_the_disk_and_localizes(trained, reconstruction, tmp_path):
+    scene_map, metrics = trained
+    MapStore(tmp_path / 'map').write(scene_map)
+    assert verify(tmp_path / 'map') == []
+    opened = SceneMap.open(tmp_path / 'map')
+    assert opened.manifest.head == 'regression'
+    assert opened.manifest.calibration.reliability_threshold == 0.6
+    assert metrics['num_parameters'] == sum(p.numel() for p in opened.regression.parameters())
+    # Far from the origin float16 would be off by a quarter of a metre.
+    torch.testing.assert_close(opened.regression.center, scene_map.regression.center)
+    localizer = Localizer(opened, MadeUpFeatures())
+    in_memory = Localizer(scene_map, MadeUpFeatures())
+    errors = []
+    for image in reconstruction.images:
+        predicted = localizer.predict(image.features, image.camera)
+        before = in_memory.predict(image.features, image.camera)
+        np.testing.assert_allclose(predicted.points_in_map, before.points_in_map, atol=0.03)
+        assert predicted.covariances is None
+        result = localizer.localize_features(image.features, image.camera)
+        if result.localized:
+            errors.append(pose_error(result.map_from_camera, image.map_from_camera)[0])
+    assert len(errors) >= 20
+    # The scene is 3 to 6 m away.
+    assert np.median(errors) < 0.15
+
+
+def test_covariance_comes_from_the_residuals(trained, reconstruction):
+    """The normalised error of held-out images is what six degrees of freedom give."""
+    scene_map, metrics = trained
+    assert metrics['holdout_images'] == 6
+    assert metrics['holdout_localized'] >= 5
+    localizer = Localizer(scene_map, MadeUpFeatures())
+    calibration = scene_map.manifest.calibration
+    assert 0.3 < calibration.sigma_px <= 12
+    ratios = []
+    for index in range(2, 24, 4):
+        image = reconstruction.images[index]
+        result = localizer.localize_features(image.features, image.camera)
+        if result.localized:
+            error = result.map_from_camera.translation - image.map_from_camera.translation
+            ratios.append(error @ np.linalg.solve(result.covariance[:3, :3], error))
+    # Chi-square with three degrees of freedom has the median 2.4; few images, wide bounds.
+    assert 0.3 < np.median(ratios) < 12
+
+
+@pytest.mark.parametrize('damage', ['untrained', 'collapsed', 'not a number', 'unreliable'])
+def test_useless_networks_are_refused(trained, reconstruction, damage):
+    scene_map, _ = trained
+    if damage == 'untrained':
+        untrained = replace(
+            CONFIG, regression_training=replace(CONFIG.regression_training, steps=0)
+        )
+        scene_map, metrics = train_map(reconstruction, MadeUpFeatures(), untrained)
+        assert metrics['holdout_localized'] == 0
+    else:
+        network = type(scene_map.regression)(scene_map.regression.config)
+        network.load_state_dict(scene_map.regression.state_dict())
+        with torch.no_grad():
+            last = network.mlp[-1]
+            if damage == 'collapsed':
+                last.weight.zero_()
+                last.bias.zero_()
+            elif damage == 'unreliable':
+                last.bias[3] = 1e6
+            else:
+                last.weight.fill_(float('nan'))
+        scene_map = replace(scene_map, regression=network.eval())
+    localizer = Localizer(scene_map, MadeUpFeatures())
+    for image in reconstruction.images[:4]:
+        result = localizer.localize_features(image.features, image.camera, details=True)
+        assert not result.localized
+        assert result.reason
+        assert result.map_from_camera is None
+        assert np.isfinite(result.details.points_in_map).all()
+
+
+def test_recipes():
+    paper = budget('quick', recipe='paper', seed=4)
+    training = paper.regression_training
+    assert paper.head == 'regression'
+    assert (training.learning_rate, training.schedule) == (1e-4, 'halving')
+    assert (training.images_per_step, training.keypoints_per_image) == (1, 0)
+    assert (training.distance, training.center_targets, training.seed) == ('squared', False, 4)
+    assert paper.regression == RegressionConfig()
+    assert paper.reliability_threshold == 0.6
+    ours = budget('quick', head='regression').regression_training
+    assert ours.center_targets
+    assert budget('quick').head == 'landmark'
+
+
+def test_paper_recipe_through_the_command_line(tmp_path, capsys):
+    """A handful of steps: the map opens and verifies, and refuses instead of guessing."""
+    log, scene = tmp_path / 'log', tmp_path / 'map'
+    simulate_log(SimulationConfig(seed=3, frames=8, width=320, height=240), log, progress=False)
+    command = ['build-map', str(log), '--map', str(scene), '--recipe', 'paper']
+    command += ['--budget', 'quick', '--steps', '3', '--max-keypoints', '128', '--quiet']
+    assert main(command) == 0
+    assert main(['map', 'verify', str(scene)]) == 0
+    manifest = SceneMap.open(scene).manifest
+    assert manifest.head == 'regression'
+    assert manifest.build['regression_training']['steps'] == 3
+    assert manifest.metrics['training']['steps'] == 3
+    report = tmp_path / 'report.json'
+    assert main(['localize', str(scene), str(log), '--report', str(report), '--quiet']) == 4
+    entries = json.loads(report.read_text())['frames']
+    assert len(entries) == 8
+    assert all(entry['reason'] and entry['map_from_camera'] is None for entry in entries)
+    assert 'nothing could be localized' in capsys.readouterr().err
+
+
+class Simulated:
+    """A simulated log in memory."""
+
+    def __init__(self, config: SimulationConfig) -> None:
+        self.images = list(frames(config))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self):
+        return iter(self.images)
+
+
+@pytest.mark.slow
+def test_it_learns_a_rendered_scene(tmp_path):
+    """Few images, few keypoints, a narrow network: the images it was made from are localized."""
+    source = Simulated(SimulationConfig(seed=5, frames=12, rate_hz=8.0, width=320, height=240))
+    config = replace(
+        budget('quick', head='regression', features=FeatureConfig(max_keypoints=256)),
+        regression=RegressionConfig(num_layers=2, num_heads=4, hidden=(128, 128)),
+        regression_training=RegressionTrainingConfig(
+            steps=900,
+            images_per_step=4,
+            keypoints_per_image=160,
+            learning_rate=2e-3,
+            schedule='one_cycle',
+            distance='plain',
+            center_targets=True,
+            clip_norm=100.0,
+            augmentation=AugmentationConfig(copies=1),
+        ),
+    )
+    result = build_map(source, tmp_path / 'map', config, device='cpu', progress=False)
+    localizer = Localizer.from_map(tmp_path / 'map', device='cpu')
+    errors = []
+    for image in result.reconstruction.images:
+        seen = image.point_idx >= 0
+        predicted = localizer.predict(image.features, image.camera)
+        in_camera = image.map_from_camera.inverse().apply(predicted.points_in_map[seen])
+        residual = image.camera.ideal.project(in_camera) - image.ideal_keypoints[seen]
+        errors.append(np.linalg.norm(residual, axis=1))
+    assert np.nanmedian(np.concatenate(errors)) < 10
