@@ -20,7 +20,7 @@ from d2s_ros.cli.main import main
 from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ['--budget', 'quick', '--max-minutes', '0.02', '--max-keypoints', '500', '--quiet']
+QUICK = ['--budget', 'quick', '--steps', '25', '--max-keypoints', '500', '--quiet']
 
 
 def run(capsys, *arguments):

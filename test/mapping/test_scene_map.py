@@ -62,7 +62,7 @@ def make_map(seed=0, count=40):
         'some-hash',
         'landmark',
         to_dict(config),
-        (Camera('plumb_bob', 640, 480, 500.0, 501.0, 320.0, 240.0, (0.1, 0, 0, 0, 0.0)),),
+        (Camera('plumb_bob', 640, 480, 500.0, 501.0, 320.0, 240.0, (0.1, 0.0, 0.0, 0.0, 0.0)),),
         calibration=Calibration(0.4, 1.5, 0.3),
         metric=False,
         metrics={'holdout_median_m': 0.01, 'nested': {'a': [1, 2]}},
