@@ -7,6 +7,7 @@ plays the query log into it over DDS, records what it publishes, and writes a re
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--seed', type=int, default=3, metavar='N', help='seed of the building')
     parser.add_argument(
-        '--mapping-frames', type=int, default=80, metavar='N', help='images of the mapping log'
+        '--mapping-frames', type=int, default=120, metavar='N', help='images of the mapping log'
     )
     parser.add_argument(
         '--query-frames', type=int, default=40, metavar='N', help='images of the query log'
@@ -114,14 +115,11 @@ def _build(args: argparse.Namespace, output: Path) -> None:
 
 def _play(output: Path) -> dict[str, Any]:
     """Start the node, play the log into it in lock-step from a third process, stop the node."""
-    try:
-        import rclpy
-    except ImportError as error:
+    if importlib.util.find_spec('rclpy') is None:
         raise D2SError(
             'the demo needs ROS 2 (rclpy): use `make demo`, which installs it, or source your ROS '
             'distribution'
-        ) from error
-    del rclpy
+        )
     record = output / 'record.json'
     environment = {**os.environ, 'ROS_DOMAIN_ID': os.environ.get('ROS_DOMAIN_ID', '77')}
     with open(output / 'node.log', 'w') as log:
@@ -230,9 +228,9 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
         None if table is None else table.points_in_map,
     )
     latencies = [
-        float(frame['values']['latency_total_ms'])
+        float(frame['values']['total [ms]'])
         for frame in record['frames']
-        if 'latency_total_ms' in frame['values']
+        if 'total [ms]' in frame['values']
     ]
     rows = [
         ('frames', str(len(truth))),

@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: if there is nothing to evaluate on.
+        InputError: if a folder has no usable images.
     """
-    from d2s_ros.errors import UsageError
+    from d2s_ros.errors import InputError, UsageError
     from d2s_ros.features.evaluation import (
         evaluate_posed_images,
         evaluate_warps,
@@ -75,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
         photographs = [
             image for _, image in held_out_photographs(args.photographs, limit=args.limit)
         ]
+        if not photographs:
+            raise InputError(
+                f'{args.photographs} has no held-out photograph; one in ten file names is held out'
+            )
         results['warps'] = evaluate_warps(
             photographs, extractors, keypoints=args.keypoints, seed=args.seed
         )

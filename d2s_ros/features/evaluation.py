@@ -464,12 +464,18 @@ def _mean(figures: list[dict[str, float]]) -> dict[str, float]:
 
 
 def held_out_photographs(folder: Path, *, limit: int = 0) -> Iterator[tuple[str, Image]]:
-    """Yield name and grey image of the photographs that training never sees, sorted by name."""
+    """Yield name and grey image of the photographs that training never sees, sorted by name.
+
+    With a limit, that many, spread evenly over all of them.
+    """
     names = sorted(
         path for path in folder.iterdir() if path.suffix.lower() in ('.jpg', '.jpeg', '.png')
     )
     chosen = [path for path in names if is_held_out(path.name)]
-    for path in chosen[:limit] if limit else chosen:
+    if 0 < limit < len(chosen):
+        spread = np.linspace(0, len(chosen) - 1, limit).round().astype(int)
+        chosen = [chosen[index] for index in spread]
+    for path in chosen:
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if image is not None:
             yield path.name, np.asarray(image, np.uint8)

@@ -97,6 +97,7 @@ class BuildConfig:
     )
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
+    hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
     correct_px: float = option(
         4.0, 'Candidates that project this close are right, at 1000 px focal length.', unit='px'
     )
@@ -226,7 +227,8 @@ def build_map(
         return now
 
     clock = started = time.monotonic()
-    require_poses |= use_poses and getattr(source, 'pose_topic', None) is not None
+    if use_poses and getattr(source, 'pose_topic', None) is not None:
+        require_poses = True
     images, dropped = collect_images(
         source,
         extractor,
@@ -398,6 +400,7 @@ def _train_landmarks(
         num_landmarks=len(table),
         num_candidates=config.num_candidates,
         num_layers=config.num_layers,
+        hidden_inputs=config.hidden_inputs,
     )
     samples = []
     bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)
@@ -549,7 +552,12 @@ def calibrate(
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
     """
-    config = LocalizerConfig(max_rotation_sigma_deg=180.0, max_relative_translation_sigma=1e9)
+    config = LocalizerConfig(
+        min_inlier_share=0.1,
+        min_spread=0.01,
+        max_rotation_sigma_deg=180.0,
+        max_relative_translation_sigma=1e9,
+    )
     localizer = Localizer(scene_map, extractor, config=config)
     chosen = np.asarray(held_out, dtype=int)
     if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:

@@ -646,7 +646,8 @@ def _half_state(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
 
 def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Return int8 vectors (M, D) and their scales (M,), the largest entry mapped to 127."""
-    scale = np.maximum(np.abs(vectors).max(axis=1), 1e-12) / 127.0
+    # Not below what float16 can tell from zero; unit vectors are far above it.
+    scale = np.maximum(np.abs(vectors).max(axis=1) / 127.0, 1e-4)
     scale = scale.astype(np.float16).astype(np.float32)
     quantised = np.clip(np.rint(vectors / scale[:, None]), -127, 127).astype(np.int8)
     return quantised, scale.astype(np.float16)

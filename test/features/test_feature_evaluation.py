@@ -231,9 +231,11 @@ def test_command_writes_table_and_picture(tmp_path, rng, capsys):
     assert picture.shape[0] > 400
 
 
-def test_command_needs_something_to_do():
+def test_command_needs_something_to_do(tmp_path):
     with pytest.raises(UsageError, match='nothing'):
         command.run(parse())
+    with pytest.raises(InputError, match='no held-out'):
+        command.run(parse('--photographs', tmp_path, '--device', 'cpu'))
 
 
 def test_picture_has_a_row_per_pair_and_a_column_per_method(rng):
