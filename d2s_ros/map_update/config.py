@@ -131,6 +131,9 @@ class GateConfig:
     max_error_growth: float = option(
         1.25, 'Largest growth of the median error on frames of the old map.', minimum=1.0
     )
+    min_new_frames: int = option(
+        3, 'Held-out frames with a reference that a verdict needs.', minimum=1
+    )
     max_old_images: int = option(60, 'Frames of the old map that are tried.', minimum=1)
     confidence: float = option(0.9, 'Of the bootstrap interval.', minimum=0.5, maximum=0.999)
     resamples: int = option(2000, 'Of the bootstrap.', minimum=10)

@@ -197,6 +197,11 @@ def decide(old: dict[str, Any], new: dict[str, Any], config: GateConfig) -> Prom
             )
     if not new['with_reference']:
         against.append('no held-out frame of the logs has a verified pose to judge by')
+    elif new['with_reference'] < config.min_new_frames:
+        against.append(
+            f'{new["with_reference"]} held-out frames of the logs have a verified pose to judge '
+            f'by, {config.min_new_frames} needed'
+        )
     elif new['gain'] < 0:
         against.append(f'recall on the new frames falls by {-100 * new["gain"]:.1f} points')
     elif new['gain'] == 0:

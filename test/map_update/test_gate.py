@@ -41,6 +41,7 @@ def test_a_better_candidate_is_promoted():
         (([GOOD] * 20, [GOOD] * 20), ([GOOD] * 5, [GOOD] * 4 + [FAR]), 'new frames falls'),
         (([GOOD] * 20, [GOOD] * 20), ([GOOD] * 5, [GOOD] * 5), 'nothing gained'),
         (([GOOD] * 20, [GOOD] * 20), ([UNKNOWN] * 5, [UNKNOWN] * 5), 'no held-out frame'),
+        (([GOOD] * 20, [GOOD] * 20), ([LOST] * 2, [GOOD] * 2), '3 needed'),
         (
             ([GOOD] * 20, [FrameScore(True, 0.03, 0.1, 99)] * 20),
             ([LOST] * 5, [GOOD] * 5),

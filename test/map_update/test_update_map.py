@@ -14,7 +14,7 @@ from d2s_ros.data.sources import open_source
 from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.map_building.pipeline import BuildConfig, build_map
-from d2s_ros.map_update.config import KeyframeConfig, UpdateConfig
+from d2s_ros.map_update.config import GateConfig, KeyframeConfig, UpdateConfig
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
@@ -23,7 +23,12 @@ from d2s_ros.simulation.simulate import simulate_log
 from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig
 
 SMALL = SimulationConfig(seed=4, width=320, height=240, frames=14, rate_hz=1.0)
-CONFIG = UpdateConfig(keyframes=KeyframeConfig(min_keypoints=100), steps=15, min_free_megabytes=1)
+CONFIG = UpdateConfig(
+    keyframes=KeyframeConfig(min_keypoints=100),
+    gate=GateConfig(min_new_frames=1),
+    steps=15,
+    min_free_megabytes=1,
+)
 
 
 @pytest.fixture(scope='module')
