@@ -15,6 +15,9 @@ from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.map_building.pipeline import BuildConfig, build_map, pose_difference
 from d2s_ros.mapping.scene_map import LOCALIZATION_FILE, UPDATE_FILE, SceneMap, verify
 
+# Builds several maps: minutes on a busy computer.
+pytestmark = pytest.mark.slow
+
 
 class FrameList:
     def __init__(self, frames):
