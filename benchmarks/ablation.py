@@ -24,7 +24,7 @@ from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.evaluation.baseline import TableBaseline
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.map_building.pipeline import BuildConfig, budget, collect_images
+from d2s_ros.map_building.pipeline import BYTES_BESIDE_KEY, BuildConfig, budget, collect_images
 from d2s_ros.mapping.reconstruction import reconstruct
 from d2s_ros.training.regression_trainer import RegressionTrainingConfig
 
@@ -43,7 +43,7 @@ def training(**changes: float) -> Callable[[BuildConfig], BuildConfig]:
 LANDMARK_ROWS: dict[str, dict] = {
     'landmark': {},
     **{f'layers-{count}': {'num_layers': count} for count in (0, 1, 2, 3)},
-    **{f'landmarks-{count}': {'max_landmarks': count} for count in (1024, 2048, 4096, 8192)},
+    **{f'landmarks-{count}': {'num_landmarks': count} for count in (1024, 2048, 4096, 8192)},
     'without-descriptors': {'hidden_inputs': ('descriptors',)},
     'without-keypoints': {'hidden_inputs': ('keypoints',)},
     'without-candidate-points': {'hidden_inputs': ('candidate_points',)},
@@ -64,10 +64,17 @@ TABLE_ROWS = {f'table-{count}': count for count in (1024, 2048, 4096, 8192)}
 ROWS = ('table', *TABLE_ROWS, *LANDMARK_ROWS, *REGRESSION_ROWS)
 
 
-def config_of(row: str, name: str, features: FeatureConfig, steps: int | None) -> BuildConfig:
-    """Return the build configuration of a row that trains."""
+def config_of(
+    row: str, name: str, features: FeatureConfig, dim: int, steps: int | None
+) -> BuildConfig:
+    """Return the build configuration of a row that trains, for descriptors of length `dim`."""
     if row in LANDMARK_ROWS:
-        config = replace(budget(name, features=features), **LANDMARK_ROWS[row])
+        changes = dict(LANDMARK_ROWS[row])
+        if 'num_landmarks' in changes:
+            # The limit is a size; half a landmark more is safe from rounding.
+            count = changes.pop('num_landmarks') + 0.5
+            changes['max_landmarks_mb'] = count * (dim + BYTES_BESIDE_KEY) / 1e6
+        config = replace(budget(name, features=features), **changes)
     else:
         recipe, change = REGRESSION_ROWS[row]
         config = change(budget(name, features=features, head='regression', recipe=recipe))
@@ -112,6 +119,7 @@ def main() -> int:
     if not (folder / args.split).is_file():
         parser.error(f'{folder / args.split} is not there')
     features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
+    dim = create_extractor(features, weights=args.weights).dim
     names = json.loads((folder / args.split).read_text())
     print(
         '| row | localized | baseline | median | ratio to baseline | median [deg] | inlier share | '
@@ -125,7 +133,7 @@ def main() -> int:
             config = budget(args.budget, features=features)
             built = build_table(mapping, TABLE_ROWS.get(row, 4096), config, args.weights)
         else:
-            config = config_of(row, args.budget, features, args.steps)
+            config = config_of(row, args.budget, features, dim, args.steps)
             built = build(mapping, config, weights=args.weights)
         result = compare(folder, args.split, features, built, weights=args.weights)
         results.append({'row': row, 'budget': args.budget, **result})

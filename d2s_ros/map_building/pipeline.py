@@ -59,7 +59,7 @@ from d2s_ros.training.samples import make_sample
 _logger = logging.getLogger(__name__)
 
 #: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
-_BYTES_BESIDE_KEY = 2 + 12 + 24
+BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348
 #: Fewer poses do not calibrate a covariance.
@@ -393,7 +393,7 @@ def _train_landmarks(
 ) -> tuple[SceneMap, dict[str, Any], list[Candidates]]:
     table, statistics = build_landmarks(
         reconstruction,
-        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + _BYTES_BESIDE_KEY)),
+        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + BYTES_BESIDE_KEY)),
     )
     network_config = LandmarkConfig(
         descriptor_dim=extractor.dim,
