@@ -124,6 +124,12 @@ def finite(document: Any) -> Any:
     return document
 
 
+def passes(row: dict[str, Any], ratio: float) -> bool:
+    """Return whether all queries were localized, and as accurately as asked for."""
+    found, _, count = row['ours']['localized'].partition('/')
+    return found == count and row['ratio'] <= ratio
+
+
 def main() -> int:
     """Print a markdown table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,6 +140,12 @@ def main() -> int:
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     parser.add_argument('--json', type=Path)
     parser.add_argument('--progress', action='store_true')
+    parser.add_argument(
+        '--check',
+        type=float,
+        metavar='RATIO',
+        help='fail unless every query is localized and no ratio is above this',
+    )
     args = parser.parse_args()
     print(
         '| scene | images | build [s] | map [MB] | database [MB] | localized | median ours | '
@@ -162,7 +174,13 @@ def main() -> int:
         )
     if args.json:
         args.json.write_text(json.dumps(finite(rows), indent=1))
-    return 0 if rows else 1
+    if not rows:
+        print(f'no scene with images and splits in {args.data}', file=sys.stderr)
+        return 1
+    missed = [row['scene'] for row in rows if args.check and not passes(row, args.check)]
+    if missed:
+        print(f'below what is asked for: {", ".join(missed)}', file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == '__main__':
