@@ -93,12 +93,16 @@ def grow(
     figures['points_added'] = len(points) - len(data.points_in_map)
     forgotten = _forgotten(images, len(old), points, len(data.points_in_map), config)
     figures['points_forgotten'] = int(forgotten.sum())
+    for image in images:
+        # Without observations they do not come back with the next update either.
+        gone = (image.point_idx >= 0) & forgotten[image.point_idx]
+        image.point_idx[gone] = -1
     count = len(points)
     points, forgotten = _split_prototypes(images, len(old), points, forgotten, config)
     figures['prototypes_added'] = len(points) - count
     reconstruction = make_reconstruction(images, points, data.metric)
     priority = _usefulness(images, len(old), len(points))
-    priority[forgotten] = -1.0
+    priority[forgotten | (reconstruction.track_lengths == 0)] = -1.0
     return GrownMap(reconstruction, len(old), priority, figures)
 
 

@@ -67,18 +67,22 @@ def test_unmapped_structure_is_triangulated(room):
 
 
 def test_gone_points_are_forgotten_and_others_kept(room, mapped):
-    data, renumber = mapped
+    _, renumber = mapped
     gone = np.arange(len(room.points)) % 5 == 0
     points = room.points.copy()
     points[gone] += 100.0
     frames, _, _ = keyframes(room, count=48, points=points)
     grown, _ = grown_from(mapped, frames)
-    forgotten = grown.priority[: len(data.points_in_map)] < 0
-    truly_gone = np.zeros(len(data.points_in_map), bool)
+    forgotten = grown.priority < 0
+    truly_gone = np.zeros(len(forgotten), bool)
     truly_gone[renumber[np.flatnonzero(gone)][renumber[np.flatnonzero(gone)] >= 0]] = True
     assert forgotten.sum() > 30
     assert truly_gone[forgotten].mean() > 0.98
     assert grown.figures['points_forgotten'] == forgotten.sum()
+    table, _ = landmarks_of(grown, 5000)
+    assert np.allclose(np.linalg.norm(table.keys, axis=1), 1, atol=1e-4)
+    for image in grown.reconstruction.images:
+        assert not forgotten[image.point_idx[image.point_idx >= 0]].any()
 
 
 def test_held_out_frames_add_nothing(room, mapped):
