@@ -14,12 +14,11 @@ from d2s_ros.cli.main import main
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map, train_map
+from d2s_ros.map_building.pipeline import BuildConfig, budget, train_map
 from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
 from d2s_ros.network.d2s import RegressionConfig
 from d2s_ros.simulation.config import SimulationConfig
-from d2s_ros.simulation.simulate import frames, simulate_log
-from d2s_ros.training.augmentation import AugmentationConfig
+from d2s_ros.simulation.simulate import simulate_log
 from d2s_ros.training.regression_trainer import RegressionTrainingConfig
 
 
@@ -168,47 +167,3 @@ def test_paper_recipe_through_the_command_line(tmp_path, capsys):
     assert len(entries) == 8
     assert all(entry['reason'] and entry['map_from_camera'] is None for entry in entries)
     assert 'nothing could be localized' in capsys.readouterr().err
-
-
-class Simulated:
-    """A simulated log in memory."""
-
-    def __init__(self, config: SimulationConfig) -> None:
-        self.images = list(frames(config))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self):
-        return iter(self.images)
-
-
-@pytest.mark.slow
-def test_it_learns_a_rendered_scene(tmp_path):
-    """Few images, few keypoints, a narrow network: the images it was made from are localized."""
-    source = Simulated(SimulationConfig(seed=5, frames=12, rate_hz=8.0, width=320, height=240))
-    config = replace(
-        budget('quick', head='regression', features=FeatureConfig(max_keypoints=256)),
-        regression=RegressionConfig(num_layers=2, num_heads=4, hidden=(128, 128)),
-        regression_training=RegressionTrainingConfig(
-            steps=900,
-            images_per_step=4,
-            keypoints_per_image=160,
-            learning_rate=2e-3,
-            schedule='one_cycle',
-            distance='plain',
-            center_targets=True,
-            clip_norm=100.0,
-            augmentation=AugmentationConfig(copies=1),
-        ),
-    )
-    result = build_map(source, tmp_path / 'map', config, device='cpu', progress=False)
-    localizer = Localizer.from_map(tmp_path / 'map', device='cpu')
-    errors = []
-    for image in result.reconstruction.images:
-        seen = image.point_idx >= 0
-        predicted = localizer.predict(image.features, image.camera)
-        in_camera = image.map_from_camera.inverse().apply(predicted.points_in_map[seen])
-        residual = image.camera.ideal.project(in_camera) - image.ideal_keypoints[seen]
-        errors.append(np.linalg.norm(residual, axis=1))
-    assert np.nanmedian(np.concatenate(errors)) < 10
