@@ -3,6 +3,7 @@
 # make test-slow   the slow tests: packaging, training, long runs
 # make check       format, lint, types, fast tests
 # make format      format the code
+# make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
 # make colcon      build with colcon into build/colcon
 # make venv        the virtual environment that all of these use
 #
@@ -16,6 +17,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
+DATA ?= ../shared/data
 PYTEST_FLAGS ?=
 # The first that runs: a name on the PATH may be an empty shell of a version manager.
 PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
@@ -29,7 +31,7 @@ STAMP := $(VENV)/.d2s_ros_requirements
 BIN := $(VENV)/bin
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks)
 
-.PHONY: help venv demo test test-slow check format-check lint types fast-tests format colcon clean
+.PHONY: help venv demo accuracy test test-slow check format-check lint types fast-tests format colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -49,6 +51,9 @@ $(STAMP): $(REQUIREMENTS) $(TYPE_SUPPORT)
 
 demo: $(STAMP)
 	$(BIN)/python -m d2s_ros.cli.main demo --output $(DEMO_OUTPUT)
+
+accuracy: $(STAMP)
+	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py $(DATA) --check 1.5
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)

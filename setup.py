@@ -68,6 +68,7 @@ setup(
         'console_scripts': [
             'd2s = d2s_ros.cli.main:main',
             'localizer = d2s_ros.ros.localizer_node:main',
+            'map_updater = d2s_ros.ros.map_updater_node:main',
         ]
     },
 )

@@ -14,8 +14,9 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,14 @@ from d2s_ros.threads import wait_passively
 wait_passively()
 
 from d2s_ros.data.colmap_model import ColmapSource
+from d2s_ros.data.frames import FrameSource
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.metrics import metrics_from_errors
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import budget, build_map
+from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map
+from d2s_ros.mapping.reconstruction import Reconstruction
 
 SCENES = (
     ('fountain-P11', 'split.json'),
@@ -41,33 +44,44 @@ SCENES = (
 )
 
 
-def compare(folder: Path, split: str, args: argparse.Namespace) -> dict:
-    """Build a map of the scene's mapping images and localize its queries with both methods."""
-    names = json.loads((folder / split).read_text())
-    features = FeatureConfig()
-    if args.features:
-        features = replace(features, name=args.features)
-    config = budget(args.budget, features=features)
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A method that is ready to localize, and what it cost."""
+
+    method: Any
+    reconstruction: Reconstruction
+    map_mb: float
+    build_seconds: float
+
+
+def build(
+    source: FrameSource, config: BuildConfig, *, weights: str | None, progress: bool = False
+) -> Built:
+    """Build a map of the mapping images and open it."""
     with tempfile.TemporaryDirectory() as temporary:
         started = time.monotonic()
         result = build_map(
-            ColmapSource(folder, names['map']),
-            Path(temporary) / 'map',
-            config,
-            weights=args.weights,
-            progress=args.progress,
+            source, Path(temporary) / 'map', config, weights=weights, progress=progress
         )
         build_seconds = time.monotonic() - started
         size_mb = result.scene_map.localization_size_bytes() / 1e6
-        localizer = Localizer.from_map(Path(temporary) / 'map', weights=args.weights)
-    baseline = MatchingBaseline(result.reconstruction)
-    extractor = create_extractor(features, weights=args.weights)
+        localizer = Localizer.from_map(Path(temporary) / 'map', weights=weights)
+    return Built(localizer, result.reconstruction, size_mb, build_seconds)
+
+
+def compare(
+    folder: Path, split: str, features: FeatureConfig, built: Built, *, weights: str | None
+) -> dict:
+    """Localize the scene's queries with a method and with matching the whole database."""
+    names = json.loads((folder / split).read_text())
+    baseline = MatchingBaseline(built.reconstruction)
+    extractor = create_extractor(features, weights=weights)
     outcomes: dict[str, list] = {'ours': [], 'baseline': []}
     count = 0
     for frame in ColmapSource(folder, names['query']):
         count += 1
         found = extractor.extract(frame.image)
-        for name, method in (('ours', localizer), ('baseline', baseline)):
+        for name, method in (('ours', built.method), ('baseline', baseline)):
             outcome = method.localize_features(found, frame.camera)
             error = None
             if outcome.map_from_camera is not None:
@@ -76,8 +90,8 @@ def compare(folder: Path, split: str, args: argparse.Namespace) -> dict:
     row: dict = {
         'scene': folder.name + ('' if split == 'split.json' else ' (block)'),
         'mapping_images': len(names['map']),
-        'build_seconds': round(build_seconds, 1),
-        'map_mb': round(size_mb, 2),
+        'build_seconds': round(built.build_seconds, 1),
+        'map_mb': round(built.map_mb, 2),
         'database_mb': round(baseline.size_bytes() / 1e6, 1),
     }
     for name, entries in outcomes.items():
@@ -99,6 +113,23 @@ def compare(folder: Path, split: str, args: argparse.Namespace) -> dict:
     return row
 
 
+def finite(document: Any) -> Any:
+    """Return the document with null for numbers that JSON does not have."""
+    if isinstance(document, dict):
+        return {name: finite(value) for name, value in document.items()}
+    if isinstance(document, list):
+        return [finite(value) for value in document]
+    if isinstance(document, float) and not np.isfinite(document):
+        return None
+    return document
+
+
+def passes(row: dict[str, Any], ratio: float) -> bool:
+    """Return whether all queries were localized, and as accurately as asked for."""
+    found, _, count = row['ours']['localized'].partition('/')
+    return found == count and row['ratio'] <= ratio
+
+
 def main() -> int:
     """Print a markdown table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,6 +140,12 @@ def main() -> int:
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     parser.add_argument('--json', type=Path)
     parser.add_argument('--progress', action='store_true')
+    parser.add_argument(
+        '--check',
+        type=float,
+        metavar='RATIO',
+        help='fail unless every query is localized and no ratio is above this',
+    )
     args = parser.parse_args()
     print(
         '| scene | images | build [s] | map [MB] | database [MB] | localized | median ours | '
@@ -120,7 +157,11 @@ def main() -> int:
         folder = args.data / scene
         if (args.scenes and scene not in args.scenes) or not (folder / split).is_file():
             continue
-        row = compare(folder, split, args)
+        features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
+        mapping = ColmapSource(folder, json.loads((folder / split).read_text())['map'])
+        config = budget(args.budget, features=features)
+        built = build(mapping, config, weights=args.weights, progress=args.progress)
+        row = compare(folder, split, features, built, weights=args.weights)
         rows.append(row)
         ours, base = row['ours'], row['baseline']
         print(
@@ -132,8 +173,14 @@ def main() -> int:
             flush=True,
         )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
-    return 0 if rows else 1
+        args.json.write_text(json.dumps(finite(rows), indent=1))
+    if not rows:
+        print(f'no scene with images and splits in {args.data}', file=sys.stderr)
+        return 1
+    missed = [row['scene'] for row in rows if args.check and not passes(row, args.check)]
+    if missed:
+        print(f'below what is asked for: {", ".join(missed)}', file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == '__main__':

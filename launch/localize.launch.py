@@ -1,4 +1,4 @@
-"""Start the localizer node: ros2 launch d2s_ros localize.launch.py map:=/path/to/map.
+"""Start localizer and map updater: ros2 launch d2s_ros localize.launch.py map:=/path/to/map.
 
 An argument that is left empty takes its value from params_file.
 """
@@ -41,7 +41,7 @@ def start(context: LaunchContext) -> list[Node]:
         value = LaunchConfiguration(name).perform(context)
         if value != '':
             overrides[name] = value.lower() == 'true' if name in _BOOLEANS else value
-    return [
+    nodes = [
         Node(
             package='d2s_ros',
             executable='localizer',
@@ -53,11 +53,30 @@ def start(context: LaunchContext) -> list[Node]:
             emulate_tty=True,
         )
     ]
+    if LaunchConfiguration('updates').perform(context).lower() == 'true':
+        names = ('map', 'device', 'weights', 'log_dir')
+        values = {name: LaunchConfiguration(name).perform(context) for name in names}
+        given = {name: value for name, value in values.items() if value != ''}
+        nodes.append(
+            Node(
+                package='d2s_ros',
+                executable='map_updater',
+                name='map_updater',
+                namespace=LaunchConfiguration('namespace').perform(context),
+                parameters=[LaunchConfiguration('updates_file').perform(context), given],
+                arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+                output='screen',
+                emulate_tty=True,
+            )
+        )
+    return nodes
 
 
 def generate_launch_description() -> LaunchDescription:
     """Return the launch description."""
-    defaults = os.path.join(get_package_share_directory('d2s_ros'), 'config', 'localizer.yaml')
+    config = os.path.join(get_package_share_directory('d2s_ros'), 'config')
+    defaults = os.path.join(config, 'localizer.yaml')
+    updates = os.path.join(config, 'map_updater.yaml')
     return LaunchDescription(
         [
             *(
@@ -65,6 +84,15 @@ def generate_launch_description() -> LaunchDescription:
                 for name, text in PARAMETERS.items()
             ),
             DeclareLaunchArgument('params_file', default_value=defaults, description='YAML file'),
+            DeclareLaunchArgument(
+                'updates', default_value='true', description='false to start no map updater'
+            ),
+            DeclareLaunchArgument(
+                'log_dir', default_value='', description='folder of logs that updates learn from'
+            ),
+            DeclareLaunchArgument(
+                'updates_file', default_value=updates, description='YAML file of the map updater'
+            ),
             DeclareLaunchArgument('name', default_value='localizer', description='node name'),
             DeclareLaunchArgument('namespace', default_value='', description='node namespace'),
             DeclareLaunchArgument('log_level', default_value='info', description='log level'),

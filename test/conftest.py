@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,3 +36,70 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """Return a seeded random generator."""
     return np.random.default_rng(7)
+
+
+class FrameList:
+    """A FrameSource over frames in memory."""
+
+    def __init__(self, frames: list[Any]) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.frames)
+
+
+@dataclass(frozen=True)
+class SmallMap:
+    """A map of a simulated room with the truth it was made from.
+
+    Attributes:
+        path: Map folder with one version.
+        frames: Mapping frames.
+        depths: (H, W) true depth of each.
+        result: What `build_map` returned.
+    """
+
+    path: Path
+    frames: list[Any]
+    depths: list[np.ndarray]
+    result: Any
+
+
+@pytest.fixture(scope='session')
+def small_map(tmp_path_factory: pytest.TempPathFactory) -> SmallMap:
+    """Return a map of 24 simulated images. Copy its folder before changing it."""
+    from dataclasses import replace
+
+    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.simulation.config import SimulationConfig
+    from d2s_ros.simulation.simulate import rendered_frames
+
+    rendered = list(rendered_frames(SimulationConfig(seed=3, frames=24, width=480, height=360)))
+    config = budget('quick', features=FeatureConfig(max_keypoints=700))
+    training = replace(config.training, steps=60, images_per_step=2, keypoints_per_image=256)
+    path = tmp_path_factory.mktemp('maps') / 'map'
+    frames = [frame for frame, _ in rendered]
+    result = build_map(
+        FrameList(frames),
+        path,
+        replace(config, training=training),
+        device='cpu',
+        progress=False,
+    )
+    return SmallMap(path, frames, [image.depth for _, image in rendered], result)
+
+
+@pytest.fixture(scope='session')
+def query_frames() -> list[Any]:
+    """Return six images of the place of `small_map` that it was not made from."""
+    from d2s_ros.simulation.config import SimulationConfig
+    from d2s_ros.simulation.simulate import frames
+
+    config = SimulationConfig(
+        seed=3, frames=6, width=480, height=360, trajectory='random', trajectory_seed=1
+    )
+    return list(frames(config))

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--seed', type=int, default=3, metavar='N', help='seed of the building')
     parser.add_argument(
-        '--mapping-frames', type=int, default=80, metavar='N', help='images of the mapping log'
+        '--mapping-frames', type=int, default=120, metavar='N', help='images of the mapping log'
     )
     parser.add_argument(
         '--query-frames', type=int, default=40, metavar='N', help='images of the query log'

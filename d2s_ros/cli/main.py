@@ -21,6 +21,7 @@ _COMMANDS = {
     'build-map': ('d2s_ros.cli.build_map', 'build a map from a log of images'),
     'localize': ('d2s_ros.cli.localize', 'localize the images of a log in a map'),
     'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
+    'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
     'features': ('d2s_ros.cli.features', 'compare local features'),
     'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),

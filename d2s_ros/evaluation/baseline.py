@@ -17,6 +17,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.reconstruction import Reconstruction
+from d2s_ros.mapping.scene_map import dequantise, quantise
 
 
 class MatchingBaseline:
@@ -62,20 +63,19 @@ class MatchingBaseline:
     def localize_features(self, features: LocalFeatures, camera: Camera) -> LocalizationResult:
         """Localize from features; refused only below `min_inliers`."""
         started = time.perf_counter()
-        best, second, point_idx = self._search(features)
-        keep = np.flatnonzero((1 - best) <= self.ratio**2 * (1 - second))
+        keep, found = self._match(features)
         matched = time.perf_counter()
         ideal = camera.undistort(features.keypoints[keep])
         valid = np.isfinite(ideal).all(axis=1)
-        keep, ideal = keep[valid], ideal[valid]
+        found, ideal = found[valid], ideal[valid]
         latency = {'network': 1e3 * (matched - started)}
-        if len(keep) < self.min_inliers:
+        if len(found) < self.min_inliers:
             return LocalizationResult(
-                LocalizationStatus.TOO_FEW_RELIABLE, f'{len(keep)} matches', latency_ms=latency
+                LocalizationStatus.TOO_FEW_RELIABLE, f'{len(found)} matches', latency_ms=latency
             )
         pose, info = poselib.estimate_absolute_pose(
             ideal,
-            self.points_in_map[point_idx[keep]],
+            self.points_in_map[found],
             {
                 'model': 'PINHOLE',
                 'width': camera.width,
@@ -92,18 +92,24 @@ class MatchingBaseline:
                 LocalizationStatus.TOO_FEW_INLIERS,
                 f'{info["num_inliers"]} inliers',
                 num_keypoints=len(features),
-                num_used=len(keep),
+                num_used=len(found),
                 latency_ms=latency,
             )
         return LocalizationResult(
             LocalizationStatus.LOCALIZED,
             map_from_camera=RigidTransform(np.asarray(pose.R), np.asarray(pose.t)).inverse(),
             num_keypoints=len(features),
-            num_reliable=len(keep),
+            num_reliable=len(found),
             num_inliers=int(info['num_inliers']),
             latency_ms=latency,
-            num_used=len(keep),
+            num_used=len(found),
         )
+
+    def _match(self, features: LocalFeatures) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keypoints that have a match, and the point of each."""
+        best, second, point_idx = self._search(features)
+        keep = np.flatnonzero((1 - best) <= self.ratio**2 * (1 - second))
+        return keep, point_idx[keep]
 
     def _search(self, features: LocalFeatures) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return best cosine, best cosine to another point, and the best point of each keypoint."""
@@ -123,3 +129,37 @@ class MatchingBaseline:
         other = point_idx != point_idx[:, :1]
         second = np.where(other, cosines, -1.0).max(axis=1)
         return cosines[:, 0], second, point_idx[:, 0]
+
+
+class TableBaseline(MatchingBaseline):
+    """The bare table: mean descriptors of the longest tracks, mutual nearest neighbours.
+
+    What a landmark head is before it learns anything; the pose is found as by `MatchingBaseline`.
+    """
+
+    def __init__(
+        self, reconstruction: Reconstruction, *, num_landmarks: int = 4096, min_inliers: int = 12
+    ) -> None:
+        super().__init__(reconstruction, min_inliers=min_inliers)
+        sums = np.zeros((len(reconstruction.points_in_map), self._descriptors.shape[1]))
+        np.add.at(sums, self._point_idx, self._descriptors.numpy())
+        longest = np.argsort(-reconstruction.track_lengths, kind='stable')[:num_landmarks]
+        keys = sums[longest] / np.maximum(np.linalg.norm(sums[longest], axis=1), 1e-12)[:, None]
+        # As a map stores them.
+        quantised, scales = quantise(keys.astype(np.float32))
+        self._keys = torch.from_numpy(dequantise(quantised, scales))
+        self._landmarks = longest
+        self._size = quantised.nbytes + scales.nbytes + 12 * len(longest)
+
+    def size_bytes(self) -> int:
+        """Return the size of keys as int8 with a scale each and points as float32."""
+        return self._size
+
+    def _match(self, features: LocalFeatures) -> tuple[np.ndarray, np.ndarray]:
+        similarity = torch.from_numpy(features.descriptors) @ self._keys.T
+        nearest = similarity.argmax(dim=1).numpy()
+        back = similarity.argmax(dim=0).numpy()
+        rows = np.arange(len(features))
+        mutual = back[nearest] == rows
+        keep = rows[mutual]
+        return keep, self._landmarks[nearest[mutual]]

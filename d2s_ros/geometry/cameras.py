@@ -248,11 +248,11 @@ class Camera:
             'model': self.model,
             'width': self.width,
             'height': self.height,
-            'fx': self.fx,
-            'fy': self.fy,
-            'cx': self.cx,
-            'cy': self.cy,
-            'distortion': list(self.distortion),
+            'fx': float(self.fx),
+            'fy': float(self.fy),
+            'cx': float(self.cx),
+            'cy': float(self.cy),
+            'distortion': [float(value) for value in self.distortion],
         }
 
     @classmethod

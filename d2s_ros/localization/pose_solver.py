@@ -2,12 +2,13 @@
 
 PnP-RANSAC is poselib's. The pose is then refined on whitened reprojection errors: each keypoint
 weighs by its own detection noise and by the uncertainty of its scene coordinate, under a robust
-Cauchy loss. The covariance is the inverse of the information matrix at that optimum.
+Cauchy loss. The covariance is that of the robust estimate under normal noise of the given size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import poselib
@@ -141,6 +142,7 @@ def solve_pose(
     inliers &= errors <= threshold
     if inliers.sum() < 4:
         return None
+    information = information / robust_inflation(config.cauchy_scale)
     covariance, rank_deficient = covariance_of_pose(refined, information)
     return PoseEstimate(
         refined,
@@ -273,6 +275,22 @@ def _skews(vectors: Array) -> Array:
     return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
 
 
+@lru_cache(maxsize=16)
+def robust_inflation(cauchy_scale: float) -> float:
+    """Return the covariance of a Cauchy estimate over the inverse of its weighted information.
+
+    With whitened residuals r of two normal components, s = |r|^2, weights w = 1 / (1 + s / c^2)
+    and psi = w r, an M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1, while
+    the weighted information is E[w] J^T J.
+    """
+    # s / 2 is exponentially distributed: the midpoint rule over its quantiles.
+    squared = -2.0 * np.log1p(-(np.arange(100_000) + 0.5) / 100_000)
+    weight = 1.0 / (1.0 + squared / cauchy_scale**2)
+    spread = float(np.mean(squared * weight**2))
+    slope = float(np.mean(weight)) - spread / cauchy_scale**2
+    return 0.5 * spread / slope**2 * float(np.mean(weight))
+
+
 def covariance_of_pose(camera_from_map: RigidTransform, information: Array) -> tuple[Array, bool]:
     """Turn the information of the left tangent into the covariance of map_from_camera.
 
@@ -285,7 +303,8 @@ def covariance_of_pose(camera_from_map: RigidTransform, information: Array) -> t
         whether the information was rank deficient (the covariance is then huge, never small).
     """
     # Units differ between rotation and translation: scale to a unit diagonal before judging rank.
-    diagonal = np.sqrt(np.maximum(np.diag(information), 1e-300))
+    diagonal = np.diag(information)
+    diagonal = np.sqrt(np.maximum(diagonal, max(1e-18 * diagonal.max(), 1e-30)))
     values, vectors = np.linalg.eigh(information / np.outer(diagonal, diagonal))
     floor = 1e-10
     rank_deficient = bool(values[0] < floor)

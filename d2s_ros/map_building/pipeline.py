@@ -59,7 +59,7 @@ from d2s_ros.training.samples import make_sample
 _logger = logging.getLogger(__name__)
 
 #: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
-_BYTES_BESIDE_KEY = 2 + 12 + 24
+BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348
 #: Fewer poses do not calibrate a covariance.
@@ -97,6 +97,7 @@ class BuildConfig:
     )
     num_layers: int = option(2, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
+    hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
     correct_px: float = option(
         4.0, 'Candidates that project this close are right, at 1000 px focal length.', unit='px'
     )
@@ -226,7 +227,8 @@ def build_map(
         return now
 
     clock = started = time.monotonic()
-    require_poses |= use_poses and getattr(source, 'pose_topic', None) is not None
+    if use_poses and getattr(source, 'pose_topic', None) is not None:
+        require_poses = True
     images, dropped = collect_images(
         source,
         extractor,
@@ -391,13 +393,14 @@ def _train_landmarks(
 ) -> tuple[SceneMap, dict[str, Any], list[Candidates]]:
     table, statistics = build_landmarks(
         reconstruction,
-        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + _BYTES_BESIDE_KEY)),
+        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + BYTES_BESIDE_KEY)),
     )
     network_config = LandmarkConfig(
         descriptor_dim=extractor.dim,
         num_landmarks=len(table),
         num_candidates=config.num_candidates,
         num_layers=config.num_layers,
+        hidden_inputs=config.hidden_inputs,
     )
     samples = []
     bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)

@@ -87,9 +87,17 @@ def detection_sigma_px(scales: NDArray[np.float32], exponent: float = 0.3) -> ND
 
 
 def build_landmarks(
-    reconstruction: Reconstruction, *, max_landmarks: int
+    reconstruction: Reconstruction,
+    *,
+    max_landmarks: int,
+    priority: NDArray[np.float64] | None = None,
 ) -> tuple[LandmarkTable, LandmarkStatistics]:
     """Choose landmarks among the points such that every mapping image keeps its best ones.
+
+    Args:
+        reconstruction: Points and their observations.
+        max_landmarks: Most landmarks.
+        priority: (P,) largest first, instead of the track lengths; negative: never chosen.
 
     Raises:
         InputError: if there are too few points to localize with.
@@ -121,7 +129,7 @@ def build_landmarks(
     trace = np.trace(information, axis1=1, axis2=2)[:, None, None]
     # Float32 must keep the covariances positive definite: their condition is limited.
     covariances = np.linalg.inv(information + 1e-5 * trace * np.eye(3) + 1e-12 * np.eye(3))
-    order = np.sort(_choose_points(reconstruction, covariances, max_landmarks))
+    order = np.sort(_choose_points(reconstruction, covariances, max_landmarks, priority))
     landmark_of_point = np.full(len(points), -1, np.int64)
     landmark_of_point[order] = np.arange(len(order))
     keys = sums[order] / np.maximum(np.linalg.norm(sums[order], axis=1, keepdims=True), 1e-12)
@@ -138,7 +146,10 @@ def build_landmarks(
 
 
 def _choose_points(
-    reconstruction: Reconstruction, covariances: NDArray[np.float64], count: int
+    reconstruction: Reconstruction,
+    covariances: NDArray[np.float64],
+    count: int,
+    priority: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """Return the points to keep: those that rank highest in any image that sees them.
 
@@ -146,17 +157,22 @@ def _choose_points(
     track length alone would leave nothing of places that few images show.
     """
     lengths = reconstruction.track_lengths
-    if len(lengths) <= count:
-        return np.arange(len(lengths))
+    if priority is None:
+        priority = lengths.astype(np.float64)
+    allowed = np.flatnonzero(priority >= 0)
+    if len(allowed) <= count:
+        return allowed
     spread = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
     quality = np.empty(len(lengths), np.int64)
-    quality[np.lexsort((spread, -lengths))] = np.arange(len(lengths))
+    quality[np.lexsort((spread, -priority))] = np.arange(len(lengths))
     best_rank = np.full(len(lengths), len(lengths), np.int64)
     for image in reconstruction.images:
         seen = np.unique(image.point_idx[image.point_idx >= 0])
+        seen = seen[priority[seen] >= 0]
         ranked = seen[np.argsort(quality[seen])]
         np.minimum.at(best_rank, ranked, np.arange(len(ranked)))
-    return np.lexsort((quality, best_rank))[:count]
+    order: NDArray[np.int64] = np.lexsort((quality, best_rank))
+    return order[priority[order] >= 0][:count]
 
 
 def find_candidates(

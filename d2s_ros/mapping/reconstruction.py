@@ -185,6 +185,28 @@ def reconstruct(
         return _run_pycolmap(images, ideal, matches, config, metric, Path(folder))
 
 
+def triangulate(
+    images: Sequence[ImageInput],
+    matches: dict[tuple[int, int], NDArray[np.int64]],
+    config: ReconstructionConfig | None = None,
+) -> Reconstruction:
+    """Triangulate given matches of posed images.
+
+    Args:
+        images: All with poses.
+        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
+        config: Limits of reprojection error and angle.
+
+    Raises:
+        InputError: no point could be triangulated.
+    """
+    ideal = [image.camera.undistort(image.features.keypoints) for image in images]
+    with tempfile.TemporaryDirectory(prefix='d2s_triangulate_') as folder:
+        return _run_pycolmap(
+            images, ideal, matches, config or ReconstructionConfig(), True, Path(folder)
+        )
+
+
 def _match_pairs(
     images: Sequence[ImageInput],
     ideal: list[NDArray[np.float64]],

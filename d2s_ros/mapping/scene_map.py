@@ -44,9 +44,13 @@ LOCALIZATION_FILE = 'localization.safetensors'
 UPDATE_FILE = 'update.safetensors'
 _MANIFEST_FILE = 'manifest.json'
 _CURRENT_FILE = 'current'
+#: What map updates remember about a map, beside its versions.
+UPDATES_FOLDER = '.updates'
 _LOCK_FILE = '.lock'
 #: What is being written; left behind only by a writer that was killed.
 _NEW_PREFIX = '.new-'
+#: What is being deleted.
+_OLD_PREFIX = '.old-'
 _NEW_CURRENT_PREFIX = '.current-'
 
 
@@ -305,6 +309,40 @@ class MapStore:
         with self._locked():
             for name in [version] if version else names:
                 (self.root / 'versions' / name / UPDATE_FILE).unlink(missing_ok=True)
+            if version is None:
+                # Unfinished updates hold descriptors of their logs.
+                shutil.rmtree(self.root / UPDATES_FOLDER / 'work', ignore_errors=True)
+
+    def prune(self, keep: int, max_bytes: int) -> list[str]:
+        """Delete old versions, oldest first, but never the live one or its parent.
+
+        Args:
+            keep: Versions to keep beside those two.
+            max_bytes: Size of all versions to get below, as far as that is possible.
+
+        Returns:
+            The names of the deleted versions.
+        """
+        deleted: list[str] = []
+        with self._locked():
+            folder = self.root / 'versions'
+            # Nobody else writes while the lock is held: these are left from a killed process.
+            for leftover in (*folder.glob(f'{_NEW_PREFIX}*'), *folder.glob(f'{_OLD_PREFIX}*')):
+                shutil.rmtree(leftover, ignore_errors=True)
+            current = self.current()
+            protected = {current}
+            if current is not None:
+                protected.add(read_manifest(folder / current).parent)
+            sizes = {name: _folder_size(folder / name) for name in self.versions()}
+            free = [name for name in sizes if name not in protected]
+            while free and (len(free) > keep or sum(sizes.values()) > max_bytes):
+                name = free.pop(0)
+                aside = folder / f'{_OLD_PREFIX}{name}'
+                os.replace(folder / name, aside)
+                shutil.rmtree(aside, ignore_errors=True)
+                del sizes[name]
+                deleted.append(name)
+        return deleted
 
     @contextlib.contextmanager
     def _locked(self, *, create: bool = False) -> Iterator[None]:
@@ -463,7 +501,7 @@ def _check_root(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise MapFormatError(f'{root} is a file; give a folder for the map')
     if root.is_dir() and any(root.iterdir()):
-        known = {'versions', _CURRENT_FILE, _LOCK_FILE}
+        known = {'versions', _CURRENT_FILE, _LOCK_FILE, UPDATES_FOLDER}
         foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
         foreign = [name for name in foreign if not name.startswith(_NEW_CURRENT_PREFIX)]
         if foreign:
@@ -608,7 +646,8 @@ def _half_state(network: torch.nn.Module) -> dict[str, NDArray[Any]]:
 
 def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Return int8 vectors (M, D) and their scales (M,), the largest entry mapped to 127."""
-    scale = np.maximum(np.abs(vectors).max(axis=1), 1e-12) / 127.0
+    # Not below what float16 can tell from zero; unit vectors are far above it.
+    scale = np.maximum(np.abs(vectors).max(axis=1) / 127.0, 1e-4)
     scale = scale.astype(np.float16).astype(np.float32)
     quantised = np.clip(np.rint(vectors / scale[:, None]), -127, 127).astype(np.int8)
     return quantised, scale.astype(np.float16)
@@ -620,6 +659,10 @@ def dequantise(quantised: NDArray[np.int8], scales: NDArray[np.float16]) -> NDAr
     return np.asarray(
         vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32
     )
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in folder.iterdir() if entry.is_file())
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d2s_ros.config import option, validate
+from d2s_ros.errors import ConfigError
 from d2s_ros.network.layers import AttentionLayer
 
 #: Numbers that describe how a candidate compares: see `candidate_evidence`.
 _EVIDENCE = 4
 #: Columns that are searched as one by `nearest_keys`.
 _GROUP = 32
+#: What `LandmarkConfig.hidden_inputs` may name.
+HIDEABLE_INPUTS = ('descriptors', 'candidate_points', 'keypoints')
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,17 @@ class LandmarkConfig:
     num_layers: int = option(2, 'Attention layers; 0 judges each keypoint alone.', minimum=0)
     num_heads: int = option(4, 'Attention heads.', minimum=1)
     num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1)
+    hidden_inputs: tuple[str, ...] = option(
+        (), f'Inputs that the network sees as zeros, for ablations: {", ".join(HIDEABLE_INPUTS)}.'
+    )
 
     def __post_init__(self) -> None:
         validate(self)
+        unknown = sorted(set(self.hidden_inputs) - set(HIDEABLE_INPUTS))
+        if unknown:
+            raise ConfigError(
+                f'hidden_inputs has {unknown[0]!r}, known are {", ".join(HIDEABLE_INPUTS)}'
+            )
 
 
 class LandmarkNetwork(nn.Module):
@@ -87,6 +98,13 @@ class LandmarkNetwork(nn.Module):
         Returns:
             Logits (B, N, C + 1); the last is 'none of them'.
         """
+        hidden_inputs = self.config.hidden_inputs
+        if 'descriptors' in hidden_inputs:
+            descriptors = torch.zeros_like(descriptors)
+        if 'candidate_points' in hidden_inputs:
+            candidate_points = torch.zeros_like(candidate_points)
+        if 'keypoints' in hidden_inputs:
+            keypoints, log_scales = torch.zeros_like(keypoints), torch.zeros_like(log_scales)
         points = fourier(candidate_points, self.config.num_frequencies)
         second = min(1, self.config.num_candidates - 1)
         two_best = torch.cat([points[..., 0, :], points[..., second, :]], dim=-1)
@@ -154,7 +172,7 @@ def nearest_keys(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
     groups = similarity[:, :whole].view(n, num_groups, _GROUP)
     top_groups = groups.amax(dim=2).topk(count, dim=1).indices
     within = torch.arange(_GROUP, device=similarity.device)
-    columns = (top_groups[:, :, None] * _GROUP + within).view(n, -1)
+    columns = (top_groups[:, :, None] * _GROUP + within).flatten(1)
     if whole < m:
         rest = torch.arange(whole, m, device=similarity.device).expand(n, -1)
         columns = torch.cat([columns, rest], dim=1)

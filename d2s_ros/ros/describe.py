@@ -13,6 +13,7 @@ import textwrap
 from typing import Any
 
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.map_updater_config import MapUpdaterConfig
 from d2s_ros.ros.parameters import parameter_fields
 
 _WIDTH = 98
@@ -39,16 +40,16 @@ def _limits(metadata: Any) -> str:
     return '' if high is None else f'at most {high:g}'
 
 
-def yaml_text() -> str:
-    """Return config/localizer.yaml: every parameter with its default and a comment."""
+def yaml_text(config: type[Any] = LocalizerNodeConfig, node: str = 'localizer') -> str:
+    """Return config/<node>.yaml: every parameter with its default and a comment."""
     lines = [
-        '# Every parameter of the localizer node with its default; written by',
+        f'# Every parameter of the {node} node with its default; written by',
         '# python -m d2s_ros.ros.describe --write. Copy it and change what you need.',
         '/**:',
         '  ros__parameters:',
     ]
     groups: list[str] = []
-    for name, field, _, default in parameter_fields(LocalizerNodeConfig):
+    for name, field, _, default in parameter_fields(config):
         *path, leaf = name.split('.')
         for depth, group in enumerate(path):
             if groups[: depth + 1] != path[: depth + 1]:
@@ -81,8 +82,10 @@ def parameter_table() -> str:
 
 
 def write(root: pathlib.Path) -> None:
-    """Write config/localizer.yaml and the parameter table of docs/ros_interface.md."""
+    """Write the YAML files of config/ and the parameter table of docs/ros_interface.md."""
     (root / 'config' / 'localizer.yaml').write_text(yaml_text())
+    updater = yaml_text(MapUpdaterConfig, 'map_updater')
+    (root / 'config' / 'map_updater.yaml').write_text(updater)
     document = root / 'docs' / 'ros_interface.md'
     before, start, rest = document.read_text().partition('<!-- parameters -->\n')
     _, end, after = rest.partition('<!-- end of parameters -->\n')

@@ -50,7 +50,9 @@ CONFIG = BuildConfig(
 
 @pytest.fixture(scope='module')
 def reconstruction():
-    return made_up_reconstruction(num_images=24, origin=(300.0, -200.0, 20.0))
+    return made_up_reconstruction(
+        num_images=24, num_points=100, num_clutter=40, origin=(300.0, -200.0, 20.0)
+    )
 
 
 @pytest.fixture(scope='module')
@@ -184,14 +186,14 @@ class Simulated:
 @pytest.mark.slow
 def test_it_learns_a_rendered_scene(tmp_path):
     """Few images, few keypoints, a narrow network: the images it was made from are localized."""
-    source = Simulated(SimulationConfig(seed=5, frames=24, rate_hz=6.0, width=320, height=240))
+    source = Simulated(SimulationConfig(seed=5, frames=12, rate_hz=8.0, width=320, height=240))
     config = replace(
         budget('quick', head='regression', features=FeatureConfig(max_keypoints=256)),
         regression=RegressionConfig(num_layers=2, num_heads=4, hidden=(128, 128)),
         regression_training=RegressionTrainingConfig(
-            steps=2500,
+            steps=900,
             images_per_step=4,
-            keypoints_per_image=192,
+            keypoints_per_image=160,
             learning_rate=2e-3,
             schedule='one_cycle',
             distance='plain',

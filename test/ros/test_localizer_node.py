@@ -522,7 +522,7 @@ def test_transport_is_found_and_followed(make_node, client):
         client.destroy_publisher(publisher)
     raw = Camera(client)
     raw.connect()
-    assert node.facts().transport == 'raw'
+    wait_for(lambda: node.facts().transport == 'raw')
     assert show(raw, (3, 3), 0).message == 'localized'
 
 

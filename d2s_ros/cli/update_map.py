@@ -1,0 +1,100 @@
+"""`d2s update-map`: a map updates itself from unlabelled logs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from d2s_ros.cli.options import add_device
+from d2s_ros.errors import InputError, NothingLocalizedError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument('map', metavar='MAP', help='map folder with update data')
+    parser.add_argument(
+        'logs',
+        metavar='BAG',
+        nargs='+',
+        help='rosbag2 log, also one that is cut off; poses in it are not used',
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='say what would happen, write nothing to the map'
+    )
+    parser.add_argument(
+        '--recipe',
+        choices=('verified', 'paper'),
+        default='verified',
+        help='verified: labels are checked by the pose they imply; paper: labels are copied and '
+        'trusted (default: verified)',
+    )
+    parser.add_argument('--report', metavar='OUT.html', help='what happened to each frame, figures')
+    parser.add_argument('--status-file', metavar='FILE', help='JSON, replaced as work goes on')
+    parser.add_argument('--work-dir', metavar='DIR', help='where an interrupted run goes on from')
+    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    parser.add_argument('--max-keyframes', type=int, metavar='N', help='most frames of one log')
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Update, report, and say the verdict; returns the exit code.
+
+    Raises:
+        NothingLocalizedError: after writing the report, if no frame could be used.
+    """
+    from dataclasses import replace
+
+    from d2s_ros.map_update.config import UpdateConfig
+    from d2s_ros.map_update.ledger import write_json_atomically
+    from d2s_ros.map_update.pipeline import update_map
+    from d2s_ros.map_update.report import write_report
+
+    for output in (args.report, args.status_file):
+        if output and not Path(output).resolve().parent.is_dir():
+            raise InputError(f'the folder of {output} does not exist; make it first')
+    config = UpdateConfig(recipe=args.recipe, seed=args.seed)
+    if args.max_keyframes is not None:
+        keyframes = replace(config.keyframes, max_keyframes=args.max_keyframes)
+        config = replace(config, keyframes=keyframes)
+
+    def tell(status: dict[str, Any]) -> None:
+        if args.status_file:
+            write_json_atomically(Path(args.status_file), status)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        result = update_map(
+            args.map,
+            args.logs,
+            config,
+            dry_run=args.dry_run,
+            work_dir=args.work_dir,
+            device=args.device,
+            weights=args.weights,
+            progress=tell,
+            show_progress=not args.quiet,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if args.report:
+        write_report(args.report, result, f'Update of {Path(args.map).resolve().name}')
+    figures = result.figures
+    print(
+        f'{figures["used"]} frames used, {figures["held_out"]} held out, '
+        f'{figures["dropped"]} dropped'
+    )
+    for reason, count in figures['dropped_reasons'].items():
+        print(f'dropped: {count} x {reason}')
+    print(f'{args.map}: {result.verdict.replace("_", " ")}; live version {result.version}')
+    for reason in result.reasons:
+        print(f'  {reason}')
+    if result.verdict == 'nothing_usable':
+        raise NothingLocalizedError('no frame of the logs could be used; the map is unchanged')
+    return 0

@@ -1,0 +1,263 @@
+"""Whether a candidate may replace the incumbent: both localize the same frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.result import LocalizationResult
+from d2s_ros.map_update.config import GateConfig
+from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.mapping.landmarks import LandmarkStatistics, find_training_candidates
+from d2s_ros.mapping.reconstruction import MappedImage
+from d2s_ros.mapping.scene_map import SceneMap
+
+
+@dataclass(frozen=True)
+class PromotionDecision:
+    """The verdict on a candidate.
+
+    Attributes:
+        promote: Whether it replaces the incumbent.
+        reasons: Why, one line each.
+        metrics: Figures of both maps on 'old' and 'new' frames, JSON types.
+    """
+
+    promote: bool
+    reasons: tuple[str, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrameScore:
+    """How one map did on one frame.
+
+    Attributes:
+        localized: It gave a pose.
+        error_m, error_deg: Against the reference; infinite without a pose, NaN without reference.
+        inliers: Of the pose, 0 without.
+    """
+
+    localized: bool
+    error_m: float
+    error_deg: float
+    inliers: int
+
+
+class MapUnderTest:
+    """A map with what is needed to leave an image out of it."""
+
+    def __init__(
+        self,
+        scene_map: SceneMap,
+        extractor: FeatureExtractor,
+        statistics: LandmarkStatistics,
+        images: Sequence[MappedImage],
+    ) -> None:
+        """Prepare a map.
+
+        Args:
+            scene_map: The map, with landmarks.
+            extractor: Of the map's features.
+            statistics: Sums behind its keys.
+            images: Its mapping images with their labels; the old ones come first.
+        """
+        self.localizer = Localizer(scene_map, extractor)
+        self._statistics = statistics
+        self._images = images
+
+    def mapping_image(self, index: int) -> FrameScore:
+        """Localize a mapping image without its own observations."""
+        image = self._images[index]
+        table = self.localizer.scene_map.landmark_table
+        network = self.localizer.scene_map.landmark_network
+        assert table is not None
+        assert network is not None
+        candidates = find_training_candidates(
+            image.features, image.point_idx, table, self._statistics, network.config.num_candidates
+        )
+        result = self.localizer.localize_features(
+            image.features, image.camera, candidates=candidates
+        )
+        return score(result, image.map_from_camera)
+
+    def frame(self, frame: LabelledFrame) -> FrameScore:
+        """Localize a frame of a log; its verified pose is the reference."""
+        result = self.localizer.localize_features(frame.keyframe.features, frame.keyframe.camera)
+        return score(result, frame.map_from_camera)
+
+
+def score(result: LocalizationResult, reference: RigidTransform | None) -> FrameScore:
+    """Compare a result with a reference pose, if there is one."""
+    if result.map_from_camera is None:
+        missing = float('nan') if reference is None else float('inf')
+        return FrameScore(False, missing, missing, 0)
+    if reference is None:
+        return FrameScore(True, float('nan'), float('nan'), result.num_inliers)
+    error_m, error_deg = pose_error(result.map_from_camera, reference)
+    return FrameScore(True, error_m, error_deg, result.num_inliers)
+
+
+def bootstrap_interval(
+    differences: NDArray[np.float64], confidence: float, resamples: int, seed: int = 0
+) -> tuple[float, float]:
+    """Return the interval of the mean of paired differences (N,); (nan, nan) without any."""
+    if len(differences) == 0:
+        return float('nan'), float('nan')
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(0, len(differences), (resamples, len(differences)))
+    means = differences[rows].mean(axis=1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def compare(
+    incumbent: Sequence[FrameScore],
+    candidate: Sequence[FrameScore],
+    config: GateConfig,
+    max_error_m: float,
+) -> dict[str, Any]:
+    """Return the figures of two maps on the same frames.
+
+    Recall counts the frames with a reference that are localized within the limits of the gate.
+    """
+
+    def good(scores: Sequence[FrameScore]) -> NDArray[np.float64]:
+        return np.array(
+            [
+                float(s.error_m <= max_error_m and s.error_deg <= config.max_error_deg)
+                for s in scores
+                if not np.isnan(s.error_m)
+            ]
+        )
+
+    def side(scores: Sequence[FrameScore]) -> dict[str, Any]:
+        errors = [s.error_m for s in scores if np.isfinite(s.error_m)]
+        recall = good(scores)
+        return {
+            'localized': int(sum(s.localized for s in scores)),
+            'recall': round(float(recall.mean()), 4) if len(recall) else None,
+            'median_m': round(float(np.median(errors)), 5) if errors else None,
+            'median_inliers': float(np.median([s.inliers for s in scores])) if scores else 0.0,
+        }
+
+    # A frame with a reference for one map has one for the other: it belongs to the frame.
+    with_reference = [
+        not (np.isnan(a.error_m) or np.isnan(b.error_m))
+        for a, b in zip(incumbent, candidate, strict=True)
+    ]
+    before = [s for s, known in zip(incumbent, with_reference, strict=True) if known]
+    after = [s for s, known in zip(candidate, with_reference, strict=True) if known]
+    difference = good(after) - good(before)
+    low, high = bootstrap_interval(difference, config.confidence, config.resamples)
+    has_any = len(difference) > 0
+    return {
+        'frames': len(incumbent),
+        'max_error': max_error_m,
+        'with_reference': len(difference),
+        'incumbent': side(incumbent),
+        'candidate': side(candidate),
+        'gain': round(float(difference.mean()), 4) if has_any else None,
+        'gain_low': round(low, 4) if has_any else None,
+        'gain_high': round(high, 4) if has_any else None,
+    }
+
+
+def decide(old: dict[str, Any], new: dict[str, Any], config: GateConfig) -> PromotionDecision:
+    """Judge the figures of `compare` on old and on new frames."""
+    against: list[str] = []
+    metrics = {'old': old, 'new': new}
+    if not old['with_reference']:
+        against.append('no frame of the old map could be tried')
+    else:
+        if old['gain'] < -config.max_old_loss:
+            against.append(
+                f'recall on the old map falls by {-100 * old["gain"]:.1f} points '
+                f'({100 * config.max_old_loss:.1f} allowed)'
+            )
+        elif old['gain_low'] < -config.max_old_loss_bound:
+            against.append(
+                f'recall on the old map may fall by {-100 * old["gain_low"]:.1f} points '
+                f'({100 * config.max_old_loss_bound:.1f} allowed)'
+            )
+        before, after = old['incumbent']['median_m'], old['candidate']['median_m']
+        # Far below the limit, growth is noise.
+        floor = 0.2 * old['max_error']
+        if before and after and after > max(floor, config.max_error_growth * before):
+            against.append(
+                f'the median error on the old map grows from {before:.4f} to {after:.4f}'
+            )
+    if not new['with_reference']:
+        against.append('no held-out frame of the logs has a verified pose to judge by')
+    elif new['with_reference'] < config.min_new_frames:
+        against.append(
+            f'{new["with_reference"]} held-out frames of the logs have a verified pose to judge '
+            f'by, {config.min_new_frames} needed'
+        )
+    elif new['gain'] < 0:
+        against.append(f'recall on the new frames falls by {-100 * new["gain"]:.1f} points')
+    elif new['gain'] == 0:
+        before_side, after_side = new['incumbent'], new['candidate']
+        better = (
+            after_side['localized'] > before_side['localized']
+            or after_side['median_inliers'] > 1.05 * before_side['median_inliers']
+        )
+        if not better:
+            against.append('the new frames are localized as well as before: nothing gained')
+    if against:
+        return PromotionDecision(False, tuple(against), metrics)
+    reason = (
+        f'recall on new frames {_percent(new["incumbent"]["recall"])} to '
+        f'{_percent(new["candidate"]["recall"])}, on old frames '
+        f'{_percent(old["incumbent"]["recall"])} to {_percent(old["candidate"]["recall"])}'
+    )
+    return PromotionDecision(True, (reason,), metrics)
+
+
+def judge(
+    incumbent: MapUnderTest,
+    candidate: MapUnderTest,
+    num_old_images: int,
+    held_out: Sequence[LabelledFrame],
+    config: GateConfig,
+) -> PromotionDecision:
+    """Let both maps localize old mapping images and held-out new frames, and decide.
+
+    Args:
+        incumbent, candidate: The maps; the first `num_old_images` images of both are the same.
+        num_old_images: Number of old mapping images.
+        held_out: New frames that taught the candidate nothing.
+        config: Limits.
+    """
+    count = min(num_old_images, config.max_old_images)
+    chosen = np.unique(np.linspace(0, num_old_images - 1, count).round().astype(int))
+    manifest = incumbent.localizer.scene_map.manifest
+    table = incumbent.localizer.scene_map.landmark_table
+    max_error = config.max_error_m
+    if not manifest.metric and table is not None:
+        max_error = config.relative_error * table.extent
+    old = compare(
+        [incumbent.mapping_image(int(i)) for i in chosen],
+        [candidate.mapping_image(int(i)) for i in chosen],
+        config,
+        max_error,
+    )
+    new = compare(
+        [incumbent.frame(frame) for frame in held_out],
+        [candidate.frame(frame) for frame in held_out],
+        config,
+        max_error,
+    )
+    return decide(old, new, config)
+
+
+def _percent(value: float | None) -> str:
+    return '-' if value is None else f'{100 * value:.1f} %'

@@ -1,0 +1,416 @@
+"""Verified frames become mapping images: new views of old points, new points, forgotten points."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from d2s_ros.errors import InputError
+from d2s_ros.map_update.config import GrowthConfig
+from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, point_groups
+from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.mapping.landmarks import LandmarkStatistics, LandmarkTable, build_landmarks
+from d2s_ros.mapping.matching import fundamental_from_poses, match_guided
+from d2s_ros.mapping.reconstruction import (
+    ImageInput,
+    MappedImage,
+    Reconstruction,
+    ReconstructionConfig,
+    triangulate,
+)
+from d2s_ros.mapping.retrieval import nearest_images
+
+_logger = logging.getLogger(__name__)
+
+Matches = dict[tuple[int, int], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class GrownMap:
+    """Old and new images with the points that both make.
+
+    Attributes:
+        reconstruction: Points with several prototypes occur several times in it.
+        num_old_images: The first so many images are the old ones.
+        priority: (P,) usefulness of a point as a landmark; negative for forgotten ones.
+        figures: Counts of what happened.
+    """
+
+    reconstruction: Reconstruction
+    num_old_images: int
+    priority: NDArray[np.float64]
+    figures: dict[str, int]
+
+
+def grow(
+    data: MappingData,
+    frames: Sequence[LabelledFrame],
+    config: GrowthConfig,
+    reconstruction_config: ReconstructionConfig | None = None,
+    *,
+    progress: bool = False,
+) -> GrownMap:
+    """Add verified frames to the mapping images.
+
+    Args:
+        data: The old images.
+        frames: Labelled frames; frames without a pose (recipe 'paper') only add their labels.
+        config: Options.
+        reconstruction_config: Limits of matching and triangulation.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: no frame to add.
+    """
+    settings = reconstruction_config or ReconstructionConfig()
+    used = [frame for frame in frames if frame.usable and not frame.held_out]
+    posed = [frame for frame in used if frame.map_from_camera is not None]
+    if not posed:
+        raise InputError('no frame of the logs has a verified pose; the map stays as it is')
+    old = data.images
+    # Labels change in place below; the old images belong to the incumbent.
+    images = [
+        *(replace(image, point_idx=image.point_idx.copy()) for image in old),
+        *(_mapped_image(frame) for frame in posed),
+    ]
+    matches = _match(images, len(old), data, posed, config, settings, progress)
+    points = data.points_in_map
+    figures = {'frames_added': len(posed)}
+    before = sum(int((image.point_idx >= 0).sum()) for image in images[len(old) :])
+    for _ in range(2):
+        _propagate(images, len(old), points, matches, config)
+    figures['observations_added'] = sum(
+        int((image.point_idx >= 0).sum()) for image in images[len(old) :]
+    )
+    figures['observations_by_guided_matching'] = figures['observations_added'] - before
+    points = _add_structure(images, points, matches, config, settings)
+    figures['points_added'] = len(points) - len(data.points_in_map)
+    forgotten = _forgotten(images, len(old), points, len(data.points_in_map), config)
+    figures['points_forgotten'] = int(forgotten.sum())
+    for image in images:
+        # Without observations they do not come back with the next update either.
+        gone = (image.point_idx >= 0) & forgotten[image.point_idx]
+        image.point_idx[gone] = -1
+    count = len(points)
+    points, forgotten = _split_prototypes(images, len(old), points, forgotten, config)
+    figures['prototypes_added'] = len(points) - count
+    reconstruction = make_reconstruction(images, points, data.metric)
+    priority = _usefulness(images, len(old), len(points))
+    priority[forgotten | (reconstruction.track_lengths == 0)] = -1.0
+    return GrownMap(reconstruction, len(old), priority, figures)
+
+
+def landmarks_of(grown: GrownMap, max_landmarks: int) -> tuple[LandmarkTable, LandmarkStatistics]:
+    """Choose the landmarks; prototypes of a point share what all of them know about it."""
+    reconstruction = grown.reconstruction
+    table, statistics = build_landmarks(
+        reconstruction, max_landmarks=max_landmarks, priority=grown.priority
+    )
+    groups = point_groups(reconstruction.points_in_map)
+    _, first = np.unique(groups, return_index=True)
+    merged_images = [
+        replace(
+            image,
+            point_idx=np.where(image.point_idx >= 0, groups[image.point_idx], -1),
+        )
+        for image in reconstruction.images
+    ]
+    merged = make_reconstruction(
+        merged_images, reconstruction.points_in_map[first], reconstruction.metric
+    )
+    shared, shared_statistics = build_landmarks(merged, max_landmarks=len(first))
+    point_of_landmark = np.full(len(table), -1, np.int64)
+    chosen = np.flatnonzero(statistics.landmark_of_point >= 0)
+    point_of_landmark[statistics.landmark_of_point[chosen]] = chosen
+    covariances = shared.covariances[shared_statistics.landmark_of_point[groups[point_of_landmark]]]
+    return replace(table, covariances=covariances), statistics
+
+
+def _mapped_image(frame: LabelledFrame) -> MappedImage:
+    keyframe = frame.keyframe
+    assert frame.map_from_camera is not None
+    return MappedImage(
+        f'{keyframe.log}/{keyframe.name}',
+        keyframe.stamp_ns,
+        keyframe.camera,
+        frame.map_from_camera,
+        keyframe.features,
+        keyframe.camera.undistort(keyframe.features.keypoints),
+        frame.point_idx.copy(),
+    )
+
+
+def _match(
+    images: Sequence[MappedImage],
+    num_old: int,
+    data: MappingData,
+    posed: Sequence[LabelledFrame],
+    config: GrowthConfig,
+    settings: ReconstructionConfig,
+    progress: bool,
+) -> Matches:
+    """Match new frames with old images and with each other along epipolar lines."""
+    described = np.stack(
+        [data.vlad.describe(frame.keyframe.features.descriptors) for frame in posed]
+    )
+    centres = np.stack([image.map_from_camera.translation for image in images])
+    axes = np.stack([image.map_from_camera.rotation[:, 2] for image in images])
+    spread = np.median(np.linalg.norm(centres - np.median(centres, axis=0), axis=1)) + 1e-9
+    half = (config.old_neighbours + 1) // 2
+    alike = nearest_images(described, data.global_descriptors, half)
+    pairs: set[tuple[int, int]] = set()
+    for row in range(len(posed)):
+        index = num_old + row
+        turned = np.arccos(np.clip(axes @ axes[index], -1, 1))
+        cost = np.linalg.norm(centres - centres[index], axis=1) / spread + turned
+        cost[turned > np.radians(75)] = np.inf
+        cost[index] = np.inf
+        order = [int(i) for i in np.argsort(cost) if np.isfinite(cost[i])]
+        pairs.update((int(i), index) for i in alike[row])
+        near_old = [i for i in order if i < num_old][: config.old_neighbours - half]
+        near_new = [i for i in order if i >= num_old][: config.new_neighbours]
+        pairs.update((min(i, index), max(i, index)) for i in (*near_old, *near_new))
+    descriptors = [torch.from_numpy(image.features.descriptors) for image in images]
+    ideal = [np.nan_to_num(image.ideal_keypoints, nan=-1e6).astype(np.float32) for image in images]
+    matches: Matches = {}
+    for i, j in tqdm(sorted(pairs), desc='matching', unit='pair', disable=not progress):
+        pose_i, pose_j = images[i].map_from_camera, images[j].map_from_camera
+        if np.linalg.norm(pose_i.translation - pose_j.translation) < 1e-9:
+            continue
+        fundamental = fundamental_from_poses(
+            images[i].camera.ideal, images[j].camera.ideal, pose_i, pose_j
+        )
+        found, _ = match_guided(
+            descriptors[i],
+            descriptors[j],
+            ideal[i],
+            ideal[j],
+            fundamental,
+            max_distance_px=settings.guided_distance_px,
+            ratio=settings.guided_ratio,
+            # Another light changes descriptors; the geometry makes up for what is lost.
+            min_similarity=settings.min_similarity - 0.1,
+        )
+        if len(found) >= settings.min_pair_matches:
+            matches[i, j] = found
+    return matches
+
+
+def _limit_px(image: MappedImage, config: GrowthConfig) -> float:
+    return max(2.0, config.label_px * 0.5 * (image.camera.fx + image.camera.fy) / 1000.0)
+
+
+def _reprojection(
+    image: MappedImage, keypoints: NDArray[np.int64], points: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    projected = image.camera.ideal.project(image.map_from_camera.inverse().apply(points))
+    residual = np.linalg.norm(projected - image.ideal_keypoints[keypoints], axis=1)
+    return np.asarray(np.nan_to_num(residual, nan=np.inf))
+
+
+def _propagate(
+    images: list[MappedImage],
+    num_old: int,
+    points: NDArray[np.float64],
+    matches: Matches,
+    config: GrowthConfig,
+) -> None:
+    """Carry labels along matches into new frames; a point is seen once, where it projects best."""
+    votes: dict[int, list[NDArray[np.int64]]] = {}
+    for (i, j), found in matches.items():
+        for source, target, columns in ((i, j, (0, 1)), (j, i, (1, 0))):
+            if target < num_old:
+                continue
+            point = images[source].point_idx[found[:, columns[0]]]
+            labelled = point >= 0
+            votes.setdefault(target, []).append(
+                np.stack([found[labelled, columns[1]], point[labelled]], axis=1)
+            )
+    for target in range(num_old, len(images)):
+        image = images[target]
+        own = np.flatnonzero(image.point_idx >= 0)
+        given = [np.stack([own, image.point_idx[own]], axis=1), *votes.get(target, [])]
+        pairs, counts = np.unique(np.concatenate(given), axis=0, return_counts=True)
+        residual = _reprojection(image, pairs[:, 0], points[pairs[:, 1]])
+        good = residual <= _limit_px(image, config)
+        pairs, counts, residual = pairs[good], counts[good], residual[good]
+        image.point_idx[:] = -1
+        taken: set[int] = set()
+        for row in np.lexsort((residual, -counts)):
+            keypoint, point_id = int(pairs[row, 0]), int(pairs[row, 1])
+            if image.point_idx[keypoint] < 0 and point_id not in taken:
+                image.point_idx[keypoint] = point_id
+                taken.add(point_id)
+
+
+def _add_structure(
+    images: list[MappedImage],
+    points: NDArray[np.float64],
+    matches: Matches,
+    config: GrowthConfig,
+    settings: ReconstructionConfig,
+) -> NDArray[np.float64]:
+    """Triangulate what no label explains; `point_idx` of the images is extended in place."""
+    free: Matches = {}
+    for (i, j), found in matches.items():
+        unlabelled = (images[i].point_idx[found[:, 0]] < 0) & (images[j].point_idx[found[:, 1]] < 0)
+        if unlabelled.sum() >= 5:
+            free[i, j] = found[unlabelled]
+    if not free:
+        return points
+    inputs = [
+        ImageInput(str(n), image.stamp_ns, image.camera, image.map_from_camera, image.features)
+        for n, image in enumerate(images)
+    ]
+    try:
+        model = triangulate(inputs, free, settings)
+    except InputError:
+        return points
+    keep = model.track_lengths >= config.min_track
+    renumber = np.where(keep, np.cumsum(keep) - 1 + len(points), -1)
+    for mapped in model.images:
+        image = images[int(mapped.name)]
+        seen = np.flatnonzero((mapped.point_idx >= 0) & (image.point_idx < 0))
+        image.point_idx[seen] = renumber[mapped.point_idx[seen]]
+    return np.concatenate([points, model.points_in_map[keep]])
+
+
+def _forgotten(
+    images: Sequence[MappedImage],
+    num_old: int,
+    points: NDArray[np.float64],
+    num_old_points: int,
+    config: GrowthConfig,
+) -> NDArray[np.bool_]:
+    """Find old points that new frames should see and do not.
+
+    A frame should see a point that falls into it and that an old image saw from nearly the same
+    direction and distance. How often frames find what they should see is measured, so a night in
+    which little is found is weak evidence, and a bright day strong.
+    """
+    groups = point_groups(points)
+    direction_sum = np.zeros((len(points), 3))
+    distance_sum, observers = np.zeros(len(points)), np.zeros(len(points))
+    for image in images[:num_old]:
+        point_idx = np.unique(image.point_idx[image.point_idx >= 0])
+        ray = image.map_from_camera.translation - points[point_idx]
+        distance = np.linalg.norm(ray, axis=1)
+        direction_sum[point_idx] += ray / np.maximum(distance, 1e-9)[:, None]
+        distance_sum[point_idx] += distance
+        observers[point_idx] += 1
+    known = (observers >= 2) & (np.arange(len(points)) < num_old_points)
+    mean_distance = distance_sum / np.maximum(observers, 1)
+    norms = np.linalg.norm(direction_sum, axis=1)
+    log_chance = np.zeros(len(points))
+    misses = np.zeros(len(points), np.int64)
+    seen_again = np.zeros(len(points), bool)
+    for image in images[num_old:]:
+        seen_groups = np.zeros(groups.max() + 1, bool)
+        seen_groups[groups[image.point_idx[image.point_idx >= 0]]] = True
+        seen = seen_groups[groups]
+        seen_again |= seen
+        in_camera = image.map_from_camera.inverse().apply(points)
+        pixel = image.camera.ideal.project(in_camera)
+        ray = image.map_from_camera.translation - points
+        distance = np.linalg.norm(ray, axis=1)
+        cosine = (ray * direction_sum).sum(1) / np.maximum(distance * norms, 1e-9)
+        ratio = distance / np.maximum(mean_distance, 1e-9)
+        with np.errstate(invalid='ignore'):
+            expected = (
+                known
+                & (in_camera[:, 2] > 0)
+                & (pixel > [0, 0]).all(axis=1)
+                & (pixel < [image.camera.width - 1, image.camera.height - 1]).all(axis=1)
+                & (cosine > np.cos(np.radians(20)))
+                & (ratio > 0.67)
+                & (ratio < 1.5)
+            )
+        if expected.sum() < 20:
+            continue
+        rate = float(np.clip(seen[expected].mean(), 0.0, 0.95))
+        missed = expected & ~seen
+        log_chance[missed] += np.log1p(-rate)
+        misses += missed
+    return (
+        known
+        & ~seen_again
+        & (misses >= config.forget_min_frames)
+        & (log_chance < np.log(max(config.forget_chance, 1e-300)))
+    )
+
+
+def _split_prototypes(
+    images: list[MappedImage],
+    num_old: int,
+    points: NDArray[np.float64],
+    forgotten: NDArray[np.bool_],
+    config: GrowthConfig,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Give observations that look different from a point's others a point of their own.
+
+    The copies have the same coordinates; `point_idx` of new images is changed in place.
+    """
+    dim = images[0].features.descriptors.shape[1]
+    sums = np.zeros((len(points), dim))
+    for image in images[:num_old]:
+        seen = np.flatnonzero(image.point_idx >= 0)
+        np.add.at(sums, image.point_idx[seen], image.features.descriptors[seen])
+    groups = point_groups(points)
+    members: dict[int, list[int]] = {}
+    for point, group in enumerate(groups):
+        members.setdefault(int(group), []).append(point)
+    added_sums: list[NDArray[np.float64]] = []
+    parents: list[int] = []
+
+    def total(point: int) -> NDArray[np.float64]:
+        value = sums[point] if point < len(points) else added_sums[point - len(points)]
+        return np.asarray(value)
+
+    for image in images[num_old:]:
+        for keypoint in np.flatnonzero(image.point_idx >= 0):
+            point = int(image.point_idx[keypoint])
+            descriptor = image.features.descriptors[keypoint].astype(np.float64)
+            family = members[int(groups[point])]
+            similarity = []
+            for member in family:
+                norm = np.linalg.norm(total(member))
+                similarity.append(total(member) @ descriptor / norm if norm > 0 else 1.0)
+            best = int(np.argmax(similarity))
+            if similarity[best] < config.prototype_similarity and (
+                len(family) < config.max_prototypes
+            ):
+                family.append(len(points) + len(added_sums))
+                added_sums.append(descriptor.copy())
+                parents.append(point)
+                image.point_idx[keypoint] = family[-1]
+            else:
+                target = family[best]
+                if target < len(points):
+                    sums[target] += descriptor
+                else:
+                    added_sums[target - len(points)] += descriptor
+                image.point_idx[keypoint] = target
+    if not parents:
+        return points, forgotten
+    return (
+        np.concatenate([points, points[parents]]),
+        np.concatenate([forgotten, np.zeros(len(parents), bool)]),
+    )
+
+
+def _usefulness(images: Sequence[MappedImage], num_old: int, count: int) -> NDArray[np.float64]:
+    """Return the share of the old images plus the share of the new frames that see each point.
+
+    A new log is short, so its landmarks would lose against those of the first mapping by number.
+    """
+    result = np.zeros(count)
+    for part in (images[:num_old], images[num_old:]):
+        for image in part:
+            result[np.unique(image.point_idx[image.point_idx >= 0])] += 1.0 / len(part)
+    return result

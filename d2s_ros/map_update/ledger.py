@@ -1,0 +1,107 @@
+"""What map updates remember beside the versions of a map: used logs, and who is at work.
+
+Layout, in the map's folder:
+
+    .updates/ledger.json    logs that updates have used, with the outcome
+    .updates/lock           held by the running update
+    .updates/work/          unfinished runs, to be resumed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from d2s_ros.errors import InputError
+from d2s_ros.mapping.scene_map import UPDATES_FOLDER
+
+_LEDGER = 'ledger.json'
+
+
+class UpdateRunningError(InputError):
+    """Another update of the same map is at work."""
+
+
+class UpdateLedger:
+    """The used logs of one map."""
+
+    def __init__(self, map_path: str | os.PathLike[str]) -> None:
+        self.folder = Path(map_path) / UPDATES_FOLDER
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what is recorded, oldest first; a damaged ledger counts as empty."""
+        try:
+            document = json.loads((self.folder / _LEDGER).read_text())
+        except (OSError, ValueError):
+            return []
+        return document if isinstance(document, list) else []
+
+    def record(self, logs: Sequence[Path], verdict: str, version: str) -> None:
+        """Remember logs as used."""
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
+        added = [
+            {**identity(log), 'verdict': verdict, 'version': version, 'time': now} for log in logs
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(self.folder / _LEDGER, [*self.entries(), *added])
+
+    def unused(self, logs: Sequence[Path]) -> list[Path]:
+        """Return the logs that no update has used, or that have grown since."""
+        used = {(entry.get('path'), entry.get('bytes')) for entry in self.entries()}
+        found = []
+        for log in logs:
+            key = identity(log)
+            if (key['path'], key['bytes']) not in used:
+                found.append(log)
+        return found
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the map's update lock; it is released when the process ends, however it ends.
+
+        Raises:
+            UpdateRunningError: if another update holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / 'lock', 'w') as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UpdateRunningError(
+                    f'an update of {self.folder.parent} is running; wait for it or cancel it'
+                ) from error
+            yield
+
+    def running(self) -> bool:
+        """Return whether an update is at work."""
+        try:
+            with self.locked():
+                return False
+        except UpdateRunningError:
+            return True
+
+
+def identity(log: Path) -> dict[str, Any]:
+    """Return the path and size of a log."""
+    path = log.resolve()
+    if path.is_dir():
+        size = sum(entry.stat().st_size for entry in path.rglob('*') if entry.is_file())
+    else:
+        size = path.stat().st_size if path.exists() else 0
+    return {'path': str(path), 'bytes': size}
+
+
+def write_json_atomically(path: Path, document: Any) -> None:
+    """Write JSON so that readers see the old or the new document, also after a power cut."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    with open(temporary, 'w') as handle:
+        json.dump(document, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,231 @@
+"""The map updater node: services to update, cancel and roll back a map, and a status."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_srvs.srv import Trigger
+
+from d2s_ros.errors import D2SError
+from d2s_ros.ros.diagnostics import key_values
+from d2s_ros.ros.map_updater_config import MapUpdaterConfig
+from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
+from d2s_ros.ros.update_job import UpdateJob
+
+_LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+_LEVELS = {
+    'idle': DiagnosticStatus.OK,
+    'running': DiagnosticStatus.OK,
+    'done': DiagnosticStatus.OK,
+    'cancelled': DiagnosticStatus.WARN,
+    'failed': DiagnosticStatus.ERROR,
+}
+_STOP_SECONDS = 3.0
+
+
+class MapUpdaterNode(Node):
+    """Updates a D2S map from the logs in a folder; the work is done by another process.
+
+    Args:
+        arguments: Passed on to rclpy's node (context, namespace, parameter_overrides, ...).
+
+    Raises:
+        ConfigError: a parameter has a wrong type or value.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__('map_updater', **arguments)
+        declare_from_dataclass(self, MapUpdaterConfig)
+        self.config = read_dataclass(self, MapUpdaterConfig)
+        self._updates = ParameterUpdates(self, MapUpdaterConfig, lambda: False, self._commit)
+        self._job: UpdateJob | None = None
+        self._published: dict[str, Any] = {}
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._status = self.create_publisher(DiagnosticArray, 'd2s/update_status', _LATCHED)
+        for name, callback in (
+            ('d2s/update_map', self._on_update),
+            ('d2s/cancel_update', self._on_cancel),
+            ('d2s/rollback_map', self._on_rollback),
+        ):
+            self.create_service(Trigger, name, callback)
+        self._timer = self.create_timer(self.config.status_period, self._look, clock=self._steady)
+        self._publish({'state': 'idle', 'step': '', 'percent': 0.0})
+
+    def _commit(self, config: MapUpdaterConfig) -> None:
+        restart = config.status_period != self.config.status_period
+        self.config = config
+        if restart:
+            self.destroy_timer(self._timer)
+            self._timer = self.create_timer(config.status_period, self._look, clock=self._steady)
+
+    # ---------------------------------------------------------------- services
+
+    def _on_update(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        return self._answer(response, self._start)
+
+    def _on_cancel(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        def cancel() -> tuple[bool, str]:
+            if self._job is None or not self._job.running:
+                return False, 'no update is running'
+            self._job.cancel()
+            return True, f'{self._job.id} is being cancelled; the map stays as it is'
+
+        return self._answer(response, cancel)
+
+    def _on_rollback(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        def rollback() -> tuple[bool, str]:
+            from d2s_ros.mapping.scene_map import MapStore
+
+            return True, MapStore(self.config.map).rollback()
+
+        return self._answer(response, rollback)
+
+    def _answer(self, response: Trigger.Response, action: Any) -> Trigger.Response:
+        try:
+            response.success, response.message = action()
+        except (D2SError, OSError) as error:
+            response.success, response.message = False, str(error)
+        if not response.success:
+            self.get_logger().warning(response.message)
+        return response
+
+    def _start(self) -> tuple[bool, str]:
+        from d2s_ros.map_update.ledger import UpdateLedger
+        from d2s_ros.map_update.log_folder import find_logs
+
+        config = self.config
+        if self._job is not None and self._job.running:
+            return False, f'{self._job.id} is running already'
+        root = Path(config.map)
+        if not config.map or not (root / 'current').is_file():
+            return False, f'there is no map at {config.map!r}; set the parameter map'
+        if not config.log_dir or not Path(config.log_dir).is_dir():
+            return False, f'there is no folder {config.log_dir!r}; set the parameter log_dir'
+        ledger = UpdateLedger(root)
+        if ledger.running():
+            return False, 'another process is updating the map'
+        logs = ledger.unused(find_logs(config.log_dir))
+        if not logs:
+            return False, f'nothing new: every log in {config.log_dir} was used already'
+        free = shutil.disk_usage(root).free / 1e6
+        if free < config.min_free_megabytes:
+            return (
+                False,
+                f'the disk is too full: {free:.0f} MB free, {config.min_free_megabytes} MB needed',
+            )
+        folder = Path(config.job_dir) if config.job_dir else ledger.folder / 'jobs'
+        self._job = UpdateJob(config, folder, logs)
+        self.get_logger().info(f'{self._job.id} started with {len(logs)} logs')
+        self._look()
+        return True, self._job.id
+
+    # ---------------------------------------------------------------- status
+
+    def _look(self) -> None:
+        if self._job is None:
+            return
+        status = self._job.status()
+        if status != self._published:
+            self._publish(status)
+            if status['state'] in ('done', 'failed', 'cancelled'):
+                reasons = '; '.join(status.get('reasons', []))
+                self.get_logger().info(f'{self._job.id}: {status.get("verdict", "")}: {reasons}')
+
+    def _publish(self, status: dict[str, Any]) -> None:
+        self._published = status
+        state = str(status['state'])
+        verdict = str(status.get('verdict', ''))
+        reasons = '; '.join(map(str, status.get('reasons', [])))
+        values: dict[str, Any] = {
+            'state': state,
+            'step': status.get('step', ''),
+            'percent': status.get('percent', 0.0),
+            'verdict': verdict,
+            'reasons': reasons,
+            'map': self.config.map,
+        }
+        if self._job is not None:
+            values |= {
+                'job': self._job.id,
+                'logs': ', '.join(log.name for log in self._job.logs),
+                'log file': self._job.files.log,
+                'report': self._job.files.report,
+            }
+        values |= {f'count: {name}': value for name, value in status.get('counts', {}).items()}
+        for part, figures in status.get('figures', {}).items():
+            if isinstance(figures, dict):
+                values |= {
+                    f'{part}: {side} {name}': value
+                    for side in ('incumbent', 'candidate')
+                    for name, value in figures.get(side, {}).items()
+                }
+                values |= {f'{part}: {name}': figures.get(name) for name in ('frames', 'gain')}
+        message = ' '.join(part for part in (verdict or state, reasons) if part)
+        array = DiagnosticArray(
+            status=[
+                DiagnosticStatus(
+                    level=_LEVELS.get(state, DiagnosticStatus.WARN),
+                    name=f'{self.get_fully_qualified_name().lstrip("/")}: update',
+                    message=message,
+                    hardware_id=self.config.map,
+                    values=key_values(values),
+                )
+            ]
+        )
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._status.publish(array)
+
+    def close(self) -> None:
+        """Stop a running update; it goes on when it is asked for again."""
+        if self._job is not None:
+            self._job.kill(_STOP_SECONDS)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is told to stop; return the exit status."""
+    logging.basicConfig(level=logging.WARNING)
+    rclpy.init(args=args)
+    node: MapUpdaterNode | None = None
+    code = 0
+    try:
+        node = MapUpdaterNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except D2SError as error:
+        sys.stderr.write(f'error: {error}\n')
+        code = error.exit_code
+    except Exception:
+        # A callback that was running when the signal came finds its publishers gone.
+        if rclpy.ok():
+            raise
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            if node is not None:
+                node.close()
+                node.destroy_node()
+            rclpy.try_shutdown()
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The localizer on a simulated place: right poses, and refusals with their reasons."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from d2s_ros.config import to_dict
+from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.localizer import Localizer, LocalizerConfig
+from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.simulation.config import SimulationConfig
+from d2s_ros.simulation.simulate import frames
+
+
+@pytest.fixture(scope='module')
+def localizer(small_map):
+    return Localizer.from_map(small_map.path, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def seen(localizer, small_map):
+    """A mapping frame: certain to be localized."""
+    return small_map.frames[3]
+
+
+def test_queries_are_localized_where_they_are(localizer, query_frames):
+    errors = []
+    for frame in query_frames:
+        result = localizer.localize(frame.image, frame.camera)
+        assert result.localized == (result.map_from_camera is not None)
+        assert result.localized == (result.reason == '')
+        if not result.localized:
+            continue
+        errors.append(pose_error(result.map_from_camera, frame.map_from_camera))
+        assert result.covariance.shape == (6, 6)
+        assert np.linalg.eigvalsh(result.covariance).min() > 0
+        assert result.num_inliers <= result.num_used <= result.num_keypoints
+        assert result.reprojection_error_px < 2.0
+        assert set(result.latency_ms) == {'features', 'network', 'pose', 'total'}
+    assert len(errors) >= 4
+    metres, degrees = np.median(errors, axis=0)
+    assert metres < 0.02
+    assert degrees < 0.3
+    # The wrong pose is worse than none.
+    assert max(error[0] for error in errors) < 0.1
+
+
+def test_deterministic(localizer, seen):
+    first = localizer.localize(seen.image, seen.camera)
+    second = localizer.localize(seen.image, seen.camera)
+    assert (first.map_from_camera.matrix == second.map_from_camera.matrix).all()
+    assert (first.covariance == second.covariance).all()
+
+
+def test_details_fit_the_counts(localizer, seen):
+    result = localizer.localize(seen.image, seen.camera, details=True)
+    details = result.details
+    assert details.keypoints.shape == (result.num_keypoints, 2)
+    assert details.inlier.sum() == result.num_inliers
+    assert details.reliable.sum() == result.num_used
+    assert not (details.inlier & ~details.reliable).any()
+    pixels = seen.camera.project(
+        result.map_from_camera.inverse().apply(details.points_in_map[details.inlier])
+    )
+    errors = np.linalg.norm(pixels - details.keypoints[details.inlier], axis=1)
+    assert np.median(errors) == pytest.approx(result.reprojection_error_px, abs=0.01)
+    assert localizer.localize(seen.image, seen.camera).details is None
+
+
+def test_colour_is_like_grey(localizer, seen):
+    grey = localizer.localize(seen.image, seen.camera)
+    colour = localizer.localize(np.repeat(seen.image[..., None], 3, axis=2), seen.camera)
+    metres, _ = pose_error(grey.map_from_camera, colour.map_from_camera)
+    assert metres < 1e-3
+
+
+def test_missing_things_are_refused(localizer, seen):
+    result = localizer.localize(None, seen.camera)
+    assert result.status is LocalizationStatus.BAD_IMAGE
+    result = localizer.localize(seen.image, None)
+    assert result.status is LocalizationStatus.NO_CALIBRATION
+    assert result.reason
+    assert result.map_from_camera is None
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((0, 0), np.uint8),
+        np.zeros(100, np.uint8),
+        np.zeros((36, 48), np.float32),
+        np.zeros((36, 48, 2), np.uint8),
+        np.zeros((36, 48), np.uint16),
+    ],
+)
+def test_images_of_another_form_are_refused(localizer, seen, image):
+    result = localizer.localize(image, seen.camera)
+    assert result.status is LocalizationStatus.BAD_IMAGE
+    assert result.reason
+
+
+@pytest.mark.parametrize('size', [(360, 480), (1, 1), (3, 4)])
+def test_dark_and_tiny_images_are_refused(localizer, seen, size):
+    height, width = size
+    camera = replace(seen.camera, width=width, height=height)
+    result = localizer.localize(np.zeros(size, np.uint8), camera)
+    assert result.status is LocalizationStatus.TOO_FEW_KEYPOINTS
+    assert '0 keypoints' in result.reason
+
+
+def test_noise_is_refused(localizer, seen, rng):
+    noise = rng.integers(0, 256, seen.image.shape, dtype=np.uint8)
+    result = localizer.localize(noise, seen.camera)
+    assert not result.localized
+    assert result.reason
+
+
+def test_another_place_is_refused(localizer):
+    config = SimulationConfig(
+        seed=3, frames=4, width=480, height=360, trajectory='random', other_place=True
+    )
+    for frame in frames(config):
+        result = localizer.localize(frame.image, frame.camera)
+        assert not result.localized
+        assert result.status in (
+            LocalizationStatus.TOO_FEW_RELIABLE,
+            LocalizationStatus.TOO_FEW_INLIERS,
+            LocalizationStatus.LOW_INLIER_SHARE,
+            LocalizationStatus.NO_POSE,
+            LocalizationStatus.TOO_FEW_KEYPOINTS,
+        )
+
+
+def test_a_smaller_image_of_the_same_aspect_is_scaled(localizer, seen):
+    half = cv2.resize(seen.image, (360, 270), interpolation=cv2.INTER_AREA)
+    result = localizer.localize(half, seen.camera)
+    assert result.localized
+    metres, degrees = pose_error(result.map_from_camera, seen.map_from_camera)
+    assert metres < 0.02
+    assert degrees < 0.3
+
+
+def test_another_aspect_is_refused(localizer, seen):
+    result = localizer.localize(seen.image[:300], seen.camera)
+    assert result.status is LocalizationStatus.CALIBRATION_MISMATCH
+    assert '480x300' in result.reason
+    assert '480x360' in result.reason
+
+
+def test_a_distorted_camera_gives_the_same_pose(small_map, localizer):
+    index = 3
+    config = SimulationConfig(seed=3, frames=24, width=480, height=360, distortion='plumb_bob')
+    frame = next(itertools.islice(frames(config), index, None))
+    assert frame.camera.model == 'plumb_bob'
+    result = localizer.localize(frame.image, frame.camera)
+    assert result.localized
+    assert pose_error(result.map_from_camera, frame.map_from_camera)[0] < 0.02
+    wrong = replace(frame.camera, model='pinhole', distortion=())
+    ignored = localizer.localize(frame.image, wrong)
+    assert not ignored.localized or ignored.num_inliers < result.num_inliers
+
+
+@pytest.mark.parametrize(
+    ('change', 'status'),
+    [
+        ({'min_keypoints': 5000}, LocalizationStatus.TOO_FEW_KEYPOINTS),
+        ({'min_inliers': 5000}, LocalizationStatus.TOO_FEW_RELIABLE),
+        ({'min_inlier_share': 1.0}, LocalizationStatus.LOW_INLIER_SHARE),
+        ({'min_spread': 1.0}, LocalizationStatus.POOR_SPREAD),
+        ({'max_rotation_sigma_deg': 0.0}, LocalizationStatus.UNCERTAIN),
+        ({'max_relative_translation_sigma': 0.0}, LocalizationStatus.UNCERTAIN),
+    ],
+)
+def test_each_threshold_refuses_with_its_reason(localizer, seen, change, status):
+    assert localizer.localize(seen.image, seen.camera).localized
+    strict = Localizer(localizer.scene_map, localizer.extractor, config=LocalizerConfig(**change))
+    result = strict.localize(seen.image, seen.camera)
+    assert result.status is status
+    assert result.reason
+    assert '\n' not in result.reason
+    assert result.map_from_camera is None
+    assert result.covariance is None
+
+
+def test_points_bunched_in_a_corner_are_refused(localizer, seen):
+    image = np.full_like(seen.image, 90)
+    image[:60, :60] = seen.image[150:210, 200:260]
+    assert not localizer.localize(image, seen.camera).localized
+
+
+def test_the_report_is_json(localizer, seen):
+    import json
+
+    report = localizer.localize(seen.image, seen.camera).to_report('a', 1_500_000_000)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert (report['name'], report['stamp'], report['status']) == ('a', 1.5, 'localized')
+    assert len(report['map_from_camera']) == 7
+    refused = localizer.localize(None, None).to_report('b', 0)
+    assert json.dumps(refused, allow_nan=False)
+    assert refused['map_from_camera'] is None
+    assert refused['covariance'] is None
+    assert {'num_keypoints', 'num_reliable', 'num_inliers', 'reprojection_error_px'} <= set(refused)
+
+
+def test_the_options_survive_a_dictionary():
+    assert to_dict(LocalizerConfig())['solver']['seed'] == 0

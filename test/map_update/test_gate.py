@@ -1,0 +1,64 @@
+"""The verdict follows from the figures, and the figures from the frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from d2s_ros.map_update.config import GateConfig
+from d2s_ros.map_update.gate import FrameScore, bootstrap_interval, compare, decide
+
+CONFIG = GateConfig()
+GOOD = FrameScore(True, 0.01, 0.1, 100)
+LOST = FrameScore(False, float('inf'), float('inf'), 0)
+FAR = FrameScore(True, 0.3, 0.1, 40)
+UNKNOWN = FrameScore(True, float('nan'), float('nan'), 60)
+
+
+def figures(before, after):
+    return compare(before, after, CONFIG, 0.05)
+
+
+def test_figures_count_wrong_and_missing_poses_alike():
+    result = figures([GOOD, LOST, FAR, UNKNOWN], [GOOD, GOOD, FAR, UNKNOWN])
+    assert result['with_reference'] == 3
+    assert result['incumbent']['recall'] == pytest.approx(1 / 3, abs=1e-4)
+    assert result['candidate']['recall'] == pytest.approx(2 / 3, abs=1e-4)
+    assert result['candidate']['localized'] == 4
+    assert result['gain'] == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_a_better_candidate_is_promoted():
+    decision = decide(figures([GOOD] * 20, [GOOD] * 20), figures([LOST] * 5, [GOOD] * 5), CONFIG)
+    assert decision.promote
+    assert '0.0 % to 100.0 %' in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'reason'),
+    [
+        (([GOOD] * 20, [GOOD] * 18 + [LOST] * 2), ([LOST] * 5, [GOOD] * 5), 'old map falls'),
+        (([GOOD] * 20, [GOOD] * 20), ([GOOD] * 5, [GOOD] * 4 + [FAR]), 'new frames falls'),
+        (([GOOD] * 20, [GOOD] * 20), ([GOOD] * 5, [GOOD] * 5), 'nothing gained'),
+        (([GOOD] * 20, [GOOD] * 20), ([UNKNOWN] * 5, [UNKNOWN] * 5), 'no held-out frame'),
+        (([GOOD] * 20, [GOOD] * 20), ([LOST] * 2, [GOOD] * 2), '3 needed'),
+        (
+            ([GOOD] * 20, [FrameScore(True, 0.03, 0.1, 99)] * 20),
+            ([LOST] * 5, [GOOD] * 5),
+            'median error',
+        ),
+    ],
+)
+def test_others_are_refused_with_the_reason(old, new, reason):
+    decision = decide(figures(*old), figures(*new), CONFIG)
+    assert not decision.promote
+    assert any(reason in text for text in decision.reasons)
+
+
+def test_the_interval_covers_the_mean_and_narrows_with_frames():
+    rng = np.random.default_rng(0)
+    few = bootstrap_interval(rng.normal(0.2, 1.0, 20), 0.9, 2000)
+    many = bootstrap_interval(rng.normal(0.2, 1.0, 2000), 0.9, 2000)
+    assert few[0] < 0.2 < few[1]
+    assert many[0] < 0.2 < many[1]
+    assert many[1] - many[0] < 0.3 * (few[1] - few[0])

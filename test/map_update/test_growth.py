@@ -1,0 +1,103 @@
+"""What a map learns from verified frames, against the truth of a synthetic room."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from map_update.worlds import Room, keyframes, mapping_data
+
+from d2s_ros.map_update.config import GrowthConfig, LabelConfig
+from d2s_ros.map_update.growth import grow, landmarks_of
+from d2s_ros.map_update.mapping_data import point_groups, statistics_of
+from d2s_ros.map_update.pseudo_labels import label_frames
+from d2s_ros.mapping.landmarks import find_training_candidates
+
+
+@pytest.fixture(scope='module')
+def room():
+    return Room()
+
+
+@pytest.fixture(scope='module')
+def mapped(room):
+    return mapping_data(room)
+
+
+def grown_from(mapped, frames, held_out=None, **options):
+    data, _ = mapped
+    held_out = held_out or [False] * len(frames)
+    labelled = label_frames(frames, held_out, data, 'verified', LabelConfig())
+    return grow(data, labelled, GrowthConfig(**options)), labelled
+
+
+def test_new_light_gives_prototypes_with_the_same_points(room, mapped):
+    frames, _, _ = keyframes(room, light=0.45)
+    grown, _ = grown_from(mapped, frames)
+    assert grown.figures['prototypes_added'] > 200
+    points = grown.reconstruction.points_in_map
+    groups = point_groups(points)
+    assert len(points) - (groups.max() + 1) == grown.figures['prototypes_added']
+    table, statistics = landmarks_of(grown, 5000)
+    # Both lights find their landmark: a new image of either has the right one as its candidate.
+    for light in (0.0, 0.45):
+        features, truth, _ = room.look((4.3, 3.1, 1.5), 0.5, np.random.default_rng(9), light=light)
+        nobody = np.full(len(features), -1, np.int64)
+        best = find_training_candidates(features, nobody, table, statistics, 1).landmark_idx[:, 0]
+        error = np.linalg.norm(table.points_in_map[best] - room.points[truth], axis=1)
+        assert (error[truth >= 0] < 0.1).mean() > 0.8
+        if light:
+            similarity = (features.descriptors * table.keys[best]).sum(1)
+            assert np.median(similarity[truth >= 0]) > 0.85
+
+
+def test_unmapped_structure_is_triangulated(room):
+    """Half of the room was not mapped; the log adds points where they truly are."""
+    data, _ = mapping_data(room)
+    unmapped = np.flatnonzero(data.points_in_map[:, 2] > 1.7)
+    for image in data.images:
+        image.point_idx[np.isin(image.point_idx, unmapped)] = -1
+    frames, _, _ = keyframes(room, count=24)
+    labelled = label_frames(frames, [False] * len(frames), data, 'verified', LabelConfig())
+    grown = grow(data, labelled, GrowthConfig())
+    assert grown.figures['points_added'] > 100
+    new = grown.reconstruction.points_in_map[len(data.points_in_map) :]
+    distance = np.linalg.norm(new[:, None] - room.points[None], axis=2).min(axis=1)
+    assert np.median(distance) < 0.05
+    assert (distance < 0.2).mean() > 0.9
+
+
+def test_gone_points_are_forgotten_and_others_kept(room, mapped):
+    _, renumber = mapped
+    gone = np.arange(len(room.points)) % 5 == 0
+    points = room.points.copy()
+    points[gone] += 100.0
+    frames, _, _ = keyframes(room, count=48, points=points)
+    grown, _ = grown_from(mapped, frames)
+    forgotten = grown.priority < 0
+    truly_gone = np.zeros(len(forgotten), bool)
+    truly_gone[renumber[np.flatnonzero(gone)][renumber[np.flatnonzero(gone)] >= 0]] = True
+    assert forgotten.sum() > 30
+    assert truly_gone[forgotten].mean() > 0.98
+    assert grown.figures['points_forgotten'] == forgotten.sum()
+    table, _ = landmarks_of(grown, 5000)
+    assert np.allclose(np.linalg.norm(table.keys, axis=1), 1, atol=1e-4)
+    for image in grown.reconstruction.images:
+        assert not forgotten[image.point_idx[image.point_idx >= 0]].any()
+
+
+def test_held_out_frames_add_nothing(room, mapped):
+    frames, _, _ = keyframes(room, count=8)
+    grown, _ = grown_from(mapped, frames, held_out=[False] * 6 + [True] * 2)
+    names = {image.name for image in grown.reconstruction.images}
+    assert 'log/log5' in names
+    assert not names & {'log/log6', 'log/log7'}
+
+
+def test_leave_one_out_statistics_are_found_again(room, mapped):
+    frames, _, _ = keyframes(room, light=0.45)
+    grown, _ = grown_from(mapped, frames)
+    table, statistics = landmarks_of(grown, 5000)
+    again = statistics_of(table, grown.reconstruction)
+    assert (again.counts > 0).mean() > 0.99
+    same = again.landmark_of_point == statistics.landmark_of_point
+    assert same.mean() > 0.99

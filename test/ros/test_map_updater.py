@@ -1,0 +1,164 @@
+"""The updater node over DDS: refusals with reasons, its job, status, cancel and rollback."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+
+from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
+from d2s_ros.mapping.landmarks import LandmarkTable  # noqa: E402
+from d2s_ros.mapping.scene_map import MapManifest, MapStore, SceneMap  # noqa: E402
+from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork  # noqa: E402
+from d2s_ros.ros import describe  # noqa: E402
+from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
+from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture
+def map_path(tmp_path):
+    """Return a map of two versions, small and of no place, without update data."""
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(64, 128)).astype(np.float32)
+    table = LandmarkTable(
+        keys / np.linalg.norm(keys, axis=1, keepdims=True),
+        rng.normal(size=(64, 3)).astype(np.float32),
+        np.tile(np.eye(3, dtype=np.float32), (64, 1, 1)),
+        np.zeros(3, np.float32),
+        1.0,
+    )
+    config = LandmarkConfig(num_landmarks=64, num_layers=0)
+    manifest = MapManifest(
+        FeatureConfig(name='rootsift'),
+        'rootsift-v1-contrast0.005',
+        'landmark',
+        {'num_landmarks': 64, 'num_layers': 0},
+        (),
+    )
+    scene_map = SceneMap(
+        manifest, landmark_table=table, landmark_network=LandmarkNetwork(config).eval()
+    )
+    store = MapStore(tmp_path / 'map')
+    store.write(scene_map)
+    store.write(scene_map)
+    return tmp_path / 'map'
+
+
+@pytest.fixture
+def updater(spinner, client, tmp_path):
+    logs = tmp_path / 'logs'
+    logs.mkdir()
+    node = spinner.add(MapUpdaterNode(context=spinner.context))
+    settings = {'log_dir': str(logs), 'status_period': 0.05, 'niceness': 0}
+    node.set_parameters([Parameter(name, value=value) for name, value in settings.items()])
+    node.logs = logs
+    yield node
+    node.close()
+
+
+class Caller:
+    def __init__(self, client):
+        self._client = client
+        self.status = Collector(client, DiagnosticArray, '/d2s/update_status', LATCHED)
+        self._clients = {
+            name: client.create_client(Trigger, f'/d2s/{name}')
+            for name in ('update_map', 'cancel_update', 'rollback_map')
+        }
+
+    def __call__(self, name):
+        wait_for(self._clients[name].service_is_ready, what=name)
+        future = self._clients[name].call_async(Trigger.Request())
+        wait_for(future.done, what=f'the answer of {name}')
+        return future.result()
+
+    def state(self):
+        messages = self.status.messages
+        return values_of(messages[-1].status[0]) if messages else {}
+
+
+@pytest.fixture
+def call(client, updater):
+    return Caller(client)
+
+
+def set_map(node, path):
+    node.set_parameters([Parameter('map', value=str(path))])
+
+
+def make_log(folder, size=1000):
+    folder.mkdir()
+    (folder / 'metadata.yaml').write_text('rosbag2_bagfile_information: {}\n')
+    (folder / 'data.db3').write_bytes(os.urandom(size))
+
+
+def test_refusals_say_why(updater, call, map_path):
+    wait_for(lambda: call.state().get('state') == 'idle', what='the latched status')
+    answer = call('update_map')
+    assert not answer.success
+    assert 'no map' in answer.message
+    set_map(updater, map_path)
+    answer = call('update_map')
+    assert not answer.success
+    assert 'nothing new' in answer.message
+    make_log(updater.logs / 'bag')
+    updater.set_parameters([Parameter('min_free_megabytes', value=10**9)])
+    answer = call('update_map')
+    assert not answer.success
+    assert 'too full' in answer.message
+    answer = call('cancel_update')
+    assert not answer.success
+    assert 'no update is running' in answer.message
+
+
+def test_a_job_runs_elsewhere_and_its_failure_is_told(updater, call, map_path):
+    """The map has no update data, so the job must fail, and say so in status and log file."""
+    set_map(updater, map_path)
+    make_log(updater.logs / 'bag')
+    answer = call('update_map')
+    assert answer.success
+    job = answer.message
+    again = call('update_map')
+    assert not again.success
+    state = wait_for(
+        lambda: call.state() if call.state().get('state') == 'failed' else None, 60, 'the failure'
+    )
+    assert state['job'] == job
+    assert 'update data' in state['reasons']
+    log = map_path / '.updates' / 'jobs' / f'{job}.log'
+    assert 'update data' in log.read_text()
+    assert MapStore(map_path).current() == '0002'
+
+
+def test_cancel_stops_the_process(updater, call, map_path):
+    set_map(updater, map_path)
+    make_log(updater.logs / 'bag')
+    assert call('update_map').success
+    assert call('cancel_update').success
+    wait_for(lambda: call.state().get('state') in ('cancelled', 'failed'), 60, 'the end of the job')
+    assert MapStore(map_path).current() == '0002'
+
+
+def test_rollback(updater, call, map_path):
+    set_map(updater, map_path)
+    answer = call('rollback_map')
+    assert answer.success
+    assert answer.message == '0001'
+    assert MapStore(map_path).current() == '0001'
+    answer = call('rollback_map')
+    assert not answer.success
+    assert 'no parent' in answer.message
+
+
+def test_the_parameter_file_is_up_to_date(repo_root):
+    text = (repo_root / 'config' / 'map_updater.yaml').read_text()
+    assert text == describe.yaml_text(MapUpdaterConfig, 'map_updater')
