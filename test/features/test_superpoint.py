@@ -12,6 +12,7 @@ from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.superpoint import (
     SuperPoint,
     SuperPointNet,
+    default_weights_path,
     load_network,
     refine_keypoints,
     resize_to_fit,
@@ -290,3 +291,23 @@ def test_pickled_code_is_not_run(tmp_path):
     with pytest.raises(WeightsError):
         SuperPoint.from_pretrained(tmp_path / 'trap.pth')
     assert not (tmp_path / 'sprung').exists()
+
+
+def test_packaged_weights_are_the_default_and_match_in_the_dark():
+    """The right matches between a photograph and its warp at night are known, and most must be."""
+    data = pytest.importorskip('skimage.data')
+    from d2s_ros.features.evaluation import CONDITIONS, make_warped_pair, measure_warped_pair
+    from d2s_ros.features.extractor import create_extractor
+
+    assert default_weights_path() is not None
+    extractor = create_extractor(FeatureConfig(name='superpoint', max_keypoints=400, max_size=0))
+    photograph = np.ascontiguousarray(data.camera()[::2, ::2])
+    plain = extractor.extract(photograph)
+    assert len(plain) > 200
+    for condition in CONDITIONS:
+        if condition.name in ('exposure', 'night'):
+            pair = make_warped_pair(photograph, condition, 1)
+            found = extractor.extract(pair.second)
+            figures = measure_warped_pair(plain, found, pair.second_from_first)
+            assert figures['mma'] > 0.6
+            assert figures['homography_5'] == 1.0
