@@ -20,7 +20,6 @@ from d2s_ros.cli.main import main
 from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
 
 # Builds several maps: minutes on a busy computer.
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ['--budget', 'quick', '--steps', '25', '--max-keypoints', '500', '--quiet']
 
