@@ -89,7 +89,7 @@ def test_a_lifecycle_manager_can_drive_the_node(start_stub_node, client):
     assert manager.state == State.PRIMARY_STATE_UNCONFIGURED
 
 
-def test_killed_and_restarted_it_localizes_its_first_image(start_stub_node, client):
+def test_killed_and_restarted_it_localizes_its_first_images(start_stub_node, client):
     camera = Camera(client)
     for number in range(2):
         stale = camera.images.get_subscription_count(), camera.infos.get_subscription_count()
@@ -102,7 +102,12 @@ def test_killed_and_restarted_it_localizes_its_first_image(start_stub_node, clie
                 and camera.infos.get_subscription_count() > stale[1]
             )
         )
-        status = camera.show(image_msg(picture(1, 1), START + number * SECOND), timeout=120.0)
+        # The first camera_info and the first image race each other on their own topics.
+        for attempt in range(3):
+            stamp = START + number * SECOND + attempt * SECOND // 10
+            status = camera.show(image_msg(picture(1, 1), stamp), timeout=120.0)
+            if status.message != 'no_calibration':
+                break
         assert status.message == 'localized'
         assert float(values_of(status)['total [ms]']) < 3000
         process.signal(signal.SIGKILL)
