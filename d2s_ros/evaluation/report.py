@@ -64,7 +64,7 @@ def draw_trajectory(
     axes.set_xlabel('map x [m]')
     axes.set_ylabel('map y [m]')
     axes.set_title('camera positions from above')
-    axes.legend(loc='best', fontsize=8)
+    axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return _png(figure)
 
 
