@@ -275,3 +275,14 @@ class Camera:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f'calibration has no valid {error}') from error
+
+
+def projection_jacobian(in_camera: Array, camera: Camera) -> Array:
+    """Return d pixel / d point, (N, 2, 3), of points (N, 3) in the camera; ideal camera."""
+    depth = np.maximum(in_camera[:, 2], 1e-6)
+    jacobian = np.zeros((len(in_camera), 2, 3))
+    jacobian[:, 0, 0] = camera.fx / depth
+    jacobian[:, 1, 1] = camera.fy / depth
+    jacobian[:, 0, 2] = -camera.fx * in_camera[:, 0] / depth**2
+    jacobian[:, 1, 2] = -camera.fy * in_camera[:, 1] / depth**2
+    return jacobian

@@ -15,7 +15,7 @@ import poselib
 from numpy.typing import NDArray
 
 from d2s_ros.config import option, validate
-from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 
 Array = NDArray[np.float64]
@@ -170,17 +170,6 @@ def _project(in_camera: Array, camera: Camera) -> Array:
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
 
-def _projection_jacobian(in_camera: Array, camera: Camera) -> Array:
-    """Return d pixel / d point in camera, (N, 2, 3)."""
-    depth = np.maximum(in_camera[:, 2], 1e-6)
-    jacobian = np.zeros((len(in_camera), 2, 3))
-    jacobian[:, 0, 0] = camera.fx / depth
-    jacobian[:, 1, 1] = camera.fy / depth
-    jacobian[:, 0, 2] = -camera.fx * in_camera[:, 0] / depth**2
-    jacobian[:, 1, 2] = -camera.fy * in_camera[:, 1] / depth**2
-    return jacobian
-
-
 def _whitening(
     camera_from_map: RigidTransform,
     in_camera: Array,
@@ -189,7 +178,7 @@ def _whitening(
     point_covariances: Array | None,
 ) -> tuple[Array, Array]:
     """Return W (N, 2, 2) with W S W^T = I for each residual's covariance S, and the Jacobians."""
-    jacobian = _projection_jacobian(in_camera, camera)
+    jacobian = projection_jacobian(in_camera, camera)
     covariance = np.square(sigmas_px)[:, None, None] * np.eye(2)
     if point_covariances is not None:
         by_point = jacobian @ camera_from_map.rotation
@@ -239,7 +228,7 @@ def refine_pose(
             squared = np.square(residual).sum(axis=1)
             weight = 1.0 / (1.0 + squared / scale)
             cost = float((scale * np.log1p(squared / scale)).sum())
-            by_point = _projection_jacobian(in_camera, camera)
+            by_point = projection_jacobian(in_camera, camera)
             jacobian = np.concatenate([-by_point @ _skews(in_camera), by_point], axis=2)
             jacobian = whitening @ jacobian
             flat = (jacobian * np.sqrt(weight)[:, None, None]).reshape(-1, 6)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.mapping.reconstruction import Reconstruction
 from d2s_ros.network.landmark import candidate_evidence, nearest_keys
@@ -119,7 +119,7 @@ def build_landmarks(
         np.add.at(counts, point_idx, 1)
         camera_from_map = image.map_from_camera.inverse()
         in_camera = camera_from_map.apply(points[point_idx])
-        jacobian = _projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
+        jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
         sigma = detection_sigma_px(image.features.scales[keypoint_idx])
         np.add.at(
             information,
@@ -260,14 +260,3 @@ def candidate_errors_px(
         x.reshape(shape) - ideal_keypoints[:, :1], y.reshape(shape) - ideal_keypoints[:, 1:]
     )
     return np.nan_to_num(error, nan=np.inf).astype(np.float32)
-
-
-def _projection_jacobian(in_camera: NDArray[np.float64], camera: Camera) -> NDArray[np.float64]:
-    """Return d pixel / d point in camera, (N, 2, 3), of the ideal camera."""
-    depth = np.maximum(in_camera[:, 2], 1e-6)
-    jacobian = np.zeros((len(in_camera), 2, 3))
-    jacobian[:, 0, 0] = camera.fx / depth
-    jacobian[:, 1, 1] = camera.fy / depth
-    jacobian[:, 0, 2] = -camera.fx * in_camera[:, 0] / depth**2
-    jacobian[:, 1, 2] = -camera.fy * in_camera[:, 1] / depth**2
-    return jacobian
