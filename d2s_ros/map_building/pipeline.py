@@ -65,7 +65,7 @@ _CHI2_6_MEDIAN = 5.348
 #: Fewer poses do not calibrate a covariance.
 _MIN_CALIBRATION_POSES = 5
 #: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
-_RELIABILITY_THRESHOLDS = {'landmark': 0.4, 'regression': 0.6}
+_RELIABILITY_THRESHOLDS = {'landmark': 0.6, 'regression': 0.6}
 #: Budget to steps, augmented views per image and the most images, of the regression head.
 _REGRESSION_BUDGETS = {
     'quick': (100, 1, 80),
