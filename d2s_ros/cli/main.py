@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError
+from d2s_ros.memory import keep_freed_memory
 from d2s_ros.threads import wait_passively
 
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     wait_passively()
+    keep_freed_memory()
     args = make_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
