@@ -105,7 +105,7 @@ class SuperPointNet(nn.Module):
     def _layer(self, name: str, x: Tensor) -> Tensor:
         x = getattr(self, name)(x)
         if name not in LINEAR_LAYERS:
-            x = functional.relu(x)
+            x = functional.relu(x, inplace=True)
         if self.affine:
             scale, shift = getattr(self, f'{name}_scale'), getattr(self, f'{name}_shift')
             x = x * scale[:, None, None] + shift[:, None, None]
@@ -334,8 +334,7 @@ class SuperPoint:
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
         """Return keypoints (K, 2) in px of `grey`, scores (K,) and descriptors (K, 256)."""
         height, width = grey.shape
-        # Padding on the right and below leaves the coordinates as they are.
-        padded = np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
+        padded = pad_to_cells(grey)
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(
@@ -423,6 +422,14 @@ def resolve_precision(name: str, device: torch.device, network: SuperPointNet) -
             'precision auto or fp32'
         )
     return name
+
+
+def pad_to_cells(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pad (H, W) on the right and below to multiples of 8: coordinates stay as they are."""
+    height, width = grey.shape
+    if height % CELL == 0 and width % CELL == 0:
+        return np.ascontiguousarray(grey)
+    return np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
 
 
 def resize_to_fit(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
