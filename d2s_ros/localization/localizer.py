@@ -129,6 +129,7 @@ class Localizer:
         device: str = 'auto',
         weights: str | None = None,
         config: LocalizerConfig | None = None,
+        precision: str = 'auto',
     ) -> Localizer:
         """Open a map and make its feature extractor.
 
@@ -137,6 +138,7 @@ class Localizer:
             device: 'auto', 'cpu' or 'cuda'.
             weights: Weight file of network features.
             config: Thresholds.
+            precision: Of network features: 'fp32', 'bf16', 'int8', or 'auto' for the fastest here.
 
         Raises:
             MapFormatError: the map is missing, damaged, or of other features than the extractor.
@@ -146,7 +148,9 @@ class Localizer:
         if not isinstance(scene_map, SceneMap):
             scene_map = SceneMap.open(scene_map)
         device = resolve_device(device)
-        extractor = create_extractor(scene_map.manifest.features, device=device, weights=weights)
+        extractor = create_extractor(
+            scene_map.manifest.features, device=device, weights=weights, precision=precision
+        )
         return cls(scene_map, extractor, device=device, config=config)
 
     def localize(
@@ -160,6 +164,8 @@ class Localizer:
             details: Also return per-keypoint results.
         """
         started = time.perf_counter()
+        # A thread that never asked for it would run convolutions on all cores.
+        torch.get_num_threads()
         status = LocalizationStatus
         if image is None:
             return LocalizationResult(status.BAD_IMAGE, 'the image could not be read')
