@@ -22,11 +22,8 @@ from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
-from d2s_ros.localization.localizer import (
-    REGRESSION_ERROR_PX,
-    Localizer,
-    LocalizerConfig,
-)
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
 from d2s_ros.mapping.landmarks import (
     Candidates,
     build_landmarks,
