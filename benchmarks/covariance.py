@@ -21,7 +21,7 @@ import numpy as np
 from places import Places, is_building
 
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import pose_difference
+from d2s_ros.map_building.calibration import pose_difference
 
 #: Share of the chi-square distribution with six degrees of freedom, and the value that bounds it.
 QUANTILES = ((0.50, 5.348), (0.90, 10.645), (0.95, 12.592), (0.99, 16.812))
