@@ -20,6 +20,12 @@ class LocalizerConfig:
         'Below this many reliable keypoints, the best unreliable ones are tried too.',
         minimum=4,
     )
+    guided_refinement: bool = option(
+        True, 'Refine poses on all candidates close to their keypoint, not only on inliers.'
+    )
+    guided_min_similarity: float = option(
+        0.8, 'Candidates that are less similar are left out of that.', minimum=0.0, maximum=1.0
+    )
     min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
     min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
@@ -28,6 +34,12 @@ class LocalizerConfig:
     min_spread: float = option(
         0.08,
         'Smallest share of the image that the ellipse of the inliers must cover.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    doubtful_spread: float = option(
+        0.25,
+        'Below this spread, the rest of the image is asked for another pose.',
         minimum=0.0,
         maximum=1.0,
     )

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from d2s_ros.device import resolve_device
+from d2s_ros.device import has_fast_bfloat16, resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
 from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import judge
-from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
+from d2s_ros.localization.pose_solver import PoseEstimate, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
+    LandmarkIndex,
     detection_sigma_px,
-    find_candidates,
     network_inputs,
 )
 from d2s_ros.mapping.scene_map import SceneMap
@@ -33,6 +33,8 @@ from d2s_ros.network.types import SceneCoordinates
 
 #: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.
 REGRESSION_ERROR_PX = 12.0
+#: Poses that are tried for an image.
+_MAX_HYPOTHESES = 3
 
 
 class Localizer:
@@ -58,9 +60,10 @@ class Localizer:
                 'use the same weights or build the map again'
             )
         self._solver_config = self.config.solver
-        self._keys: torch.Tensor | None = None
+        self._index: LandmarkIndex | None = None
+        self._half = has_fast_bfloat16(device)
         if scene_map.landmark_table is not None and scene_map.landmark_network is not None:
-            self._keys = torch.from_numpy(scene_map.landmark_table.keys).to(device)
+            self._index = LandmarkIndex(scene_map.landmark_table.keys, device=device)
             scene_map.landmark_network.to(device).eval()
         elif scene_map.regression is not None:
             scene_map.regression.to(device).eval()
@@ -150,15 +153,17 @@ class Localizer:
                 latency_ms=latency,
             )
         started = time.perf_counter()
+        if candidates is None:
+            candidates = self.find_candidates(features)
         coordinates = self.predict(features, camera, candidates)
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
-        estimate = self._solve(features, camera, coordinates, used)
+        used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
+        outcome, reason = judge(estimate, camera, len(used), self.config)
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
         latency['pose'] = 1e3 * (solved - predicted)
         latency['total'] = features_ms + latency['network'] + latency['pose']
-        outcome, reason = judge(estimate, camera, len(used), self.config)
         localized = outcome is status.LOCALIZED
         inlier = np.zeros(len(features), bool)
         error_px = float('nan')
@@ -192,6 +197,14 @@ class Localizer:
         )
 
     @torch.inference_mode()
+    def find_candidates(self, features: LocalFeatures) -> Candidates | None:
+        """Return each keypoint's nearest landmarks; None if the map holds no landmarks."""
+        network = self.scene_map.landmark_network
+        if self._index is None or network is None:
+            return None
+        return self._index.search(features.descriptors, network.config.num_candidates)
+
+    @torch.inference_mode()
     def predict(
         self, features: LocalFeatures, camera: Camera, candidates: Candidates | None = None
     ) -> SceneCoordinates:
@@ -209,16 +222,17 @@ class Localizer:
                 np.where(finite, z, 0.0).astype(np.float32),
             )
         table, network = self.scene_map.landmark_table, self.scene_map.landmark_network
+        if candidates is None:
+            candidates = self.find_candidates(features)
         assert table is not None
         assert network is not None
-        assert self._keys is not None
-        if candidates is None:
-            candidates = find_candidates(
-                features.descriptors, self._keys, network.config.num_candidates
-            )
+        assert candidates is not None
         inputs = network_inputs(features, camera, candidates, table)
-        logits = network(**{name: value[None].to(self.device) for name, value in inputs.items()})
-        probability = torch.softmax(logits[0], dim=-1)[:, :-1]
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, self._half):
+            logits = network(
+                **{name: value[None].to(self.device) for name, value in inputs.items()}
+            )
+        probability = torch.softmax(logits[0].float(), dim=-1)[:, :-1]
         reliability, choice = probability.max(dim=-1)
         rows = np.arange(len(features))
         landmark_idx = candidates.landmark_idx[rows, choice.cpu().numpy()]
@@ -250,17 +264,48 @@ class Localizer:
         order = order[:count]
         return order[reliability[order] >= min(threshold, 0.1)], num_reliable
 
+    def _solve_best(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        coordinates: SceneCoordinates,
+        used: NDArray[np.int64],
+        candidates: Candidates | None,
+    ) -> tuple[NDArray[np.int64], PoseEstimate | None]:
+        """Return the pose whose inliers cover most of the image, and what it was chosen from.
+
+        An object that was moved, or that stands somewhere else as well, may hold most of the
+        inliers. They lie close together then, while those of the right pose are all over the image.
+        """
+        best: tuple[NDArray[np.int64], PoseEstimate | None] = used, None
+        most = 0.0
+        for _ in range(_MAX_HYPOTHESES):
+            estimate = self._solve(features, camera, coordinates, used, candidates)
+            if best[1] is None:
+                best = used, estimate
+            if estimate is None or estimate.inlier_mask.sum() < self.config.min_inliers:
+                break
+            spread = estimate.spread(camera)
+            if spread > most:
+                best, most = (used, estimate), spread
+            if spread >= self.config.doubtful_spread:
+                break
+            used = used[~estimate.inlier_mask]
+        return best
+
     def _solve(
         self,
         features: LocalFeatures,
         camera: Camera,
         coordinates: SceneCoordinates,
         used: NDArray[np.int64],
+        candidates: Candidates | None,
     ) -> PoseEstimate | None:
         calibration = self.scene_map.manifest.calibration
-        ideal = camera.undistort(features.keypoints[used])
+        all_ideal = camera.undistort(features.keypoints)
+        all_sigmas = calibration.sigma_px * detection_sigma_px(features.scales)
+        ideal = all_ideal[used]
         valid = np.isfinite(ideal).all(axis=1)
-        sigmas = calibration.sigma_px * detection_sigma_px(features.scales[used[valid]])
         covariances = None
         if coordinates.covariances is not None:
             covariances = coordinates.covariances[used[valid]] * calibration.sigma_px**2
@@ -268,12 +313,26 @@ class Localizer:
             ideal[valid],
             coordinates.points_in_map[used[valid]],
             camera.ideal,
-            sigmas_px=sigmas,
+            sigmas_px=all_sigmas[used[valid]],
             point_covariances=covariances,
             config=self._solver_config,
         )
         if estimate is None:
             return None
+        table = self.scene_map.landmark_table
+        if self.config.guided_refinement and table is not None and candidates is not None:
+            estimate = refine_guided(
+                estimate,
+                all_ideal,
+                table.points_in_map.astype(np.float64),
+                candidates.similarity.astype(np.float64),
+                candidates.landmark_idx,
+                camera.ideal,
+                sigmas_px=all_sigmas,
+                point_covariances=table.covariances.astype(np.float64) * calibration.sigma_px**2,
+                min_similarity=self.config.guided_min_similarity,
+                config=self._solver_config,
+            )
         inliers = np.zeros(len(used), bool)
         inliers[valid] = estimate.inlier_mask
         errors = np.full(len(used), np.inf)

@@ -58,7 +58,7 @@ _logger = logging.getLogger(__name__)
 #: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
 BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
-_RELIABILITY_THRESHOLDS = {'landmark': 0.4, 'regression': 0.6}
+_RELIABILITY_THRESHOLDS = {'landmark': 0.6, 'regression': 0.6}
 #: Budget to steps, augmented views per image and the most images, of the regression head.
 _REGRESSION_BUDGETS = {
     'quick': (100, 1, 80),
