@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from d2s_ros.config import option, validate
 from d2s_ros.device import has_fast_bfloat16, resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
 from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.localization.pose_solver import (
-    PoseEstimate,
-    PoseSolverConfig,
-    refine_guided,
-    solve_pose,
-)
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.gates import judge
+from d2s_ros.localization.pose_solver import PoseEstimate, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
@@ -39,53 +35,6 @@ from d2s_ros.network.types import SceneCoordinates
 REGRESSION_ERROR_PX = 12.0
 #: Poses that are tried for an image.
 _MAX_HYPOTHESES = 3
-
-
-@dataclass(frozen=True)
-class LocalizerConfig:
-    """Which correspondences are used, and which poses are good enough to be given out."""
-
-    reliability_threshold: float = option(
-        0.0, 'Keypoints below are not used; 0 takes the value stored in the map.', maximum=1.0
-    )
-    min_correspondences: int = option(
-        80,
-        'Below this many reliable keypoints, the best unreliable ones are tried too.',
-        minimum=4,
-    )
-    guided_refinement: bool = option(
-        True, 'Refine poses on all candidates close to their keypoint, not only on inliers.'
-    )
-    guided_min_similarity: float = option(
-        0.8, 'Candidates that are less similar are left out of that.', minimum=0.0, maximum=1.0
-    )
-    min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
-    min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
-    min_inlier_share: float = option(
-        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
-    )
-    min_spread: float = option(
-        0.08,
-        'Smallest share of the image that the ellipse of the inliers must cover.',
-        minimum=0.0,
-        maximum=1.0,
-    )
-    doubtful_spread: float = option(
-        0.25,
-        'Below this spread, the rest of the image is asked for another pose.',
-        minimum=0.0,
-        maximum=1.0,
-    )
-    max_rotation_sigma_deg: float = option(
-        3.0, 'Less certain poses are refused.', unit='deg', minimum=0.0
-    )
-    max_relative_translation_sigma: float = option(
-        0.05, 'Largest standard deviation of the position over the scene depth.', minimum=0.0
-    )
-    solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 class Localizer:
@@ -216,7 +165,7 @@ class Localizer:
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
         used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
-        outcome, reason = self._judge(estimate, camera, len(used))
+        outcome, reason = judge(estimate, camera, len(used), self.config)
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
         latency['pose'] = 1e3 * (solved - predicted)
@@ -237,6 +186,7 @@ class Localizer:
                 reliable,
                 inlier,
                 coordinates.points_in_map.astype(np.float32),
+                estimate,
             )
         return LocalizationResult(
             outcome,
@@ -399,64 +349,3 @@ class Localizer:
             inlier_mask=inliers,
             reprojection_errors_px=errors,
         )
-
-    def _judge(
-        self,
-        estimate: PoseEstimate | None,
-        camera: Camera,
-        num_used: int,
-    ) -> tuple[LocalizationStatus, str]:
-        config, status = self.config, LocalizationStatus
-        if num_used < max(4, config.min_inliers):
-            return (
-                status.TOO_FEW_RELIABLE,
-                f'{num_used} usable correspondences, {config.min_inliers} needed (another place, '
-                'or changed too much)',
-            )
-        if estimate is None:
-            return status.NO_POSE, 'no pose explains the correspondences (another place?)'
-        count = int(estimate.inlier_mask.sum())
-        if count < config.min_inliers:
-            return (
-                status.TOO_FEW_INLIERS,
-                f'{count} inliers, {config.min_inliers} needed',
-            )
-        share = count / num_used
-        if share < config.min_inlier_share:
-            return (
-                status.LOW_INLIER_SHARE,
-                f'{100 * share:.0f} % inliers, {100 * config.min_inlier_share:.0f} % needed',
-            )
-        return judge_geometry(estimate, camera, config)
-
-
-def judge_geometry(
-    estimate: PoseEstimate, camera: Camera, config: LocalizerConfig
-) -> tuple[LocalizationStatus, str]:
-    """Refuse poses whose inliers are bunched up or whose covariance is large."""
-    status = LocalizationStatus
-    spread = estimate.spread(camera)
-    if spread < config.min_spread:
-        return (
-            status.POOR_SPREAD,
-            f'inliers cover {100 * spread:.2f} % of the image, {100 * config.min_spread:.2f} % '
-            'needed',
-        )
-    if estimate.rank_deficient:
-        return status.UNCERTAIN, 'the geometry leaves the pose undetermined'
-    sigma_m = float(np.sqrt(np.linalg.eigvalsh(estimate.covariance[:3, :3])[-1]))
-    sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(estimate.covariance[3:, 3:])[-1])))
-    if sigma_deg > config.max_rotation_sigma_deg:
-        return (
-            status.UNCERTAIN,
-            f'rotation uncertain by {sigma_deg:.1f} deg, {config.max_rotation_sigma_deg:.1f} '
-            'allowed',
-        )
-    relative = sigma_m / max(estimate.median_depth, 1e-9)
-    if relative > config.max_relative_translation_sigma:
-        return (
-            status.UNCERTAIN,
-            f'position uncertain by {100 * relative:.1f} % of the scene depth, '
-            f'{100 * config.max_relative_translation_sigma:.1f} % allowed',
-        )
-    return status.LOCALIZED, ''

@@ -12,7 +12,8 @@ import pytest
 from d2s_ros.config import to_dict
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
-from d2s_ros.localization.localizer import Localizer, LocalizerConfig
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.network.types import SceneCoordinates
 from d2s_ros.simulation.config import SimulationConfig

@@ -13,7 +13,8 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from d2s_ros.localization.localizer import LocalizerConfig, judge_geometry
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
