@@ -191,6 +191,6 @@ def test_pose_difference_is_in_ros_order():
 
 
 def test_the_median_of_chi_square():
-    from d2s_ros.map_building import pipeline
+    from d2s_ros.map_building import calibration
 
-    assert pytest.approx(stats.chi2(6).median(), abs=1e-3) == pipeline._CHI2_6_MEDIAN
+    assert pytest.approx(stats.chi2(6).median(), abs=1e-3) == calibration._CHI2_6_MEDIAN
