@@ -70,6 +70,8 @@ class PoseEstimate:
         rank_deficient: The geometry leaves at least one direction undetermined.
         median_depth: Median distance of the inliers along the optical axis.
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
+        extent: Width of the inliers' points, two sigma to both sides, in the second widest
+            direction; unit of the map.
     """
 
     camera_from_map: RigidTransform
@@ -79,6 +81,7 @@ class PoseEstimate:
     rank_deficient: bool
     median_depth: float
     inlier_scatter_px: Array
+    extent: float
 
     def spread(self, camera: Camera) -> float:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
@@ -162,7 +165,13 @@ def solve_pose(
         rank_deficient,
         float(np.median(in_camera[inliers, 2])),
         np.cov(ideal_keypoints[inliers].T),
+        _extent(points_in_map[inliers]),
     )
+
+
+def _extent(points: Array) -> float:
+    variances = np.linalg.eigvalsh(np.cov(points.T))
+    return float(4.0 * np.sqrt(max(variances[1], 0.0)))
 
 
 def refine_guided(
