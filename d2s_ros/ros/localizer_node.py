@@ -394,6 +394,8 @@ class LocalizerNode(LifecycleNode):
         self._figures.arrived()
         now_ns = self.get_clock().now().nanoseconds
         self._slot.put(QueuedImage(message, time.monotonic(), now_ns))
+        # Let the worker have the interpreter now, not after the executor's housekeeping.
+        time.sleep(1e-4)
 
     def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
         loaded = self._loaded
