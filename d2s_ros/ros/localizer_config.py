@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from d2s_ros.config import option, validate
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.localization.localizer import LocalizerConfig
+from d2s_ros.localization.config import LocalizerConfig
 
 
 @dataclass(frozen=True)
