@@ -347,14 +347,11 @@ class SuperPoint:
             pixels, strength = find(scores, allowed)
             keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
             descriptors = sample_descriptors(raw.float(), keypoints[None])[0]
+            if scores.device.type == 'cpu':
+                return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
             # One transfer for all of it.
             table = torch.cat([keypoints, strength[:, None], descriptors], dim=1).cpu().numpy()
-        table = table[table[:, 2] > self.threshold]
-        return (
-            table[:, :2].astype(np.float64),
-            np.ascontiguousarray(table[:, 2]),
-            np.ascontiguousarray(table[:, 3:]),
-        )
+        return _split(table[table[:, 2] > self.threshold])
 
     def forward(self, padded: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """Run the network alone: logits and raw descriptors of (H, W), multiples of 8."""
@@ -373,13 +370,15 @@ class SuperPoint:
         array = scores.numpy()
         height, width = array.shape
         peaks = local_maxima(array, self.nms_radius)
-        peaks &= array > self.threshold
         if allowed is not None:
             peaks &= allowed > 0
+        index = np.flatnonzero(peaks)
+        strength = array.reshape(-1)[index]
+        rows, columns = index // width, index % width
         edge = self.border
-        rows, columns = np.nonzero(peaks[edge : height - edge, edge : width - edge])
-        rows, columns = rows + edge, columns + edge
-        strength = array[rows, columns]
+        inside = (rows >= edge) & (rows < height - edge)
+        inside &= (columns >= edge) & (columns < width - edge) & (strength > self.threshold)
+        rows, columns, strength = rows[inside], columns[inside], strength[inside]
         order = np.argsort(-strength, kind='stable')[: self.config.max_keypoints]
         pixels = np.stack([columns[order], rows[order]], axis=1)
         return torch.from_numpy(pixels), torch.from_numpy(strength[order])
@@ -402,6 +401,17 @@ class SuperPoint:
         columns = max(1, inner.shape[1])
         rows = torch.div(index, columns, rounding_mode='floor')
         return torch.stack([index - rows * columns + edge, rows + edge], dim=1), strength
+
+
+def _split(
+    table: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """Return keypoints, scores and descriptors of a table with a row each."""
+    return (
+        table[:, :2].astype(np.float64),
+        np.ascontiguousarray(table[:, 2]),
+        np.ascontiguousarray(table[:, 3:]),
+    )
 
 
 def resolve_precision(name: str, device: torch.device, network: SuperPointNet) -> str:
