@@ -17,6 +17,7 @@ LAYERS = (
     'config',
     'device',
     'threads',
+    'processes',
     'geometry',
     'data',
     'simulation',

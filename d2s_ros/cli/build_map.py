@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='do not store what self-supervised updates need',
     )
+    parser.add_argument(
+        '--fresh',
+        action='store_true',
+        help='start from the beginning, even if an interrupted build left something to go on from',
+    )
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
     add_device(parser)
 
@@ -71,9 +76,14 @@ def run(args: argparse.Namespace) -> int:
     """Build, write, and say what came out; returns the exit code."""
     from dataclasses import replace
 
+    from d2s_ros import processes
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.map_building.shared_training import join_build
 
+    if processes.rank() > 0:
+        join_build(args.device)
+        return 0
     if args.ignore_poses and (args.poses or args.pose_topic):
         raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
     features = FeatureConfig()
@@ -102,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         use_poses=not args.ignore_poses,
         require_poses=args.poses is not None,
+        fresh=args.fresh,
         progress=not args.quiet,
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.config import option, validate
-from d2s_ros.errors import InputError
+from d2s_ros.errors import D2SError, InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.mapping.array_log import StageLog
 from d2s_ros.mapping.matching import fundamental_from_poses, match_guided, match_mutual
 from d2s_ros.mapping.retrieval import Vlad, nearest_images
 
 _logger = logging.getLogger(__name__)
+
+#: Time between two records of matches: what a kill costs at most.
+_KEEP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,16 @@ def reconstruct(
     images: Sequence[ImageInput],
     config: ReconstructionConfig | None = None,
     *,
+    stage: StageLog | None = None,
     progress: bool = False,
 ) -> Reconstruction:
     """Match, verify and triangulate (posed), or run incremental mapping (unposed).
+
+    Args:
+        images: Images with features.
+        config: Options.
+        stage: Where matches are kept, so that an interrupted run goes on from there.
+        progress: Show progress bars.
 
     Raises:
         InputError: fewer than two images, poses for only some images, or no structure found.
@@ -175,7 +187,7 @@ def reconstruct(
     metric = all(posed)
     ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     pairs = select_pairs(images, config)
-    matches = _match_pairs(images, ideal, pairs, config, metric, progress)
+    matches = _match_pairs(images, ideal, pairs, config, metric, stage or StageLog(None), progress)
     if not matches:
         raise InputError(
             'no two mapping images match; are they of one place, sharp, and are poses and '
@@ -183,6 +195,53 @@ def reconstruct(
         )
     with tempfile.TemporaryDirectory(prefix='d2s_reconstruct_') as folder:
         return _run_pycolmap(images, ideal, matches, config, metric, Path(folder))
+
+
+def pack_reconstruction(
+    reconstruction: Reconstruction, images: Sequence[ImageInput]
+) -> dict[str, NDArray[Any]]:
+    """Return a reconstruction of `images` as arrays, without their features."""
+    index_of = {image.name: index for index, image in enumerate(images)}
+    mapped = reconstruction.images
+    return {
+        'image_idx': np.array([index_of[image.name] for image in mapped], np.int64),
+        'rotations': np.stack([image.map_from_camera.rotation for image in mapped]),
+        'translations': np.stack([image.map_from_camera.translation for image in mapped]),
+        'counts': np.array([len(image.point_idx) for image in mapped], np.int64),
+        'point_idx': np.concatenate([image.point_idx for image in mapped]),
+        'points_in_map': reconstruction.points_in_map,
+        'point_errors_px': reconstruction.point_errors_px,
+        'track_lengths': reconstruction.track_lengths,
+        'metric': np.array([reconstruction.metric]),
+    }
+
+
+def unpack_reconstruction(
+    arrays: dict[str, NDArray[Any]], images: Sequence[ImageInput]
+) -> Reconstruction:
+    """Return the reconstruction that `pack_reconstruction` was given, of the same images."""
+    point_idx = np.split(arrays['point_idx'], np.cumsum(arrays['counts'])[:-1])
+    mapped = []
+    for row, index in enumerate(arrays['image_idx'].tolist()):
+        image = images[index]
+        mapped.append(
+            MappedImage(
+                image.name,
+                image.stamp_ns,
+                image.camera,
+                RigidTransform(arrays['rotations'][row], arrays['translations'][row]),
+                image.features,
+                image.camera.undistort(image.features.keypoints),
+                point_idx[row],
+            )
+        )
+    return Reconstruction(
+        mapped,
+        arrays['points_in_map'],
+        arrays['point_errors_px'],
+        arrays['track_lengths'],
+        bool(arrays['metric'][0]),
+    )
 
 
 def triangulate(
@@ -213,16 +272,25 @@ def _match_pairs(
     pairs: list[tuple[int, int]],
     config: ReconstructionConfig,
     metric: bool,
+    stage: StageLog,
     progress: bool,
 ) -> dict[tuple[int, int], NDArray[np.int64]]:
     descriptors = [torch.from_numpy(image.features.descriptors) for image in images]
     points = [np.nan_to_num(p, nan=-1e6).astype(np.float32) for p in ideal]
-    matches: dict[tuple[int, int], NDArray[np.int64]] = {}
+    done = _read_matches(stage)
+    unsaved: dict[tuple[int, int], NDArray[np.int64]] = {}
+    last_kept = time.monotonic()
     for i, j in tqdm(pairs, desc='matching', unit='pair', disable=not progress):
+        if (i, j) in done:
+            continue
+        if time.monotonic() - last_kept > _KEEP_SECONDS:
+            _keep_matches(stage, unsaved)
+            unsaved, last_kept = {}, time.monotonic()
         pose_i, pose_j = images[i].map_from_camera, images[j].map_from_camera
         if metric and pose_i is not None and pose_j is not None:
             baseline = np.linalg.norm(pose_i.translation - pose_j.translation)
             if baseline < 1e-9:
+                # A camera that did not move shows no depth.
                 continue
             fundamental = fundamental_from_poses(
                 images[i].camera.ideal, images[j].camera.ideal, pose_i, pose_j
@@ -247,10 +315,35 @@ def _match_pairs(
         valid = np.isfinite(ideal[i][found[:, 0]]).all(1) & np.isfinite(ideal[j][found[:, 1]]).all(
             1
         )
-        found = found[valid]
-        if len(found) >= config.min_pair_matches:
-            matches[i, j] = found
-    return matches
+        done[i, j] = unsaved[i, j] = found[valid]
+    _keep_matches(stage, unsaved)
+    # In the order of the pairs, whichever were matched before.
+    return {
+        pair: done[pair]
+        for pair in pairs
+        if pair in done and len(done[pair]) >= config.min_pair_matches
+    }
+
+
+def _keep_matches(stage: StageLog, matches: dict[tuple[int, int], NDArray[np.int64]]) -> None:
+    if matches:
+        arrays = {
+            'pairs': np.array(list(matches), np.int32),
+            'counts': np.array([len(found) for found in matches.values()], np.int32),
+            'matches': np.concatenate(list(matches.values())).astype(np.int32),
+        }
+        stage.keep(str(len(stage.keys())), arrays)
+
+
+def _read_matches(stage: StageLog) -> dict[tuple[int, int], NDArray[np.int64]]:
+    done = {}
+    for arrays in stage.records():
+        ends = np.cumsum(arrays['counts'])
+        for (i, j), found in zip(
+            arrays['pairs'].tolist(), np.split(arrays['matches'], ends[:-1]), strict=True
+        ):
+            done[i, j] = found.astype(np.int64)
+    return done
 
 
 def _run_pycolmap(
@@ -265,7 +358,12 @@ def _run_pycolmap(
 
     pycolmap.logging.minloglevel = 2
     database_path = folder / 'database.db'
-    database = pycolmap.Database.open(str(database_path))
+    try:
+        database = pycolmap.Database.open(str(database_path))
+    except RuntimeError as error:
+        raise D2SError(
+            f'no database can be made in {folder}: is the disk full? make room, or set TMPDIR'
+        ) from error
     cameras: dict[Camera, int] = {}
     posed_model = pycolmap.Reconstruction()
     try:
