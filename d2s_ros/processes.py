@@ -77,6 +77,8 @@ def share_bytes(data: bytes) -> bytes:
         return data
     size = torch.tensor([len(data)], device=_device())
     distributed.broadcast(size, 0)
+    if not size.item():
+        return b''
     content = torch.zeros(int(size.item()), dtype=torch.uint8)
     if rank() == 0:
         content = torch.frombuffer(bytearray(data), dtype=torch.uint8)

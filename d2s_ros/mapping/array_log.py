@@ -184,11 +184,11 @@ class StageLog:
         """Return the keys of what is kept."""
         return [] if self._log is None else self._log.keys()
 
-    def records(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the arrays of each record, in the order they were written."""
+    def records(self) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+        """Yield the key and the arrays of each record, in the order they were written."""
         for key in self.keys():
             assert self._log is not None
-            yield self._log.read(key)
+            yield key, self._log.read(key)
 
     def __contains__(self, key: str) -> bool:
         return self._log is not None and key in self._log

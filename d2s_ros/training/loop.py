@@ -141,7 +141,7 @@ def run_loop(
             if watch and (step % config.evaluate_every == 0 or step == config.steps):
                 network.eval()
                 with torch.no_grad():
-                    best.judge(step, watch(), network)
+                    best.judge(step, processes.mean(watch()), network)
                 network.train()
             between_steps = True
             if on_step is not None:
