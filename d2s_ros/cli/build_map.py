@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='do not use the poses that the input carries; the scale is then arbitrary',
     )
     parser.add_argument(
+        '--refine-poses',
+        action='store_true',
+        help='the poses are approximate (odometry): refine them; the frame stays where it is',
+    )
+    parser.add_argument(
         '--features',
         choices=('rootsift', 'superpoint'),
         default=None,
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.ignore_poses and (args.poses or args.pose_topic):
         raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
+    if args.ignore_poses and args.refine_poses:
+        raise UsageError('--ignore-poses leaves nothing for --refine-poses')
     features = FeatureConfig()
     if args.features:
         features = replace(features, name=args.features)
@@ -99,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         limits['steps'] = args.steps
     config = replace(
         config,
+        reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
         keep_update_data=not args.without_update_data,
@@ -126,6 +134,12 @@ def run(args: argparse.Namespace) -> int:
         f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, {model}, '
         f'{size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
+    if 'refined_poses' in metrics:
+        moved = metrics['refined_poses']
+        print(
+            f'poses refined: they moved by {moved["median_m"]:.4f} m and '
+            f'{moved["median_deg"]:.3f} deg in the median'
+        )
     unit = 'm' if manifest.metric else 'units'
     if metrics['holdout_median_m'] is not None:
         print(

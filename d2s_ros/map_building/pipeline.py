@@ -23,7 +23,7 @@ from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
+from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.localization.localizer import (
     REGRESSION_ERROR_PX,
     Localizer,
@@ -311,6 +311,8 @@ def _build(
     )
     clock = timed('training', clock)
     times['total'] = round(clock - started, 2)
+    if config.reconstruction.refine_poses and reconstruction.metric:
+        metrics['refined_poses'] = _pose_changes(images, reconstruction)
     metrics = {
         **metrics,
         'num_images': len(reconstruction.images),
@@ -324,6 +326,22 @@ def _build(
     update_data = collect_update_data(reconstruction, config) if config.keep_update_data else None
     written = store.write(replace(scene_map, manifest=manifest), update_data)
     return BuildResult(written, reconstruction, dropped)
+
+
+def _pose_changes(
+    images: Sequence[ImageInput], reconstruction: Reconstruction
+) -> dict[str, float | None]:
+    """Return how far poses were moved from those of the log, in the median."""
+    given = {image.name: image.map_from_camera for image in images}
+    changes = []
+    for image in reconstruction.images:
+        before = given[image.name]
+        if before is not None:
+            changes.append(pose_error(image.map_from_camera, before))
+    return {
+        'median_m': _median([metres for metres, _ in changes]),
+        'median_deg': _median([degrees for _, degrees in changes]),
+    }
 
 
 def collect_images(

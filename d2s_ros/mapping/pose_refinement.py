@@ -22,6 +22,7 @@ from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_
 from d2s_ros.mapping.reconstruction import (
     ImageInput,
     ReconstructionConfig,
+    colmap_camera,
     limit_errors,
     pipeline_options,
     write_database,
@@ -116,7 +117,45 @@ def _adjust(
                 'few to refine them; are poses and calibration of these images?'
             )
         _bundle_adjust(model, priors, loss_px=0.25 * limit * focal / 500.0)
+        if round_ < len(_LIMITS_PX) - 1:
+            _place_left_out(images, ideal, matches, model, limit * focal / 500.0)
     return model
+
+
+def _place_left_out(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    matches: dict[tuple[int, int], NDArray[np.int64]],
+    model: Any,
+    limit_px: float,
+) -> None:
+    """Give images that see no points, because their poses are far off, poses by PnP."""
+    import pycolmap
+
+    records = {int(record.name): record for record in model.images.values()}
+    for index, record in records.items():
+        if record.num_points3D >= _MIN_OBSERVATIONS:
+            continue
+        pixels, points = [], []
+        for (i, j), found in matches.items():
+            if index not in (i, j):
+                continue
+            own, others = (found[:, 0], found[:, 1]) if index == i else (found[:, 1], found[:, 0])
+            observed = records[j if index == i else i].points2D
+            for keypoint, other in zip(own.tolist(), others.tolist(), strict=True):
+                if observed[other].has_point3D():
+                    pixels.append(ideal[index][keypoint] + 0.5)
+                    points.append(model.point3D(observed[other].point3D_id).xyz)
+        if len(points) < _MIN_OBSERVATIONS:
+            continue
+        ransac = pycolmap.AbsolutePoseEstimationOptions()
+        ransac.ransac.max_error = limit_px
+        ransac.ransac.random_seed = 0
+        found_pose = pycolmap.estimate_and_refine_absolute_pose(
+            np.array(pixels), np.array(points), colmap_camera(images[index].camera, 1), ransac
+        )
+        if found_pose is not None and found_pose['num_inliers'] >= _MIN_OBSERVATIONS:
+            record.frame.rig_from_world = found_pose['cam_from_world']
 
 
 def _bundle_adjust(model: Any, priors: dict[int, NDArray[np.float64]], *, loss_px: float) -> None:
@@ -220,8 +259,9 @@ def align_poses(
         residual_r = np.array(
             [np.linalg.norm(vector_from_rotation(turn @ rotation.T)) for turn in turns]
         )
-        sigma_p = max(float(np.median(residual_p)), 1e-6 * extent)
-        sigma_r = max(float(np.median(residual_r)), 1e-6)
+        # 1.55 medians of a Gaussian error in 3D are the usual 2.385 sigma of Cauchy weights.
+        sigma_p = max(1.55 * float(np.median(residual_p)), 1e-6 * extent)
+        sigma_r = max(1.55 * float(np.median(residual_r)), 1e-6)
         weights_p = 1.0 / (1.0 + np.square(residual_p / sigma_p))
         weights_r = 1.0 / (1.0 + np.square(residual_r / sigma_r))
     return Alignment(scale, rotation, translation)
