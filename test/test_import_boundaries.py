@@ -17,6 +17,7 @@ LAYERS = (
     'config',
     'device',
     'threads',
+    'memory',
     'processes',
     'geometry',
     'data',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from d2s_ros.cli.options import add_device, add_source, open_input
 from d2s_ros.errors import UsageError
@@ -61,6 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-minutes', type=float, default=0.0, metavar='M', help='time limit of the training'
     )
     parser.add_argument(
+        '--patience',
+        type=int,
+        metavar='N',
+        help='stop training when held-out images have not improved for N evaluations, and keep '
+        'the best weights; 0 never stops early',
+    )
+    parser.add_argument(
+        '--max-images', type=int, metavar='N', help="images used, instead of the budget's"
+    )
+    parser.add_argument(
         '--max-keypoints', type=int, metavar='N', help='keypoints per image (default: 2048)'
     )
     parser.add_argument(
@@ -101,14 +112,17 @@ def run(args: argparse.Namespace) -> int:
     config = budget(
         args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
     )
-    limits = {'max_minutes': args.max_minutes}
+    limits: dict[str, Any] = {'max_minutes': args.max_minutes}
     if args.steps is not None:
         limits['steps'] = args.steps
+    if args.patience is not None:
+        limits['patience'] = args.patience
     config = replace(
         config,
         reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
+        max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )
     source = open_input(args, poses=args.poses, pose_topic=args.pose_topic)

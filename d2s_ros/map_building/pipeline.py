@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,9 @@ from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
-from d2s_ros.localization.localizer import (
-    REGRESSION_ERROR_PX,
-    Localizer,
-    LocalizerConfig,
-)
+from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
+from d2s_ros.map_building.calibration import calibrate, images_to_judge, thinned
 from d2s_ros.map_building.shared_training import share_training
 from d2s_ros.map_building.stages import (
     BuildStages,
@@ -38,6 +35,7 @@ from d2s_ros.map_building.stages import (
 )
 from d2s_ros.mapping.landmarks import (
     Candidates,
+    LandmarkStatistics,
     build_landmarks,
     detection_sigma_px,
 )
@@ -71,16 +69,12 @@ _logger = logging.getLogger(__name__)
 
 #: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
 BYTES_BESIDE_KEY = 2 + 12 + 24
-#: Median of the chi-square distribution with six degrees of freedom.
-_CHI2_6_MEDIAN = 5.348
-#: Fewer poses do not calibrate a covariance.
-_MIN_CALIBRATION_POSES = 5
-#: Images all over the log that a map is calibrated with, beside those held out.
-_MAX_CALIBRATION_IMAGES = 60
+#: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
+_UPDATE_BYTES = 2 + 8 + 2 + 4
 #: Of the held-out images, the most that the early stop looks at.
 _MAX_WATCHED = 16
 #: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
-_RELIABILITY_THRESHOLDS = {'landmark': 0.4, 'regression': 0.6}
+_RELIABILITY_THRESHOLDS = {'landmark': 0.6, 'regression': 0.6}
 #: Budget to steps, augmented views per image and the most images, of the regression head.
 _REGRESSION_BUDGETS = {
     'quick': (100, 1, 80),
@@ -122,6 +116,9 @@ class BuildConfig:
     )
     keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
     update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
+    max_update_mb: float = option(
+        500.0, 'Size of what is kept for updates; of long logs fewer keypoints an image.', unit='MB'
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -460,8 +457,9 @@ def train_map(
     )
     stages = stages or BuildStages(None, {})
     candidates: dict[int, Candidates] | None = None
+    statistics: LandmarkStatistics | None = None
     if config.head == 'landmark':
-        scene_map, figures, candidates = _train_landmarks(
+        scene_map, figures, candidates, statistics = _train_landmarks(
             manifest, reconstruction, extractor, config, held_out, device, progress, stages
         )
     else:
@@ -476,7 +474,9 @@ def train_map(
             progress,
             stages,
         )
-    calibration, accuracy = calibrate(scene_map, extractor, reconstruction, candidates, held_out)
+    calibration, accuracy = calibrate(
+        scene_map, extractor, reconstruction, candidates, held_out, statistics
+    )
     scene_map = replace(scene_map, manifest=replace(scene_map.manifest, calibration=calibration))
     return scene_map, {
         **figures,
@@ -494,7 +494,7 @@ def _train_landmarks(
     device: str,
     progress: bool,
     stages: BuildStages,
-) -> tuple[SceneMap, dict[str, Any], dict[int, Candidates]]:
+) -> tuple[SceneMap, dict[str, Any], dict[int, Candidates], LandmarkStatistics]:
     table, statistics = build_landmarks(
         reconstruction,
         max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + BYTES_BESIDE_KEY)),
@@ -509,12 +509,19 @@ def _train_landmarks(
     log = stages.log('samples')
     # Descriptors are in the log of the features already, but other processes see only this one.
     shared = () if processes.world() > 1 else ('descriptors',)
-    judged = set(_images_to_judge(len(reconstruction.images), held_out))
+    judged = set(images_to_judge(len(reconstruction.images), held_out).tolist())
+    watched = thinned(held_out, _MAX_WATCHED)
+    train_idx = sorted(set(range(len(reconstruction.images))) - set(held_out))
+    steps = min(config.training.steps, 100 + config.steps_per_image * len(train_idx))
+    # Of a long log, not more images than the training could look at once.
+    train_idx = thinned(train_idx, max(1, steps * config.training.images_per_step))
+    sampled = {*train_idx, *watched}
     in_memory: dict[int, LandmarkSample] = {}
     candidates: dict[int, Candidates] = {}
     bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)
     for index, image in enumerate(bar):
-        if str(index) in log and index not in judged:
+        wanted = index in sampled and str(index) not in log
+        if not wanted and index not in judged:
             continue
         focal = 0.5 * (image.camera.fx + image.camera.fy)
         sample, found = make_sample(
@@ -526,19 +533,16 @@ def _train_landmarks(
         )
         if index in judged:
             candidates[index] = found
-        if str(index) not in log and not log.keep(str(index), pack_sample(sample, shared)):
+        if wanted and not log.keep(str(index), pack_sample(sample, shared)):
             in_memory[index] = sample
-    samples = []
-    for index, image in enumerate(reconstruction.images):
+    samples = {}
+    for index in sampled:
         arrays = log.get(str(index))
         if arrays is None:
-            samples.append(in_memory[index])
+            samples[index] = in_memory[index]
         else:
-            arrays.setdefault('descriptors', image.features.descriptors)
-            samples.append(unpack_sample(LandmarkSample, arrays))
-    train_idx = [index for index in range(len(samples)) if index not in held_out]
-    watched = list(held_out)[:: -(-len(held_out) // _MAX_WATCHED) or 1]
-    steps = min(config.training.steps, 100 + config.steps_per_image * len(train_idx))
+            arrays.setdefault('descriptors', reconstruction.images[index].features.descriptors)
+            samples[index] = unpack_sample(LandmarkSample, arrays)
     training = replace(config.training, steps=steps)
     share_training(
         'landmark',
@@ -563,7 +567,8 @@ def _train_landmarks(
         landmark_table=table,
         landmark_network=network,
     )
-    return scene_map, {'training': figures, 'num_landmarks': len(table)}, candidates
+    figures = {'training': figures, 'num_landmarks': len(table)}
+    return scene_map, figures, candidates, statistics
 
 
 def _train_regression(
@@ -598,7 +603,7 @@ def _train_regression(
             progress=progress,
         )
     network_config = replace(config.regression, descriptor_dim=extractor.dim)
-    watched = list(held_out)[:: -(-len(held_out) // _MAX_WATCHED) or 1]
+    watched = thinned(held_out, _MAX_WATCHED)
     samples = [[originals[index], *views.get(index, [])] for index in train_idx]
     if processes.world() > 1:
         log = stages.log('samples')
@@ -690,79 +695,6 @@ def keypoint_noise_px(reconstruction: Reconstruction) -> float:
     return float(np.clip(1.4826 * np.median(np.abs(values)), 0.1, 3.0))
 
 
-def calibrate(
-    scene_map: SceneMap,
-    extractor: FeatureExtractor,
-    reconstruction: Reconstruction,
-    candidates: Mapping[int, Candidates] | Sequence[Candidates] | None,
-    held_out: Sequence[int],
-) -> tuple[Calibration, dict[str, Any]]:
-    """Localize mapping images against the map without their own observations.
-
-    The covariance scale makes the median normalised squared error that of six degrees of freedom.
-    Without `candidates` (the regression head) an image cannot be left out of the map, so only
-    held-out images are judged, unless they are too few.
-
-    Returns:
-        The calibration, and the accuracy on images the network was not trained on.
-    """
-    config = LocalizerConfig(
-        min_inlier_share=0.1,
-        min_spread=0.01,
-        max_rotation_sigma_deg=180.0,
-        max_relative_translation_sigma=1e9,
-    )
-    localizer = Localizer(scene_map, extractor, config=config)
-    chosen = np.asarray(held_out, dtype=int)
-    if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:
-        chosen = _images_to_judge(len(reconstruction.images), held_out)
-    errors: dict[int, tuple[float, float]] = {}
-    shares: dict[int, float] = {}
-    nees = []
-    for index in chosen:
-        image = reconstruction.images[index]
-        result = localizer.localize_features(
-            image.features,
-            image.camera,
-            candidates=None if candidates is None else candidates[index],
-        )
-        if result.map_from_camera is None or result.covariance is None:
-            continue
-        truth = image.map_from_camera
-        difference = pose_difference(result.map_from_camera, truth)
-        nees.append(float(difference @ np.linalg.solve(result.covariance, difference)))
-        errors[int(index)] = (
-            float(np.linalg.norm(difference[:3])),
-            float(np.degrees(np.linalg.norm(difference[3:]))),
-        )
-        shares[int(index)] = result.num_inliers / max(1, result.num_used)
-    calibration = scene_map.manifest.calibration
-    if len(nees) >= _MIN_CALIBRATION_POSES:
-        scale = float(np.median(nees)) / _CHI2_6_MEDIAN
-        calibration = replace(calibration, covariance_scale=float(np.clip(scale, 0.25, 100.0)))
-    kept = [index for index in held_out if index in errors]
-    accuracy = {
-        'holdout_images': len(held_out),
-        'holdout_localized': len(kept),
-        'holdout_median_m': _median([errors[index][0] for index in kept]),
-        'holdout_median_deg': _median([errors[index][1] for index in kept]),
-        'holdout_inlier_share': _median([shares[index] for index in kept]),
-    }
-    return calibration, accuracy
-
-
-def _images_to_judge(total: int, held_out: Sequence[int]) -> NDArray[np.int64]:
-    """Return the mapping images, of `total`, that a map is calibrated with."""
-    evenly = np.linspace(0, total - 1, min(total, _MAX_CALIBRATION_IMAGES)).round().astype(int)
-    return np.union1d(evenly, np.asarray(held_out, dtype=int))
-
-
-def pose_difference(estimate: RigidTransform, truth: RigidTransform) -> NDArray[np.float64]:
-    """Return the error (6,) of a map_from_camera in ROS order: metres, radians, map axes."""
-    rotation = vector_from_rotation(estimate.rotation @ truth.rotation.T)
-    return np.concatenate([estimate.translation - truth.translation, rotation])
-
-
 def _median(values: list[float]) -> float | None:
     return round(float(np.median(values)), 6) if values else None
 
@@ -783,8 +715,11 @@ def collect_update_data(
     cameras: dict[Any, int] = {}
     vlad = Vlad.fit([image.features.descriptors for image in reconstruction.images])
     globals_ = []
+    dim = reconstruction.images[0].features.descriptors.shape[1]
+    per_image = 1e6 * config.max_update_mb / len(reconstruction.images)
+    count = min(config.update_keypoints, int(per_image / (dim + _UPDATE_BYTES)))
     for image in reconstruction.images:
-        keep = _keypoints_to_keep(image, config.update_keypoints)
+        keep = _keypoints_to_keep(image, count)
         quantised, scale = quantise(image.features.descriptors[keep])
         for name, value in (
             ('descriptors', quantised),
