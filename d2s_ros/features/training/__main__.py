@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
+from d2s_ros import processes
 from d2s_ros.errors import D2SError, UsageError
 from d2s_ros.features.superpoint import SuperPointNet, checked_device
-from d2s_ros.features.training import processes
 from d2s_ros.features.training.labels import AlikedTeacher, HomographicAdaptation, cache_labels
 from d2s_ros.features.training.losses import LossWeights
 from d2s_ros.features.training.network import save_weights
