@@ -17,6 +17,7 @@ LAYERS = (
     'config',
     'device',
     'threads',
+    'memory',
     'geometry',
     'data',
     'simulation',

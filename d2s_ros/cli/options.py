@@ -39,6 +39,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    parser.add_argument(
+        '--precision',
+        choices=('auto', 'fp32', 'bf16', 'int8'),
+        default='auto',
+        help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32)',
+    )
+
+
 def open_input(
     args: argparse.Namespace, *, poses: str | None = None, pose_topic: str | None = None
 ) -> FrameSource:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from d2s_ros.errors import DeviceError, UnsupportedImageError, WeightsError
+from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.extractor import FeatureConfig, to_grey
+from d2s_ros.features.superpoint_int8 import Int8SuperPoint, int8_available
 from d2s_ros.features.types import LocalFeatures
 
 _logger = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ _logger = logging.getLogger(__name__)
 CELL = 8
 #: Height of the strips that the first stage is computed in on a CPU, even.
 STRIP_ROWS = 64
+
+#: What `precision` may be.
+PRECISIONS = ('auto', 'fp32', 'bf16', 'int8')
 
 #: Name, input and output channels, kernel size of each layer, named as in `superpoint_v1.pth`.
 LAYERS: tuple[tuple[str, int, int, int], ...] = (
@@ -101,7 +105,7 @@ class SuperPointNet(nn.Module):
     def _layer(self, name: str, x: Tensor) -> Tensor:
         x = getattr(self, name)(x)
         if name not in LINEAR_LAYERS:
-            x = functional.relu(x)
+            x = functional.relu(x, inplace=True)
         if self.affine:
             scale, shift = getattr(self, f'{name}_scale'), getattr(self, f'{name}_shift')
             x = x * scale[:, None, None] + shift[:, None, None]
@@ -156,7 +160,10 @@ def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
         return scores
 
     def windowed_max(x: Tensor) -> Tensor:
-        return functional.max_pool2d(x[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0]
+        # Along rows, then along columns: 2 (2 r + 1) comparisons instead of (2 r + 1)^2.
+        side = 2 * radius + 1
+        rows = functional.max_pool2d(x[:, None], (1, side), stride=1, padding=(0, radius))
+        return functional.max_pool2d(rows, (side, 1), stride=1, padding=(radius, 0))[:, 0]
 
     kept = scores == windowed_max(scores)
     for _ in range(2):
@@ -164,6 +171,19 @@ def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
         rest = scores.masked_fill(suppressed, 0.0)
         kept = kept | ((rest == windowed_max(rest)) & ~suppressed)
     return torch.where(kept, scores, torch.zeros_like(scores))
+
+
+def local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
+    """Return where `suppress_non_maxima` keeps (H, W) scores; by OpenCV, on the CPU."""
+    if radius <= 0:
+        return np.ones(scores.shape, bool)
+    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    kept = scores == cv2.dilate(scores, square)
+    for _ in range(2):
+        suppressed = cv2.dilate(kept.view(np.uint8), square).view(bool)
+        rest = np.where(suppressed, np.float32(0.0), scores)
+        kept |= (rest == cv2.dilate(rest, square)) & ~suppressed
+    return kept
 
 
 def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
@@ -212,6 +232,7 @@ class SuperPoint:
         config: Number of keypoints and image size.
         weights_hash: sha256 of the weights.
         device: 'cpu', 'cuda' or 'cuda:N'.
+        precision: Of the network, see `resolve_precision`.
         nms_radius: Keypoints are further apart than this, px of the resized image.
         threshold: Least probability of a keypoint.
         border: No keypoint closer to the image border, px of the resized image, at least 1.
@@ -227,6 +248,7 @@ class SuperPoint:
         *,
         weights_hash: str,
         device: str = 'cpu',
+        precision: str = 'fp32',
         nms_radius: int = 4,
         threshold: float = 0.0005,
         border: int = 4,
@@ -240,6 +262,12 @@ class SuperPoint:
         self.network = network.eval().requires_grad_(False)
         # Channels-last convolutions are faster on CPUs and GPUs alike.
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = resolve_precision(precision, self.device, network)
+        self._integer_network: Int8SuperPoint | None = None
+        if self.precision == 'int8':
+            self._integer_network = Int8SuperPoint(self.network)
+        elif self.precision == 'bf16':
+            self.network = self.network.to(torch.bfloat16)
 
     @classmethod
     def from_pretrained(
@@ -306,37 +334,102 @@ class SuperPoint:
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
         """Return keypoints (K, 2) in px of `grey`, scores (K,) and descriptors (K, 256)."""
         height, width = grey.shape
-        # Padding on the right and below leaves the coordinates as they are.
-        padded = np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
-        tensor = torch.from_numpy(padded).to(self.device)[None, None].float() / 255.0
+        padded = pad_to_cells(grey)
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
             ),
         ):
-            logits, raw = self.network(tensor.contiguous(memory_format=torch.channels_last))
-            scores = score_map(logits)[:, :height, :width].contiguous()
-            peaks = suppress_non_maxima(scores, self.nms_radius)[0]
-            inside = torch.zeros_like(peaks, dtype=torch.bool)
-            edge = self.border
-            inside[edge : height - edge, edge : width - edge] = True
-            if allowed is not None:
-                inside &= torch.from_numpy(allowed).to(self.device) > 0
-            rows, columns = torch.nonzero((peaks > self.threshold) & inside, as_tuple=True)
-            strength, order = torch.sort(peaks[rows, columns], descending=True, stable=True)
-            order, strength = (
-                order[: self.config.max_keypoints],
-                strength[: self.config.max_keypoints],
-            )
-            pixels = torch.stack([columns[order], rows[order]], dim=1)
-            keypoints = refine_keypoints(scores[0], pixels) if self.subpixel else pixels.float()
+            logits, raw = self.forward(padded)
+            scores = score_map(logits)[0, :height, :width].contiguous()
+            find = self._strongest_on_cpu if scores.device.type == 'cpu' else self._strongest
+            pixels, strength = find(scores, allowed)
+            keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
             descriptors = sample_descriptors(raw.float(), keypoints[None])[0]
-            return (
-                keypoints.double().cpu().numpy(),
-                strength.float().cpu().numpy(),
-                descriptors.cpu().numpy(),
-            )
+            # One transfer for all of it.
+            table = torch.cat([keypoints, strength[:, None], descriptors], dim=1).cpu().numpy()
+        table = table[table[:, 2] > self.threshold]
+        return (
+            table[:, :2].astype(np.float64),
+            np.ascontiguousarray(table[:, 2]),
+            np.ascontiguousarray(table[:, 3:]),
+        )
+
+    def forward(self, padded: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Run the network alone: logits and raw descriptors of (H, W), multiples of 8."""
+        image = torch.from_numpy(padded)[None, None]
+        if self._integer_network is not None:
+            return self._integer_network(image)
+        dtype = torch.bfloat16 if self.precision == 'bf16' else torch.float32
+        image = image.to(self.device).to(dtype) / 255.0
+        logits, raw = self.network(image.contiguous(memory_format=torch.channels_last))
+        return logits, raw
+
+    def _strongest_on_cpu(
+        self, scores: Tensor, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the strongest maxima: pixels (K, 2) int64 x, y and scores (K,), best first."""
+        array = scores.numpy()
+        height, width = array.shape
+        peaks = local_maxima(array, self.nms_radius)
+        peaks &= array > self.threshold
+        if allowed is not None:
+            peaks &= allowed > 0
+        edge = self.border
+        rows, columns = np.nonzero(peaks[edge : height - edge, edge : width - edge])
+        rows, columns = rows + edge, columns + edge
+        strength = array[rows, columns]
+        order = np.argsort(-strength, kind='stable')[: self.config.max_keypoints]
+        pixels = np.stack([columns[order], rows[order]], axis=1)
+        return torch.from_numpy(pixels), torch.from_numpy(strength[order])
+
+    def _strongest(
+        self, scores: Tensor, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `_strongest_on_cpu` without waiting for the device: always K rows.
+
+        What is not a keypoint has the score 0 and lies at the border's corner.
+        """
+        height, width = scores.shape
+        edge = self.border
+        peaks = suppress_non_maxima(scores[None], self.nms_radius)[0]
+        if allowed is not None:
+            peaks = peaks * (torch.from_numpy(allowed).to(self.device, non_blocking=True) > 0)
+        inner = peaks[edge : height - edge, edge : width - edge]
+        count = min(self.config.max_keypoints, inner.numel())
+        strength, index = torch.topk(inner.reshape(-1), count, sorted=True)
+        columns = max(1, inner.shape[1])
+        rows = torch.div(index, columns, rounding_mode='floor')
+        return torch.stack([index - rows * columns + edge, rows + edge], dim=1), strength
+
+
+def resolve_precision(name: str, device: torch.device, network: SuperPointNet) -> str:
+    """Return 'fp32', 'bf16' or 'int8' for these or 'auto', the fastest that is as accurate.
+
+    Raises:
+        DeviceError: 'int8' was asked for and cannot be had.
+        UsageError: for another name.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f'precision {name!r} is unknown; use {", ".join(PRECISIONS)}')
+    possible = device.type == 'cpu' and not network.affine and int8_available()
+    if name == 'auto':
+        return 'int8' if possible else 'fp32'
+    if name == 'int8' and not possible:
+        raise DeviceError(
+            'int8 needs a CPU with VNNI instructions and weights without affine layers; use the '
+            'precision auto or fp32'
+        )
+    return name
+
+
+def pad_to_cells(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pad (H, W) on the right and below to multiples of 8: coordinates stay as they are."""
+    height, width = grey.shape
+    if height % CELL == 0 and width % CELL == 0:
+        return np.ascontiguousarray(grey)
+    return np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
 
 
 def resize_to_fit(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:

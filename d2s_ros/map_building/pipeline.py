@@ -21,14 +21,11 @@ from d2s_ros.data.frames import FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
-from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
-from d2s_ros.localization.localizer import (
-    REGRESSION_ERROR_PX,
-    Localizer,
-    LocalizerConfig,
-)
+from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
+from d2s_ros.map_building.calibration import calibrate
 from d2s_ros.mapping.landmarks import (
     Candidates,
+    LandmarkStatistics,
     build_landmarks,
     detection_sigma_px,
 )
@@ -60,12 +57,8 @@ _logger = logging.getLogger(__name__)
 
 #: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
 BYTES_BESIDE_KEY = 2 + 12 + 24
-#: Median of the chi-square distribution with six degrees of freedom.
-_CHI2_6_MEDIAN = 5.348
-#: Fewer poses do not calibrate a covariance.
-_MIN_CALIBRATION_POSES = 5
 #: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
-_RELIABILITY_THRESHOLDS = {'landmark': 0.4, 'regression': 0.6}
+_RELIABILITY_THRESHOLDS = {'landmark': 0.6, 'regression': 0.6}
 #: Budget to steps, augmented views per image and the most images, of the regression head.
 _REGRESSION_BUDGETS = {
     'quick': (100, 1, 80),
@@ -356,8 +349,9 @@ def train_map(
         build=to_dict(config),
     )
     candidates: list[Candidates] | None = None
+    statistics: LandmarkStatistics | None = None
     if config.head == 'landmark':
-        scene_map, figures, candidates = _train_landmarks(
+        scene_map, figures, candidates, statistics = _train_landmarks(
             manifest, reconstruction, extractor, config, held_out, device, progress, checkpoint
         )
     else:
@@ -372,7 +366,9 @@ def train_map(
             progress,
             checkpoint,
         )
-    calibration, accuracy = calibrate(scene_map, extractor, reconstruction, candidates, held_out)
+    calibration, accuracy = calibrate(
+        scene_map, extractor, reconstruction, candidates, held_out, statistics
+    )
     scene_map = replace(scene_map, manifest=replace(scene_map.manifest, calibration=calibration))
     return scene_map, {
         **figures,
@@ -390,7 +386,7 @@ def _train_landmarks(
     device: str,
     progress: bool,
     checkpoint: Path | None,
-) -> tuple[SceneMap, dict[str, Any], list[Candidates]]:
+) -> tuple[SceneMap, dict[str, Any], list[Candidates], LandmarkStatistics]:
     table, statistics = build_landmarks(
         reconstruction,
         max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + BYTES_BESIDE_KEY)),
@@ -431,7 +427,8 @@ def _train_landmarks(
         landmark_table=table,
         landmark_network=network,
     )
-    return scene_map, {'training': figures, 'num_landmarks': len(table)}, all_candidates
+    figures = {'training': figures, 'num_landmarks': len(table)}
+    return scene_map, figures, all_candidates, statistics
 
 
 def _train_regression(
@@ -533,80 +530,6 @@ def keypoint_noise_px(reconstruction: Reconstruction) -> float:
         normalized.append(residual / (shrink * sigma)[:, None])
     values = np.concatenate(normalized)
     return float(np.clip(1.4826 * np.median(np.abs(values)), 0.1, 3.0))
-
-
-def calibrate(
-    scene_map: SceneMap,
-    extractor: FeatureExtractor,
-    reconstruction: Reconstruction,
-    candidates: Sequence[Candidates] | None,
-    held_out: Sequence[int],
-    max_images: int = 60,
-) -> tuple[Calibration, dict[str, Any]]:
-    """Localize mapping images against the map without their own observations.
-
-    The covariance scale makes the median normalised squared error that of six degrees of freedom.
-    Without `candidates` (the regression head) an image cannot be left out of the map, so only
-    held-out images are judged, unless they are too few.
-
-    Returns:
-        The calibration, and the accuracy on images the network was not trained on.
-    """
-    config = LocalizerConfig(
-        min_inlier_share=0.1,
-        min_spread=0.01,
-        max_rotation_sigma_deg=180.0,
-        max_relative_translation_sigma=1e9,
-    )
-    localizer = Localizer(scene_map, extractor, config=config)
-    chosen = np.asarray(held_out, dtype=int)
-    if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:
-        total = len(reconstruction.images)
-        evenly = np.linspace(0, total - 1, min(total, max_images)).round().astype(int)
-        chosen = np.union1d(evenly, chosen)
-    errors: dict[int, tuple[float, float]] = {}
-    shares: dict[int, float] = {}
-    nees = []
-    for index in chosen:
-        image = reconstruction.images[index]
-        result = localizer.localize_features(
-            image.features,
-            image.camera,
-            candidates=None if candidates is None else candidates[index],
-        )
-        if result.map_from_camera is None or result.covariance is None:
-            continue
-        truth = image.map_from_camera
-        difference = pose_difference(result.map_from_camera, truth)
-        nees.append(float(difference @ np.linalg.solve(result.covariance, difference)))
-        errors[int(index)] = (
-            float(np.linalg.norm(difference[:3])),
-            float(np.degrees(np.linalg.norm(difference[3:]))),
-        )
-        shares[int(index)] = result.num_inliers / max(1, result.num_used)
-    calibration = scene_map.manifest.calibration
-    if len(nees) >= _MIN_CALIBRATION_POSES:
-        scale = float(np.median(nees)) / _CHI2_6_MEDIAN
-        calibration = replace(calibration, covariance_scale=float(np.clip(scale, 0.25, 100.0)))
-    kept = [index for index in held_out if index in errors]
-    accuracy = {
-        'holdout_images': len(held_out),
-        'holdout_localized': len(kept),
-        'holdout_median_m': _median([errors[index][0] for index in kept]),
-        'holdout_median_deg': _median([errors[index][1] for index in kept]),
-        'holdout_inlier_share': _median([shares[index] for index in kept]),
-    }
-    return calibration, accuracy
-
-
-def pose_difference(estimate: RigidTransform, truth: RigidTransform) -> NDArray[np.float64]:
-    """Return the error (6,) of a map_from_camera in ROS order: metres, radians, map axes."""
-    rotation = vector_from_rotation(estimate.rotation @ truth.rotation.T)
-    return np.concatenate([estimate.translation - truth.translation, rotation])
-
-
-def _median(values: list[float]) -> float | None:
-    return round(float(np.median(values)), 6) if values else None
 
 
 def collect_update_data(

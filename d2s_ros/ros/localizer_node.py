@@ -27,6 +27,7 @@ from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError, InputError
 from d2s_ros.localization.plausibility import PlausibilityGate
+from d2s_ros.memory import keep_freed_memory
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import (
     CameraInfos,
@@ -726,6 +727,7 @@ def main(
 ) -> int:
     """Run the node until it is told to stop; return the exit status."""
     wait_passively()
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING)
     rclpy.init(args=args)
     _end_in_time(rclpy.get_default_context(), 0)

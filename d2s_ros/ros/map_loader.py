@@ -66,10 +66,16 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
     # torch takes seconds to import; the node needs it only here.
     from d2s_ros.localization.localizer import Localizer
     from d2s_ros.mapping.scene_map import SceneMap
+    from d2s_ros.threads import limit_threads
 
+    limit_threads(config.threads)
     scene_map = SceneMap.open(config.map)
     localizer = Localizer.from_map(
-        scene_map, device=device, weights=config.weights or None, config=config.localizer
+        scene_map,
+        device=device,
+        weights=config.weights or None,
+        config=config.localizer,
+        precision=config.precision,
     )
     return LoadedMap(
         localizer,

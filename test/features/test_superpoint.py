@@ -7,19 +7,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from d2s_ros.errors import DeviceError, UnsupportedImageError, WeightsError
+from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.superpoint import (
     SuperPoint,
     SuperPointNet,
     default_weights_path,
     load_network,
+    local_maxima,
     refine_keypoints,
     resize_to_fit,
     sample_descriptors,
     score_map,
     suppress_non_maxima,
 )
+from d2s_ros.features.superpoint_int8 import calibration_image, int8_available
+
+needs_int8 = pytest.mark.skipif(not int8_available(), reason='needs a CPU with VNNI instructions')
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +113,69 @@ def test_suppression_against_brute_force():
             window = scores[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
             if scores[row, column] == window.max():
                 assert kept[row, column] == scores[row, column]
+
+
+@pytest.mark.parametrize('radius', [0, 1, 4])
+def test_both_suppressions_keep_the_same(radius):
+    rng = np.random.default_rng(5)
+    scores = rng.random((61, 83)).astype(np.float32)
+    scores[10:30, 20:50] = 0.0
+    kept = suppress_non_maxima(torch.from_numpy(scores)[None], radius)[0].numpy()
+    mask = local_maxima(scores, radius)
+    np.testing.assert_array_equal(np.where(mask, scores, 0), kept)
+
+
+@pytest.mark.parametrize('keypoints', [70, 5000])
+def test_devices_choose_keypoints_as_the_cpu_does(network, texture, keypoints):
+    """The way without round trips to the device, run on the CPU."""
+    extractor = make(network, max_keypoints=keypoints)
+    mask = np.full(texture.shape, 255, np.uint8)
+    mask[30:50, 60:90] = 0
+    expected = extractor.extract(texture, mask)
+    extractor._strongest_on_cpu = extractor._strongest
+    found = extractor.extract(texture, mask)
+    assert len(found) > 40
+    np.testing.assert_array_equal(found.keypoints, expected.keypoints)
+    np.testing.assert_array_equal(found.keypoint_scores, expected.keypoint_scores)
+    np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+
+
+def same_features(found, expected):
+    """Return the share of keypoints found again within 1.5 px and their median cosine."""
+    gaps = np.linalg.norm(found.keypoints[:, None] - expected.keypoints[None], axis=2)
+    nearest = gaps.argmin(axis=1)
+    close = gaps[np.arange(len(nearest)), nearest] < 1.5
+    cosines = (found.descriptors[close] * expected.descriptors[nearest[close]]).sum(axis=1)
+    return float(close.mean()), float(np.median(cosines))
+
+
+@pytest.mark.parametrize('precision', ['bf16', pytest.param('int8', marks=needs_int8)])
+def test_low_precision_finds_the_same_features(precision):
+    """The made-up picture is not one of those that the integer network is calibrated on."""
+    image = calibration_image(7, 320, 240)
+    config = FeatureConfig(name='superpoint', max_keypoints=300)
+    expected = SuperPoint.from_pretrained(config=config).extract(image)
+    extractor = SuperPoint.from_pretrained(config=config, precision=precision)
+    found = extractor.extract(image)
+    share, cosine = same_features(found, expected)
+    assert share > 0.9
+    assert cosine > 0.995
+    np.testing.assert_array_equal(extractor.extract(image).descriptors, found.descriptors)
+
+
+@needs_int8
+def test_auto_is_integer_where_the_processor_has_it(network, monkeypatch):
+    assert make(network, precision='auto').precision == 'int8'
+    monkeypatch.setattr('d2s_ros.features.superpoint.int8_available', lambda: False)
+    assert make(network, precision='auto').precision == 'fp32'
+
+
+def test_precisions_that_cannot_be_had_are_errors(network, monkeypatch):
+    with pytest.raises(UsageError, match='fp64'):
+        make(network, precision='fp64')
+    monkeypatch.setattr('d2s_ros.features.superpoint.int8_available', lambda: False)
+    with pytest.raises(DeviceError, match='int8'):
+        make(network, precision='int8')
 
 
 @pytest.mark.parametrize(('dx', 'dy'), [(0.0, 0.0), (0.3, -0.2), (-0.45, 0.1), (0.49, 0.49)])
