@@ -86,7 +86,7 @@ def test_superpoint_does_no_more_than_its_convolutions(precision, megabytes):
     extractor.extract(image)
     counts = count_operations(lambda: extractor.extract(image))
     assert counts['gflop'] == pytest.approx(52.1, rel=0.03)
-    assert counts['operations'] <= 160
+    assert counts['operations'] <= 230
     assert counts['tensor_mb'] <= megabytes
 
 
