@@ -15,6 +15,7 @@ from d2s_ros.features.superpoint import (
     default_weights_path,
     load_network,
     local_maxima,
+    read_descriptors,
     refine_keypoints,
     resize_to_fit,
     sample_descriptors,
@@ -77,6 +78,13 @@ def test_descriptors_match_an_independent_implementation():
     found = sample_descriptors(torch.from_numpy(raw)[None], torch.from_numpy(keypoints)[None])[0]
     expected = numpy_descriptors(raw.astype(np.float64), keypoints)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    single = read_descriptors(torch.from_numpy(raw), torch.from_numpy(keypoints))
+    np.testing.assert_allclose(single.numpy(), expected, atol=2e-5)
+    for narrow in (raw[:, :1], raw[:, :, :1]):
+        few = keypoints[:20]
+        single = read_descriptors(torch.from_numpy(narrow.copy()), torch.from_numpy(few))
+        expected = numpy_descriptors(narrow.astype(np.float64), few)
+        np.testing.assert_allclose(single.numpy(), expected, atol=2e-5)
 
 
 def test_strips_of_the_first_stage_change_nothing(network, monkeypatch):
