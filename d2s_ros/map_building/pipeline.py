@@ -183,7 +183,7 @@ def budget(
             images_per_step=images,
             seed=seed,
             # Short runs improve on held-out images up to their last step.
-            patience=20 if name == 'full' else 0,
+            patience=12 if name == 'full' else 0,
         ),
         num_layers=layers,
         max_images=max_images,
