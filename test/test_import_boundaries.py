@@ -18,6 +18,7 @@ LAYERS = (
     'device',
     'threads',
     'memory',
+    'processes',
     'geometry',
     'data',
     'simulation',

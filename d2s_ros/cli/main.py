@@ -75,7 +75,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, D2SError):
         return ' '.join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 'interrupted, nothing was changed', 130
+        return 'interrupted', 130
     if isinstance(error, OSError):
         where = f' ({error.filename})' if error.filename else ''
         return f'{error.strerror or error}{where}', 3

@@ -15,6 +15,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help='rosbag2 (folder, .mcap or .db3), folder with images/ and a COLMAP text model, or '
         'folder of images with a calibration file',
     )
+    add_source_options(parser)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to read a log."""
     parser.add_argument('--image-list', metavar='FILE', help='names of images to use, one a line')
     parser.add_argument('--image-topic', metavar='T', help='image topic of the log')
     parser.add_argument('--camera-info-topic', metavar='T', help='camera_info topic of the log')

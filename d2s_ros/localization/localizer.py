@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_gr
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.effort import FULL, Effort
 from d2s_ros.localization.gates import doubt_lone_thing, judge
 from d2s_ros.localization.pose_solver import PoseEstimate, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
@@ -103,7 +105,12 @@ class Localizer:
         return cls(scene_map, extractor, device=device, config=config)
 
     def localize(
-        self, image: NDArray[np.uint8] | None, camera: Camera | None, *, details: bool = False
+        self,
+        image: NDArray[np.uint8] | None,
+        camera: Camera | None,
+        *,
+        details: bool = False,
+        effort: Effort = FULL,
     ) -> LocalizationResult:
         """Localize one image.
 
@@ -111,6 +118,7 @@ class Localizer:
             image: (H, W) grey or (H, W, 3) BGR uint8; None is refused as a bad image.
             camera: Its intrinsics; another size of the same aspect is scaled; None is refused.
             details: Also return per-keypoint results.
+            effort: Less than full computes on a smaller image or with fewer keypoints.
         """
         started = time.perf_counter()
         # A thread that never asked for it would run convolutions on all cores.
@@ -123,16 +131,30 @@ class Localizer:
                 status.NO_CALIBRATION, 'there is no valid camera calibration for the image'
             )
         try:
-            height, width = to_grey(image).shape
+            grey = to_grey(image)
+            given_size = grey.shape[1::-1]
+            if not effort.is_full:
+                image = grey = _shrunken(grey, effort)
+            height, width = grey.shape
             if (camera.width, camera.height) != (width, height):
                 camera = camera.resized(width, height)
             features = self.extractor.extract(image)
+            if not effort.is_full:
+                count = round(effort.keypoints * self.extractor.config.max_keypoints)
+                features = features.strongest(max(count, self.config.min_keypoints))
         except UnsupportedImageError as error:
             return LocalizationResult(status.BAD_IMAGE, str(error))
         except CalibrationError as error:
             return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
         elapsed = 1e3 * (time.perf_counter() - started)
-        return self.localize_features(features, camera, details=details, features_ms=elapsed)
+        result = self.localize_features(features, camera, details=details, features_ms=elapsed)
+        if result.details is not None and (width, height) != given_size:
+            ratio = np.array(given_size, np.float32) / np.array((width, height), np.float32)
+            keypoints = (result.details.keypoints + 0.5) * ratio - 0.5
+            result = replace(
+                result, details=replace(result.details, keypoints=keypoints.astype(np.float32))
+            )
+        return result
 
     def localize_features(
         self,
@@ -384,3 +406,10 @@ class Localizer:
             inlier_mask=inliers,
             reprojection_errors_px=errors,
         )
+
+
+def _shrunken(grey: NDArray[np.uint8], effort: Effort) -> NDArray[np.uint8]:
+    size = effort.size(grey.shape[1], grey.shape[0])
+    if size == grey.shape[1::-1]:
+        return grey
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -7,7 +7,7 @@ would be without them: their observations are taken out of descriptors, points a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,8 @@ from d2s_ros.mapping.scene_map import Calibration, SceneMap
 _CHI2_6_MEDIAN = 5.348
 #: Fewer poses do not calibrate a covariance.
 _MIN_CALIBRATION_POSES = 5
+#: Images all over the log that a map is calibrated with, and of those held out.
+_MAX_IMAGES, _MAX_HELD_OUT = 60, 200
 #: Images that are asked about the map with its points shuffled.
 _CHANCE_IMAGES = 30
 #: Of the tail: an inlier more is worth more evidence than this.
@@ -57,10 +59,9 @@ def calibrate(
     scene_map: SceneMap,
     extractor: FeatureExtractor,
     reconstruction: Reconstruction,
-    candidates: Sequence[Candidates] | None,
+    candidates: Mapping[int, Candidates] | Sequence[Candidates] | None,
     held_out: Sequence[int],
     statistics: LandmarkStatistics | None = None,
-    max_images: int = 60,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Localize mapping images in the map as it would be without them.
 
@@ -72,10 +73,9 @@ def calibrate(
         scene_map: The map, not calibrated yet.
         extractor: Of its features.
         reconstruction: What it was made from.
-        candidates: Of each image, without its own observations.
+        candidates: Of each of `images_to_judge`, without the image's own observations.
         held_out: Images the network was not trained on.
         statistics: What landmarks came from which points; without, landmarks are not moved.
-        max_images: Most images besides those held out.
 
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
@@ -84,11 +84,10 @@ def calibrate(
     others: LeaveOneOut | None = None
     if statistics is not None and scene_map.landmark_table is not None:
         others = LeaveOneOut(reconstruction, scene_map.landmark_table, statistics)
+    held_out = thinned(held_out, _MAX_HELD_OUT)
     chosen = np.asarray(held_out, dtype=int)
     if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:
-        total = len(reconstruction.images)
-        evenly = np.linspace(0, total - 1, min(total, max_images)).round().astype(int)
-        chosen = np.union1d(evenly, chosen)
+        chosen = images_to_judge(len(reconstruction.images), held_out)
     errors: dict[int, tuple[float, float]] = {}
     shares: dict[int, float] = {}
     nees, depths = [], []
@@ -133,6 +132,21 @@ def calibrate(
         'holdout_inlier_share': _median([shares[index] for index in kept]),
     }
     return calibration, accuracy
+
+
+def images_to_judge(total: int, held_out: Sequence[int]) -> NDArray[np.int64]:
+    """Return the mapping images, of `total`, that a map is calibrated with.
+
+    Those held out, and some all over the log; of a long log not all that are held out.
+    """
+    evenly = np.linspace(0, total - 1, min(total, _MAX_IMAGES)).round().astype(int)
+    return np.union1d(evenly, np.asarray(thinned(held_out, _MAX_HELD_OUT), dtype=int))
+
+
+def thinned(values: Sequence[int], count: int) -> list[int]:
+    """Return at most `count` of the values, evenly."""
+    kept = np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)
+    return [values[index] for index in kept]
 
 
 def chance_evidence(

@@ -123,15 +123,10 @@ def build_landmarks(
             f'only {len(points)} points were triangulated, too few for a map; add images that '
             'overlap and are taken from different places'
         )
-    dim = reconstruction.images[0].features.descriptors.shape[1]
-    sums = np.zeros((len(points), dim))
-    counts = np.zeros(len(points), np.int64)
     information = np.zeros((len(points), 3, 3))
     for image in reconstruction.images:
         keypoint_idx = np.flatnonzero(image.point_idx >= 0)
         point_idx = image.point_idx[keypoint_idx]
-        np.add.at(sums, point_idx, image.features.descriptors[keypoint_idx])
-        np.add.at(counts, point_idx, 1)
         camera_from_map = image.map_from_camera.inverse()
         in_camera = camera_from_map.apply(points[point_idx])
         jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
@@ -147,7 +142,16 @@ def build_landmarks(
     order = np.sort(_choose_points(reconstruction, covariances, max_landmarks, priority))
     landmark_of_point = np.full(len(points), -1, np.int64)
     landmark_of_point[order] = np.arange(len(order))
-    keys = sums[order] / np.maximum(np.linalg.norm(sums[order], axis=1, keepdims=True), 1e-12)
+    # Only now: of a large scene, the sums of all points would not fit in memory.
+    dim = reconstruction.images[0].features.descriptors.shape[1]
+    sums, counts = np.zeros((len(order), dim)), np.zeros(len(order), np.int64)
+    for image in reconstruction.images:
+        seen = np.flatnonzero(image.point_idx >= 0)
+        landmark = landmark_of_point[image.point_idx[seen]]
+        seen, landmark = seen[landmark >= 0], landmark[landmark >= 0]
+        np.add.at(sums, landmark, image.features.descriptors[seen])
+        np.add.at(counts, landmark, 1)
+    keys = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     center = np.median(points[order], axis=0)
     extent = float(np.percentile(np.abs(points[order] - center).max(axis=1), 90))
     table = LandmarkTable(
@@ -157,7 +161,7 @@ def build_landmarks(
         center.astype(np.float32),
         max(extent, 1e-9),
     )
-    return table, LandmarkStatistics(sums[order], counts[order], landmark_of_point)
+    return table, LandmarkStatistics(sums, counts, landmark_of_point)
 
 
 def _choose_points(

@@ -49,6 +49,13 @@ class LocalizerNodeConfig:
         choices=('auto', 'fp32', 'bf16', 'int8'),
         read_only=True,
     )
+    target_rate: float = option(
+        0.0,
+        'Rate to hold with fewer keypoints or a smaller image where needed; 0 always does all.',
+        unit='Hz',
+        minimum=0.0,
+        maximum=1000.0,
+    )
     threads: int = option(
         0,
         'CPU threads that localizing may use; 0 leaves one core to the robot.',

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import ConfigError, D2SError, DeviceError
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.effort import FULL, Effort
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
@@ -24,7 +25,12 @@ class SupportsLocalize(Protocol):
     """What the node needs of a localizer."""
 
     def localize(
-        self, image: NDArray[np.uint8], camera: Camera, *, details: bool = False
+        self,
+        image: NDArray[np.uint8],
+        camera: Camera,
+        *,
+        details: bool = False,
+        effort: Effort = FULL,
     ) -> LocalizationResult:
         """Localize one image."""
         ...

@@ -86,7 +86,7 @@ def test_superpoint_does_no_more_than_its_convolutions(precision, megabytes):
     extractor.extract(image)
     counts = count_operations(lambda: extractor.extract(image))
     assert counts['gflop'] == pytest.approx(52.1, rel=0.03)
-    assert counts['operations'] <= 160
+    assert counts['operations'] <= 230
     assert counts['tensor_mb'] <= megabytes
 
 
@@ -253,3 +253,28 @@ def test_options_that_do_not_fit_are_usage_errors(capsys, small_map, tmp_path):
     assert '--frames' in capsys.readouterr().err
     assert main([*arguments, '--database-images', '5']) == 2
     assert '--compare' in capsys.readouterr().err
+
+
+def test_command_prints_a_table_and_writes_json(capsys, small_map, tmp_path):
+    import cv2
+
+    log = tmp_path / 'log'
+    log.mkdir()
+    for index, frame in enumerate(small_map.frames[:3]):
+        cv2.imwrite(str(log / f'{index:03d}.png'), frame.image)
+    (log / 'camera.yaml').write_text(json.dumps(small_map.frames[0].camera.to_dict()))
+    out = tmp_path / 'out.json'
+    threads = torch.get_num_threads()
+    try:
+        arguments = ['--threads', '1', '--frames', '2', '--compare', 'baseline', '--json', str(out)]
+        assert main(['benchmark', str(small_map.path), str(log), *arguments]) == 0
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(-1)
+    printed = capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert report['frames'] == report['localized'] == 2
+    assert report['threads'] == 1
+    assert report['load_seconds'] > 0
+    assert f'{report["stages_ms"]["total"]["median"]:.2f}' in printed
+    assert 'whole database over ours' in printed
