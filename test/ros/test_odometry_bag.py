@@ -17,7 +17,8 @@ from d2s_ros.data.tum import read_tum
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.ros.transform_buffer import TransformBuffer
 
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+# A map is built: minutes on a busy machine.
+pytestmark = [pytest.mark.ros, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def read_transforms(bag):
