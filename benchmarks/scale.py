@@ -58,13 +58,13 @@ class MadeUpFeatures:
 
 
 class Watch:
-    """Peak of the memory that cannot be given back (RssAnon), above what it was at the start."""
+    """Time, and the peak of the process's memory that cannot be given back (RssAnon)."""
 
     def __init__(self) -> None:
         self.peak = 0
 
     def __enter__(self) -> Watch:
-        self._start = anonymous_bytes()
+        self.peak = anonymous_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._began = time.monotonic()
@@ -78,7 +78,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(0.02):
-            self.peak = max(self.peak, anonymous_bytes() - self._start)
+            self.peak = max(self.peak, anonymous_bytes())
 
     def figures(self) -> dict[str, float]:
         """Return seconds and peak in MB."""
@@ -209,8 +209,8 @@ def main() -> int:
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
     print(
-        '| images | points | landmarks | pairs | pairs [s] | [MB] | training [s] | [MB] | '
-        'update data [MB] | [s] | peak [MB] |\n|' + '---|' * 11
+        '| images | points | landmarks | read [MB] | pairs | [s] | [MB] | training [s] | [MB] | '
+        'update data [MB] | [s] | [MB] |\n|' + '---|' * 12
     )
     rows = []
     for count in args.images:
@@ -218,7 +218,8 @@ def main() -> int:
         rows.append(row)
         pairs, train, update = row['pairs'], row['train_map'], row['update_data']
         print(
-            f'| {count} | {row["points"]} | {row["num_landmarks"]} | {pairs["count"]} | '
+            f'| {count} | {row["points"]} | {row["num_landmarks"]} | '
+            f'{row["held"]["peak_mb"]} | {pairs["count"]} | '
             f'{pairs["seconds"]} | {pairs["peak_mb"]} | {train["seconds"]} | {train["peak_mb"]} | '
             f'{update["mb"]} | {update["seconds"]} | {update["peak_mb"]} |',
             flush=True,
