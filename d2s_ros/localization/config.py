@@ -34,7 +34,7 @@ class LocalizerConfig:
         minimum=1e-12,
         maximum=0.5,
     )
-    min_inliers: int = option(10, 'Poses with fewer inliers are refused.', minimum=4)
+    min_inliers: int = option(14, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
         0.12,
         'Poses with a smaller share of inliers are refused; so are those with less than a third '
