@@ -175,7 +175,7 @@ def reconstruct(
     metric = all(posed)
     ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     pairs = select_pairs(images, config)
-    matches = _match_pairs(images, ideal, pairs, config, metric, progress)
+    matches = match_pairs(images, pairs, config, progress=progress)
     if not matches:
         raise InputError(
             'no two mapping images match; are they of one place, sharp, and are poses and '
@@ -207,20 +207,31 @@ def triangulate(
         )
 
 
-def _match_pairs(
+def match_pairs(
     images: Sequence[ImageInput],
-    ideal: list[NDArray[np.float64]],
-    pairs: list[tuple[int, int]],
+    pairs: Sequence[tuple[int, int]],
     config: ReconstructionConfig,
-    metric: bool,
-    progress: bool,
+    *,
+    progress: bool = False,
 ) -> dict[tuple[int, int], NDArray[np.int64]]:
+    """Match pairs of images, along epipolar lines where both have poses.
+
+    Args:
+        images: With or without poses.
+        pairs: (i, j), i < j, of indices into `images`.
+        config: Limits.
+        progress: Show a progress bar.
+
+    Returns:
+        (M, 2) keypoint indices for each pair with enough matches.
+    """
+    ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     descriptors = [torch.from_numpy(image.features.descriptors) for image in images]
     points = [np.nan_to_num(p, nan=-1e6).astype(np.float32) for p in ideal]
     matches: dict[tuple[int, int], NDArray[np.int64]] = {}
     for i, j in tqdm(pairs, desc='matching', unit='pair', disable=not progress):
         pose_i, pose_j = images[i].map_from_camera, images[j].map_from_camera
-        if metric and pose_i is not None and pose_j is not None:
+        if pose_i is not None and pose_j is not None:
             baseline = np.linalg.norm(pose_i.translation - pose_j.translation)
             if baseline < 1e-9:
                 continue
@@ -244,9 +255,8 @@ def _match_pairs(
                 ratio=config.free_ratio,
                 min_similarity=config.min_similarity,
             )
-        valid = np.isfinite(ideal[i][found[:, 0]]).all(1) & np.isfinite(ideal[j][found[:, 1]]).all(
-            1
-        )
+        valid = np.isfinite(ideal[i][found[:, 0]]).all(1)
+        valid &= np.isfinite(ideal[j][found[:, 1]]).all(1)
         found = found[valid]
         if len(found) >= config.min_pair_matches:
             matches[i, j] = found
