@@ -37,7 +37,7 @@ from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
 from d2s_ros.map_update.growth import grow
 from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons, select_keyframes
-from d2s_ros.map_update.ledger import UpdateLedger
+from d2s_ros.map_update.ledger import UpdateLedger, identity
 from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, statistics_of
 from d2s_ros.map_update.pseudo_labels import LabelledFrame, label_frames
 from d2s_ros.mapping.reconstruction import Reconstruction
@@ -168,7 +168,7 @@ def update_map(
             run = _Run(store, paths, config, work_dir, status, device, weights, show_progress)
             result = run.execute(dry_run)
             if not dry_run:
-                ledger.record(run.readable_logs, result.verdict, result.candidate_version)
+                ledger.record(run.used_logs, result.verdict, result.candidate_version)
                 store.prune(config.keep_versions, config.keep_megabytes * 1_000_000)
             run.clean_up()
         except D2SError as error:
@@ -208,16 +208,19 @@ class _Run:
         self.incumbent = SceneMap.open(store.root)
         if self.incumbent.landmark_table is None:
             raise InputError(
-                'maps with the regression head cannot be updated; build a map with landmarks'
+                'maps with the regression head cannot be updated: no image can be left out of '
+                'them, so nothing could judge the update; build a map with landmarks'
             )
         self.data = MappingData.from_map(self.incumbent)
         self.extractor: FeatureExtractor = create_extractor(
             self.incumbent.manifest.features, device=self.device, weights=weights
         )
+        # Taken before anything is read: what a log grows by meanwhile is new to the next update.
+        self.identities = [identity(log) for log in logs]
         signature = {
             'version': self.incumbent.manifest.version,
             'created': self.incumbent.manifest.created,
-            'logs': [str(log.resolve()) for log in logs],
+            'logs': self.identities,
             'config': to_dict(config),
         }
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
@@ -226,7 +229,7 @@ class _Run:
         if self.folder.exists():
             _logger.info('going on with an interrupted update')
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.readable_logs: list[Path] = []
+        self.used_logs: list[dict[str, Any]] = []
 
     def clean_up(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -270,7 +273,7 @@ class _Run:
                 **self.incumbent.manifest.metrics,
                 **candidate.manifest.metrics,
                 'update': {
-                    'logs': [log.name for log in self.readable_logs],
+                    'logs': [Path(log['path']).name for log in self.used_logs],
                     'recipe': self.config.recipe,
                     'promoted': decision.promote,
                     'reasons': list(decision.reasons),
@@ -322,10 +325,10 @@ class _Run:
                 _logger.warning('%s is not used: %s', log, error)
                 records.append(FrameRecord(_log_name(log), '', 0, 'dropped', str(error)))
                 continue
-            self.readable_logs.append(log)
+            self.used_logs.append(self.identities[position])
             keyframes += found
             records += dropped
-        if not self.readable_logs:
+        if not self.used_logs:
             raise InputError('no log can be read: ' + '; '.join(problems))
         return keyframes, records
 
