@@ -52,6 +52,7 @@ def grow(
     config: GrowthConfig,
     reconstruction_config: ReconstructionConfig | None = None,
     *,
+    known_matches: dict[tuple[str, str], NDArray[np.int64]] | None = None,
     progress: bool = False,
 ) -> GrownMap:
     """Add verified frames to the mapping images.
@@ -61,6 +62,7 @@ def grow(
         frames: Labelled frames; frames without a pose (recipe 'paper') only add their labels.
         config: Options.
         reconstruction_config: Limits of matching and triangulation.
+        known_matches: Matches of an earlier call with the same images, by name; new ones are added.
         progress: Show a progress bar.
 
     Raises:
@@ -77,7 +79,10 @@ def grow(
         *(replace(image, point_idx=image.point_idx.copy()) for image in old),
         *(_mapped_image(frame) for frame in posed),
     ]
-    matches = _match(images, len(old), data, posed, config, settings, progress)
+    pairs = _pairs(images, len(old), data, posed, config)
+    matches = _match(
+        images, pairs, settings, {} if known_matches is None else known_matches, progress
+    )
     points = data.points_in_map
     figures = {'frames_added': len(posed)}
     before = sum(int((image.point_idx >= 0).sum()) for image in images[len(old) :])
@@ -102,6 +107,39 @@ def grow(
     priority = _usefulness(images, len(old), len(points))
     priority[forgotten | (reconstruction.track_lengths == 0)] = -1.0
     return GrownMap(reconstruction, len(old), priority, figures)
+
+
+def as_mapping_data(data: MappingData, grown: GrownMap) -> MappingData:
+    """Return old and new images as a source of labels for further frames."""
+    added = grown.reconstruction.images[grown.num_old_images :]
+    described = [data.vlad.describe(image.features.descriptors) for image in added]
+    return MappingData(
+        grown.reconstruction.images,
+        grown.reconstruction.points_in_map,
+        data.vlad,
+        np.concatenate([data.global_descriptors, *(row[None] for row in described)]),
+        data.metric,
+    )
+
+
+def in_old_points(
+    frames: Sequence[LabelledFrame], data: MappingData, grown: GrownMap
+) -> list[LabelledFrame]:
+    """Replace labels with points of the grown map by those of the old one, where it has them."""
+    count = len(data.points_in_map)
+    groups = point_groups(grown.reconstruction.points_in_map)
+    old_point = np.full(int(groups.max()) + 1, -1, np.int64)
+    old_point[groups[:count]] = np.arange(count)
+    translation = np.where(
+        np.arange(len(groups)) < count, np.arange(len(groups)), old_point[groups]
+    )
+    return [
+        replace(
+            frame,
+            point_idx=np.where(frame.point_idx >= 0, translation[frame.point_idx], -1),
+        )
+        for frame in frames
+    ]
 
 
 def landmarks_of(grown: GrownMap, max_landmarks: int) -> tuple[LandmarkTable, LandmarkStatistics]:
@@ -134,7 +172,7 @@ def _mapped_image(frame: LabelledFrame) -> MappedImage:
     keyframe = frame.keyframe
     assert frame.map_from_camera is not None
     return MappedImage(
-        f'{keyframe.log}/{keyframe.name}',
+        frame.image_name,
         keyframe.stamp_ns,
         keyframe.camera,
         frame.map_from_camera,
@@ -144,16 +182,14 @@ def _mapped_image(frame: LabelledFrame) -> MappedImage:
     )
 
 
-def _match(
+def _pairs(
     images: Sequence[MappedImage],
     num_old: int,
     data: MappingData,
     posed: Sequence[LabelledFrame],
     config: GrowthConfig,
-    settings: ReconstructionConfig,
-    progress: bool,
-) -> Matches:
-    """Match new frames with old images and with each other along epipolar lines."""
+) -> list[tuple[int, int]]:
+    """Choose what each new frame is matched with: old images alike or near, new ones near."""
     described = np.stack(
         [data.vlad.describe(frame.keyframe.features.descriptors) for frame in posed]
     )
@@ -174,9 +210,25 @@ def _match(
         near_old = [i for i in order if i < num_old][: config.old_neighbours - half]
         near_new = [i for i in order if i >= num_old][: config.new_neighbours]
         pairs.update((min(i, index), max(i, index)) for i in (*near_old, *near_new))
+    return sorted(pairs)
+
+
+def _match(
+    images: Sequence[MappedImage],
+    pairs: Sequence[tuple[int, int]],
+    settings: ReconstructionConfig,
+    known: dict[tuple[str, str], NDArray[np.int64]],
+    progress: bool,
+) -> Matches:
+    """Match pairs of images along epipolar lines; `known` is used and extended."""
     # Another light changes descriptors; the geometry makes up for what is lost.
     lenient = replace(settings, min_similarity=max(0.0, settings.min_similarity - 0.1))
-    return match_pairs(_inputs(images), sorted(pairs), lenient, progress=progress)
+    names = {pair: (images[pair[0]].name, images[pair[1]].name) for pair in pairs}
+    missing = [pair for pair in pairs if names[pair] not in known]
+    found = match_pairs(_inputs(images), missing, lenient, progress=progress)
+    for pair in missing:
+        known[names[pair]] = found.get(pair, np.zeros((0, 2), np.int64))
+    return {pair: known[names[pair]] for pair in pairs if len(known[names[pair]])}
 
 
 def _inputs(images: Sequence[MappedImage]) -> list[ImageInput]:
