@@ -44,13 +44,13 @@ PATIENCE = 900.0
 
 @pytest.fixture(scope='session')
 def changed_logs(tmp_path_factory):
-    """Return a folder with two drives through the building by night with furniture moved."""
+    """Return a folder with two drives through the building at dusk."""
     root = tmp_path_factory.mktemp('changed')
-    night = SimulationConfig(
-        seed=4, width=320, height=240, rate_hz=1.0, poses=False, lighting='night', change='moved'
+    changed = SimulationConfig(
+        seed=4, width=320, height=240, rate_hz=1.0, poses=False, lighting='dusk'
     )
-    simulate_log(replace(night, frames=20, trajectory_seed=5), root / 'log', progress=False)
-    simulate_log(replace(night, frames=12, trajectory_seed=6), root / 'query', progress=False)
+    simulate_log(replace(changed, frames=20, trajectory_seed=5), root / 'log', progress=False)
+    simulate_log(replace(changed, frames=12, trajectory_seed=6), root / 'query', progress=False)
     return root
 
 
