@@ -3,10 +3,11 @@
     python benchmarks/map_update.py [--work DIR] [--json OUT.json] [--plot OUT.png]
     python benchmarks/map_update.py --rounds 10 [--work DIR] [--json OUT.json]
 
-The building is mapped by day with true poses. Logs at dusk, at night, with a third of the furniture
-moved, and with both at night come without poses. Query logs of each condition, which no map has
-seen, are localized with the first map, with the updated one, with one updated as published, and
-with a map built from all logs with their true poses, which is what an update can hope for at best.
+The building is mapped by day with true poses. Logs at dusk, at night, and with a third of the
+furniture moved come without poses. Query logs of each condition, and of moved furniture at night,
+which no log shows, are localized with the first map, with the updated one, with one updated as
+published, and with a map built from all logs with their true poses, which is what an update can
+hope for at best. Every lap is driven in one of two directions; the mapping log shows only one.
 
 With --rounds, small logs of one changed condition after the other each make an update of their own,
 and all conditions are measured after each. Logs and maps in DIR are used again.
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,26 @@ from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 from d2s_ros.threads import wait_passively
 
-CONDITIONS: dict[str, dict[str, str]] = {
-    'day': {},
-    'dusk': {'lighting': 'dusk'},
-    'night': {'lighting': 'night'},
-    'moved': {'change': 'moved'},
-    'moved_night': {'change': 'moved', 'lighting': 'night'},
+
+@dataclass(frozen=True)
+class Condition:
+    """A state of the building: options of the simulation, seed and length of its query log."""
+
+    change: dict[str, str]
+    seed: int
+    frames: int
+
+
+CONDITIONS = {
+    'day': Condition({}, 21, 40),
+    'dusk': Condition({'lighting': 'dusk'}, 22, 120),
+    'night': Condition({'lighting': 'night'}, 23, 120),
+    'moved': Condition({'change': 'moved'}, 24, 120),
+    'moved_night': Condition({'change': 'moved', 'lighting': 'night'}, 26, 40),
 }
 CHANGED = tuple(name for name in CONDITIONS if name != 'day')
+#: Conditions that logs show, and the seeds of these.
+LOGS = {'dusk': 12, 'night': 13, 'moved': 14}
 RECALL = '0.05m/5deg'
 FINE_RECALL = '0.01m/1deg'
 
@@ -96,13 +109,14 @@ def simulate(args: argparse.Namespace, work: Path, logs: bool = True) -> dict[st
     """Render mapping log, queries and logs that are not there yet."""
     base = base_config(args)
     wanted = {'map': replace(base, frames=args.map_frames)}
-    for number, (name, change) in enumerate(CONDITIONS.items()):
-        if name != 'day' and logs:
-            wanted[f'log_{name}'] = replace(
-                base, frames=args.log_frames, trajectory_seed=11 + number, **change
-            )
+    for name, seed in LOGS.items() if logs else ():
+        change = CONDITIONS[name].change
+        wanted[f'log_{name}'] = replace(
+            base, frames=args.log_frames, trajectory_seed=seed, **change
+        )
+    for name, condition in CONDITIONS.items():
         wanted[f'query_{name}'] = replace(
-            base, frames=args.query_frames, trajectory_seed=21 + number, **change
+            base, frames=condition.frames, trajectory_seed=condition.seed, **condition.change
         )
     return {name: render(config, work / name, args) for name, config in wanted.items()}
 
@@ -186,7 +200,7 @@ def run(args: argparse.Namespace, work: Path) -> dict:
     """Build, update, build with true poses, and localize with each map."""
     folders = simulate(args, work)
     config = build_config(args)
-    logs = [folders[f'log_{name}'] for name in CHANGED]
+    logs = [folders[f'log_{name}'] for name in LOGS]
     result: dict = {'maps': {}, 'updates': {}}
     first = build([folders['map']], work / 'map0', config, args)
     result['maps']['before'] = recalls(first, folders, args)
@@ -230,7 +244,7 @@ def run_rounds(args: argparse.Namespace, work: Path) -> dict:
             base_config(args),
             frames=args.log_frames,
             trajectory_seed=101 + number,
-            **CONDITIONS[name],
+            **CONDITIONS[name].change,
         )
         log = render(config, work / f'round_{number + 1}_{name}', args)
         _, figures = update(path, [log], 'verified', args)
@@ -293,9 +307,8 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--width', type=int, default=640)
     parser.add_argument('--map-frames', type=int, default=60)
-    parser.add_argument('--log-frames', type=int, default=50)
-    parser.add_argument('--query-frames', type=int, default=40)
-    parser.add_argument('--most-queries', type=int, default=10**6, help='of each condition')
+    parser.add_argument('--log-frames', type=int, default=67)
+    parser.add_argument('--most-queries', type=int, default=40, help='of each condition')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     parser.add_argument(
