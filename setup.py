@@ -67,8 +67,8 @@ setup(
     entry_points={
         'console_scripts': [
             'd2s = d2s_ros.cli.main:main',
-            'localizer = d2s_ros.ros.localizer_node:main',
-            'map_updater = d2s_ros.ros.map_updater_node:main',
+            'localizer = d2s_ros.ros.start:localizer',
+            'map_updater = d2s_ros.ros.start:map_updater',
         ]
     },
 )

@@ -1,10 +1,10 @@
-"""One row of the ablation: a variant of the map against matching the whole mapping database.
+"""Rows of the ablation: variants of the map against matching the whole mapping database.
 
     python benchmarks/ablation.py DATA --scene fox --row layers-0 [--json OUT.json]
-    python benchmarks/ablation.py DATA --scene fox --row all
+    python benchmarks/ablation.py --simulated FOLDER --scene 'building 1' --row all
 
 Every row uses the same features, the same points and the same queries as the matching baseline of
-the same run. `--steps` limits the training of every row.
+the same run; 'train' is the time from points to map. `--steps` limits the training of every row.
 """
 
 from __future__ import annotations
@@ -12,20 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 # First: it decides how threads wait, before any is started.
-from accuracy import Built, build, compare, finite
+from accuracy import Built, Scene, compare, finite, real_scenes, simulated_scenes
 
-from d2s_ros.data.colmap_model import ColmapSource
-from d2s_ros.data.frames import FrameSource
 from d2s_ros.evaluation.baseline import TableBaseline
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.map_building.pipeline import BYTES_BESIDE_KEY, BuildConfig, budget, collect_images
-from d2s_ros.mapping.reconstruction import reconstruct
+from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.map_building.pipeline import (
+    BYTES_BESIDE_KEY,
+    BuildConfig,
+    budget,
+    collect_images,
+    train_map,
+)
+from d2s_ros.mapping.reconstruction import Reconstruction, reconstruct
+from d2s_ros.mapping.scene_map import MapStore, SceneMap
 from d2s_ros.training.regression_trainer import RegressionTrainingConfig
 
 
@@ -59,17 +67,19 @@ REGRESSION_ROWS: dict[str, tuple[str, Callable[[BuildConfig], BuildConfig]]] = {
     ),
     'regression': ('default', training()),
 }
+#: Rows of the default map that change only how it is used.
+LOCALIZER_ROWS: dict[str, dict] = {'without-guided-refinement': {'guided_refinement': False}}
 #: The bare table, by its number of landmarks.
 TABLE_ROWS = {f'table-{count}': count for count in (1024, 2048, 4096, 8192)}
-ROWS = ('table', *TABLE_ROWS, *LANDMARK_ROWS, *REGRESSION_ROWS)
+ROWS = ('table', *TABLE_ROWS, *LANDMARK_ROWS, *LOCALIZER_ROWS, *REGRESSION_ROWS)
 
 
 def config_of(
     row: str, name: str, features: FeatureConfig, dim: int, steps: int | None
 ) -> BuildConfig:
     """Return the build configuration of a row that trains, for descriptors of length `dim`."""
-    if row in LANDMARK_ROWS:
-        changes = dict(LANDMARK_ROWS[row])
+    if row in LANDMARK_ROWS or row in LOCALIZER_ROWS:
+        changes = dict(LANDMARK_ROWS.get(row, {}))
         if 'num_landmarks' in changes:
             # The limit is a size; half a landmark more is safe from rounding.
             count = changes.pop('num_landmarks') + 0.5
@@ -88,22 +98,34 @@ def config_of(
     )
 
 
-def build_table(source: FrameSource, count: int, config: BuildConfig, weights: str | None) -> Built:
-    """Reconstruct, and keep nothing but the table."""
+def build_row(
+    row: str,
+    config: BuildConfig,
+    reconstruction: Reconstruction,
+    scene: Scene,
+    extractor: FeatureExtractor,
+) -> Built:
+    """Make what a row localizes with from points that all rows share."""
     started = time.monotonic()
-    extractor = create_extractor(config.features, weights=weights)
-    images, _ = collect_images(source, extractor, config)
-    reconstruction = reconstruct(images, config.reconstruction)
-    table = TableBaseline(reconstruction, num_landmarks=count)
-    return Built(table, reconstruction, table.size_bytes() / 1e6, time.monotonic() - started)
+    if row == 'table' or row in TABLE_ROWS:
+        table = TableBaseline(reconstruction, num_landmarks=TABLE_ROWS.get(row, 4096))
+        return Built(table, reconstruction, table.size_bytes() / 1e6, time.monotonic() - started)
+    scene_map, _ = train_map(reconstruction, extractor, config, source=scene.mapping)
+    seconds = time.monotonic() - started
+    localizer = Localizer(scene_map, extractor)
+    localizer.config = replace(localizer.config, **LOCALIZER_ROWS.get(row, {}))
+    with tempfile.TemporaryDirectory() as temporary:
+        MapStore(Path(temporary) / 'map').write(scene_map)
+        size = SceneMap.open(Path(temporary) / 'map').localization_size_bytes()
+    return Built(localizer, reconstruction, size / 1e6, seconds)
 
 
 def main() -> int:
     """Print a markdown table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('data', type=Path)
+    parser.add_argument('data', type=Path, nargs='?')
+    parser.add_argument('--simulated', type=Path, metavar='FOLDER')
     parser.add_argument('--scene', required=True)
-    parser.add_argument('--split', default='split.json')
     parser.add_argument('--row', nargs='+', required=True, metavar='NAME', help=', '.join(ROWS))
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--weights')
@@ -115,27 +137,31 @@ def main() -> int:
     unknown = sorted(set(rows) - set(ROWS))
     if unknown:
         parser.error(f'no row {unknown[0]!r}; rows: {", ".join(ROWS)}')
-    folder = args.data / args.scene
-    if not (folder / args.split).is_file():
-        parser.error(f'{folder / args.split} is not there')
+    scenes: Iterator[Scene] = iter(())
+    if args.data:
+        scenes = real_scenes(args.data, [args.scene.removesuffix(' (block)')])
+    elif args.simulated:
+        scenes = simulated_scenes(args.simulated, [int(args.scene.split()[-1])])
+    scene = next((item for item in scenes if item.name == args.scene), None)
+    if scene is None:
+        parser.error(f'scene {args.scene!r} is not there')
     features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
-    dim = create_extractor(features, weights=args.weights).dim
-    names = json.loads((folder / args.split).read_text())
+    extractor = create_extractor(features, weights=args.weights)
+    base = budget(args.budget, features=features)
+    images, _ = collect_images(scene.mapping, extractor, base)
+    reconstruction = reconstruct(images, base.reconstruction)
     print(
         '| row | localized | baseline | median | ratio to baseline | median [deg] | inlier share | '
-        'map [MB] | build [s] |'
+        'map [MB] | train [s] |'
     )
     print('|---|---|---|---|---|---|---|---|---|')
     results = []
     for row in rows:
-        mapping = ColmapSource(folder, names['map'])
-        if row == 'table' or row in TABLE_ROWS:
-            config = budget(args.budget, features=features)
-            built = build_table(mapping, TABLE_ROWS.get(row, 4096), config, args.weights)
-        else:
-            config = config_of(row, args.budget, features, dim, args.steps)
-            built = build(mapping, config, weights=args.weights)
-        result = compare(folder, args.split, features, built, weights=args.weights)
+        config = base
+        if row != 'table' and row not in TABLE_ROWS:
+            config = config_of(row, args.budget, features, extractor.dim, args.steps)
+        built = build_row(row, config, reconstruction, scene, extractor)
+        result = compare(scene, features, built, weights=args.weights)
         results.append({'row': row, 'budget': args.budget, **result})
         ours = result['ours']
         print(

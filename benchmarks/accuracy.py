@@ -1,19 +1,24 @@
-"""Our map against matching the whole mapping database, on real images, in one run.
+"""Our map against matching the whole mapping database, in one run.
 
     python benchmarks/accuracy.py DATA [--scenes fox castle-P30 ...] [--json OUT.json]
+    python benchmarks/accuracy.py --simulated FOLDER [--buildings 1 2 3]
 
 DATA is a folder of scenes, each with images/, a COLMAP text model and split files that name the
-mapping and the query images. Both methods use the same features, the same pycolmap points and the
-same queries; the ratio of their median errors is what counts.
+mapping and the query images. Simulated buildings are rendered into FOLDER (60 mapping images, 40
+queries on another way through the building) and used again from there. Both methods use the same
+features, the same pycolmap points and the same queries; the ratio of their median errors is what
+counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ wait_passively()
 
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import FrameSource
+from d2s_ros.data.sources import open_source
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.metrics import metrics_from_errors
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
@@ -33,6 +39,8 @@ from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map
 from d2s_ros.mapping.reconstruction import Reconstruction
+from d2s_ros.simulation.config import SimulationConfig
+from d2s_ros.simulation.simulate import simulate_log
 
 SCENES = (
     ('fountain-P11', 'split.json'),
@@ -69,16 +77,52 @@ def build(
     return Built(localizer, result.reconstruction, size_mb, build_seconds)
 
 
-def compare(
-    folder: Path, split: str, features: FeatureConfig, built: Built, *, weights: str | None
-) -> dict:
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A name, mapping frames and query frames with true poses."""
+
+    name: str
+    mapping: FrameSource
+    queries: FrameSource
+
+
+def real_scenes(data: Path, only: list[str] | None) -> Iterator[Scene]:
+    """Yield the scenes of a folder."""
+    for name, split in SCENES:
+        folder = data / name
+        if (only and name not in only) or not (folder / split).is_file():
+            continue
+        names = json.loads((folder / split).read_text())
+        yield Scene(
+            name + ('' if split == 'split.json' else ' (block)'),
+            ColmapSource(folder, names['map']),
+            ColmapSource(folder, names['query']),
+        )
+
+
+def simulated_scenes(folder: Path, seeds: list[int]) -> Iterator[Scene]:
+    """Yield simulated buildings, rendered if they are not there yet."""
+    for seed in seeds:
+        logs = []
+        for name, frames, trajectory_seed in (('map', 60, 0), ('query_day', 40, 21)):
+            log = folder / f'b{seed}' / name
+            if not (log / 'groundtruth_tum.txt').exists():
+                config = SimulationConfig(
+                    seed=seed, frames=frames, trajectory_seed=trajectory_seed, poses=False
+                )
+                log.parent.mkdir(parents=True, exist_ok=True)
+                simulate_log(config, log, progress=False)
+            logs.append(open_source(log, poses=log / 'groundtruth_tum.txt'))
+        yield Scene(f'building {seed}', *logs)
+
+
+def compare(scene: Scene, features: FeatureConfig, built: Built, *, weights: str | None) -> dict:
     """Localize the scene's queries with a method and with matching the whole database."""
-    names = json.loads((folder / split).read_text())
     baseline = MatchingBaseline(built.reconstruction)
     extractor = create_extractor(features, weights=weights)
     outcomes: dict[str, list] = {'ours': [], 'baseline': []}
     count = 0
-    for frame in ColmapSource(folder, names['query']):
+    for frame in scene.queries:
         count += 1
         found = extractor.extract(frame.image)
         for name, method in (('ours', built.method), ('baseline', baseline)):
@@ -88,8 +132,8 @@ def compare(
                 error = pose_error(outcome.map_from_camera, frame.map_from_camera)
             outcomes[name].append((outcome, error, frame.map_from_camera))
     row: dict = {
-        'scene': folder.name + ('' if split == 'split.json' else ' (block)'),
-        'mapping_images': len(names['map']),
+        'scene': scene.name,
+        'mapping_images': len(built.reconstruction.images),
         'build_seconds': round(built.build_seconds, 1),
         'map_mb': round(built.map_mb, 2),
         'database_mb': round(baseline.size_bytes() / 1e6, 1),
@@ -133,7 +177,9 @@ def passes(row: dict[str, Any], ratio: float) -> bool:
 def main() -> int:
     """Print a markdown table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('data', type=Path)
+    parser.add_argument('data', type=Path, nargs='?')
+    parser.add_argument('--simulated', type=Path, metavar='FOLDER')
+    parser.add_argument('--buildings', type=int, nargs='+', default=[1, 2, 3], metavar='SEED')
     parser.add_argument('--scenes', nargs='*')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--weights')
@@ -153,15 +199,15 @@ def main() -> int:
     )
     print('|---|---|---|---|---|---|---|---|---|---|---|---|---|')
     rows = []
-    for scene, split in SCENES:
-        folder = args.data / scene
-        if (args.scenes and scene not in args.scenes) or not (folder / split).is_file():
-            continue
+    scenes = itertools.chain(
+        real_scenes(args.data, args.scenes) if args.data else (),
+        simulated_scenes(args.simulated, args.buildings) if args.simulated else (),
+    )
+    for scene in scenes:
         features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
-        mapping = ColmapSource(folder, json.loads((folder / split).read_text())['map'])
         config = budget(args.budget, features=features)
-        built = build(mapping, config, weights=args.weights, progress=args.progress)
-        row = compare(folder, split, features, built, weights=args.weights)
+        built = build(scene.mapping, config, weights=args.weights, progress=args.progress)
+        row = compare(scene, features, built, weights=args.weights)
         rows.append(row)
         ours, base = row['ours'], row['baseline']
         print(
@@ -175,7 +221,7 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(finite(rows), indent=1))
     if not rows:
-        print(f'no scene with images and splits in {args.data}', file=sys.stderr)
+        print('no scene: give DATA with images and splits, or --simulated', file=sys.stderr)
         return 1
     missed = [row['scene'] for row in rows if args.check and not passes(row, args.check)]
     if missed:

@@ -25,3 +25,15 @@ def resolve_device(name: str) -> str:
             'no CUDA device can be used; check the driver, or choose the cpu or auto device'
         )
     return 'cpu'
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Return whether networks run faster in bfloat16 than in float32 on a device."""
+    import torch
+
+    if device == 'cuda':
+        return torch.cuda.is_bf16_supported()
+    # oneDNN has it from AVX512 on; real speed needs the dot products of AVX512-BF16 or AMX.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
+        torch.cpu._is_avx512_bf16_supported()
+    )

@@ -1,4 +1,4 @@
-"""How the threads of numerical libraries wait for each other."""
+"""How many threads numerical libraries use, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -15,3 +15,19 @@ def wait_passively() -> None:
     os.environ.setdefault('GOMP_SPINCOUNT', '0')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     os.environ.setdefault('KMP_BLOCKTIME', '0')
+
+
+def limit_threads(count: int) -> int:
+    """Let PyTorch and OpenCV use `count` CPU threads; 0 leaves one core to others.
+
+    Returns:
+        The number of threads.
+    """
+    import cv2
+    import torch
+
+    if count <= 0:
+        count = max(1, len(os.sched_getaffinity(0)) - 1)
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+    return count

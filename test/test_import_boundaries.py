@@ -17,6 +17,8 @@ LAYERS = (
     'config',
     'device',
     'threads',
+    'memory',
+    'processes',
     'geometry',
     'data',
     'simulation',

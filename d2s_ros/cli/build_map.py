@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from d2s_ros.cli.options import add_device, add_source, open_input
 from d2s_ros.errors import UsageError
@@ -22,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--ignore-poses',
         action='store_true',
         help='do not use the poses that the input carries; the scale is then arbitrary',
+    )
+    parser.add_argument(
+        '--refine-poses',
+        action='store_true',
+        help='the poses are approximate (odometry): refine them; the frame stays where it is',
     )
     parser.add_argument(
         '--features',
@@ -56,12 +62,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-minutes', type=float, default=0.0, metavar='M', help='time limit of the training'
     )
     parser.add_argument(
+        '--patience',
+        type=int,
+        metavar='N',
+        help='stop training when held-out images have not improved for N evaluations, and keep '
+        'the best weights; 0 never stops early',
+    )
+    parser.add_argument(
+        '--max-images', type=int, metavar='N', help="images used, instead of the budget's"
+    )
+    parser.add_argument(
         '--max-keypoints', type=int, metavar='N', help='keypoints per image (default: 2048)'
     )
     parser.add_argument(
         '--without-update-data',
         action='store_true',
         help='do not store what self-supervised updates need',
+    )
+    parser.add_argument(
+        '--fresh',
+        action='store_true',
+        help='start from the beginning, even if an interrupted build left something to go on from',
     )
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
     add_device(parser)
@@ -71,11 +92,18 @@ def run(args: argparse.Namespace) -> int:
     """Build, write, and say what came out; returns the exit code."""
     from dataclasses import replace
 
+    from d2s_ros import processes
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.map_building.shared_training import join_build
 
+    if processes.rank() > 0:
+        join_build(args.device)
+        return 0
     if args.ignore_poses and (args.poses or args.pose_topic):
         raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
+    if args.ignore_poses and args.refine_poses:
+        raise UsageError('--ignore-poses leaves nothing for --refine-poses')
     features = FeatureConfig()
     if args.features:
         features = replace(features, name=args.features)
@@ -84,13 +112,17 @@ def run(args: argparse.Namespace) -> int:
     config = budget(
         args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
     )
-    limits = {'max_minutes': args.max_minutes}
+    limits: dict[str, Any] = {'max_minutes': args.max_minutes}
     if args.steps is not None:
         limits['steps'] = args.steps
+    if args.patience is not None:
+        limits['patience'] = args.patience
     config = replace(
         config,
+        reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
+        max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )
     source = open_input(args, poses=args.poses, pose_topic=args.pose_topic)
@@ -102,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         use_poses=not args.ignore_poses,
         require_poses=args.poses is not None,
+        fresh=args.fresh,
         progress=not args.quiet,
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
@@ -115,6 +148,12 @@ def run(args: argparse.Namespace) -> int:
         f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, {model}, '
         f'{size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
+    if 'refined_poses' in metrics:
+        moved = metrics['refined_poses']
+        print(
+            f'poses refined: they moved by {moved["median_m"]:.4f} m and '
+            f'{moved["median_deg"]:.3f} deg in the median'
+        )
     unit = 'm' if manifest.metric else 'units'
     if metrics['holdout_median_m'] is not None:
         print(

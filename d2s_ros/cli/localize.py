@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from d2s_ros.cli.options import add_device, add_source, open_input
+from d2s_ros.cli.options import add_device, add_precision, add_source, open_input
 from d2s_ros.errors import InputError, NothingLocalizedError
 
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--report', metavar='OUT.json', help='every frame and a summary')
     parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
     add_device(parser)
+    add_precision(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     for output in (args.trajectory, args.report):
         if output and not Path(output).resolve().parent.is_dir():
             raise InputError(f'the folder of {output} does not exist; make it first')
-    localizer = Localizer.from_map(args.map, device=args.device, weights=args.weights)
+    localizer = Localizer.from_map(
+        args.map, device=args.device, weights=args.weights, precision=args.precision
+    )
     source = open_input(args)
     frames: list[dict[str, Any]] = []
     results, stamps, poses = [], [], []

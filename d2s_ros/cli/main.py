@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError
+from d2s_ros.memory import keep_freed_memory
 from d2s_ros.threads import wait_passively
 
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
@@ -23,6 +24,7 @@ _COMMANDS = {
     'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
     'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
+    'benchmark': ('d2s_ros.cli.benchmark', 'measure what localizing costs, stage by stage'),
     'features': ('d2s_ros.cli.features', 'compare local features'),
     'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),
     'demo': ('d2s_ros.cli.demo', 'simulate, map, localize through the ROS node, and report'),
@@ -50,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     wait_passively()
+    keep_freed_memory()
     args = make_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
@@ -72,7 +75,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, D2SError):
         return ' '.join(str(error).split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 'interrupted, nothing was changed', 130
+        return 'interrupted', 130
     if isinstance(error, OSError):
         where = f' ({error.filename})' if error.filename else ''
         return f'{error.strerror or error}{where}', 3

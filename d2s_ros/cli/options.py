@@ -15,6 +15,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help='rosbag2 (folder, .mcap or .db3), folder with images/ and a COLMAP text model, or '
         'folder of images with a calibration file',
     )
+    add_source_options(parser)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to read a log."""
     parser.add_argument('--image-list', metavar='FILE', help='names of images to use, one a line')
     parser.add_argument('--image-topic', metavar='T', help='image topic of the log')
     parser.add_argument('--camera-info-topic', metavar='T', help='camera_info topic of the log')
@@ -36,6 +41,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         choices=('auto', 'cpu', 'cuda'),
         default='auto',
         help='where networks run (default: auto)',
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    parser.add_argument(
+        '--precision',
+        choices=('auto', 'fp32', 'bf16', 'int8'),
+        default='auto',
+        help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32)',
     )
 
 

@@ -56,6 +56,26 @@ class MatchingBaseline:
         self.loss_scale_px = loss_scale_px
         self.min_inliers = min_inliers
 
+    @property
+    def num_descriptors(self) -> int:
+        """Number of descriptors that each query descriptor is compared with."""
+        return len(self._descriptors)
+
+    def fill_up_to(self, count: int, seed: int = 0) -> None:
+        """Add random unit descriptors until there are `count`, to measure a larger database.
+
+        They are nearly orthogonal to real ones, so that the matches stay what they are.
+        """
+        missing = count - len(self._descriptors)
+        if missing <= 0:
+            return
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.empty(missing, self._descriptors.shape[1]).normal_(generator=generator)
+        random = torch.nn.functional.normalize(random, dim=1)
+        self._descriptors = torch.cat([self._descriptors, random])
+        repeated = np.resize(self._point_idx, missing)
+        self._point_idx = np.concatenate([self._point_idx, repeated])
+
     def size_bytes(self) -> int:
         """Return the size of descriptors and points as float32."""
         return self._descriptors.numel() * 4 + self.points_in_map.size * 4

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.evaluation.metrics import RECALL_THRESHOLDS
 from d2s_ros.features.extractor import to_grey
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.result import FrameDetails
+
+#: Where curves are usually read.
+RECALL_METRES = tuple(sorted({metres for metres, _ in RECALL_THRESHOLDS}))
+RECALL_DEGREES = tuple(sorted({degrees for _, degrees in RECALL_THRESHOLDS}))
 
 _GREEN, _RED, _BLUE, _GREY = '#1a9641', '#d7191c', '#2c7bb6', '#9e9e9e'
 
@@ -24,6 +29,8 @@ def draw_trajectory(
     estimates: Sequence[RigidTransform | None],
     mapping: Sequence[RigidTransform] = (),
     points_in_map: NDArray[Any] | None = None,
+    *,
+    unit: str = 'm',
 ) -> bytes:
     """Return a PNG of camera centres from above (map x and y).
 
@@ -32,6 +39,7 @@ def draw_trajectory(
         estimates: The same frames; None where refused.
         mapping: map_from_camera of the mapping frames.
         points_in_map: (N, 3) landmarks, for orientation.
+        unit: Of the map.
     """
     from matplotlib.figure import Figure
 
@@ -61,10 +69,57 @@ def draw_trajectory(
         positions = np.stack(refused)
         axes.plot(positions[:, 0], positions[:, 1], 'x', color=_RED, ms=8, label='refused')
     axes.set_aspect('equal')
-    axes.set_xlabel('map x [m]')
-    axes.set_ylabel('map y [m]')
+    axes.set_xlabel(f'map x [{unit}]')
+    axes.set_ylabel(f'map y [{unit}]')
     axes.set_title('camera positions from above')
     axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    return _png(figure)
+
+
+def draw_cumulative_errors(
+    curves: Mapping[str, tuple[Sequence[tuple[float, float]], int]], unit: str = 'm'
+) -> bytes:
+    """Return a PNG of the share of queries below an error, of position and of rotation.
+
+    Args:
+        curves: Method to the (position, degrees) errors of localized queries and the number of all.
+        unit: Of positions.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 4.2), layout='constrained')
+    panels = figure.subplots(1, 2, sharey=True)
+    kinds = (
+        (f'position error [{unit}]', RECALL_METRES, (1e-4, 1.0)),
+        ('rotation error [deg]', RECALL_DEGREES, (1e-3, 20.0)),
+    )
+    for column, (axes, (label, limits, shown)) in enumerate(zip(panels, kinds, strict=True)):
+        for limit in limits:
+            axes.axvline(limit, color='#e0e0e0', lw=0.8)
+        for (name, (errors, total)), (color, style) in zip(
+            curves.items(), ((_GREEN, '-'), (_BLUE, '--'), (_RED, ':'), (_GREY, '-.')), strict=False
+        ):
+            values = np.sort(np.array([error[column] for error in errors], dtype=np.float64))
+            values = np.clip(values, shown[0], None)
+            share = 100.0 * np.arange(len(values) + 1) / max(1, total)
+            # From the left edge to the right one: what was not localized never comes.
+            edges = np.concatenate([[shown[0]], values, [max(shown[1], *values, shown[0])]])
+            axes.step(
+                edges,
+                np.concatenate([share, share[-1:]]),
+                where='post',
+                color=color,
+                ls=style,
+                label=name,
+            )
+        axes.set_xscale('log')
+        axes.set_xlim(*shown)
+        axes.set_ylim(0, 101)
+        axes.set_xlabel(label)
+        axes.grid(axis='y', color='#e0e0e0', lw=0.6)
+    panels[0].set_ylabel('share of all queries [%]')
+    panels[1].legend(loc='lower right', fontsize=9)
+    figure.suptitle('cumulative errors', fontsize=11)
     return _png(figure)
 
 

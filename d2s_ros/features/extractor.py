@@ -77,7 +77,11 @@ def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def create_extractor(
-    config: FeatureConfig, *, device: str = 'cpu', weights: str | None = None
+    config: FeatureConfig,
+    *,
+    device: str = 'cpu',
+    weights: str | None = None,
+    precision: str = 'fp32',
 ) -> FeatureExtractor:
     """Make the extractor a config asks for.
 
@@ -85,6 +89,7 @@ def create_extractor(
         config: Feature type and limits.
         device: 'cpu' or 'cuda' (see `d2s_ros.features.superpoint`); RootSIFT runs on the CPU.
         weights: Path of a weight file for network features; without, the packaged one.
+        precision: Of network features: 'fp32', 'bf16', 'int8', or 'auto' for the fastest here.
 
     Raises:
         WeightsError: SuperPoint without weights, or weights of another architecture.
@@ -101,5 +106,5 @@ def create_extractor(
             raise WeightsError(
                 'superpoint needs a weight file; give --weights PATH, or use --features rootsift'
             )
-        return SuperPoint.from_pretrained(path, config=config, device=device)
+        return SuperPoint.from_pretrained(path, config=config, device=device, precision=precision)
     raise ConfigError(f'unknown features {config.name!r}')

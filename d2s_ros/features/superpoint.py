@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from d2s_ros.errors import DeviceError, UnsupportedImageError, WeightsError
+from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.extractor import FeatureConfig, to_grey
+from d2s_ros.features.superpoint_int8 import Int8SuperPoint, int8_available
 from d2s_ros.features.types import LocalFeatures
 
 _logger = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ _logger = logging.getLogger(__name__)
 CELL = 8
 #: Height of the strips that the first stage is computed in on a CPU, even.
 STRIP_ROWS = 64
+#: Added to scores before their logarithm is taken: what is below is noise.
+REFINEMENT_FLOOR = 1e-3
+
+#: What `precision` may be.
+PRECISIONS = ('auto', 'fp32', 'bf16', 'int8')
 
 #: Name, input and output channels, kernel size of each layer, named as in `superpoint_v1.pth`.
 LAYERS: tuple[tuple[str, int, int, int], ...] = (
@@ -101,7 +107,7 @@ class SuperPointNet(nn.Module):
     def _layer(self, name: str, x: Tensor) -> Tensor:
         x = getattr(self, name)(x)
         if name not in LINEAR_LAYERS:
-            x = functional.relu(x)
+            x = functional.relu(x, inplace=True)
         if self.affine:
             scale, shift = getattr(self, f'{name}_scale'), getattr(self, f'{name}_shift')
             x = x * scale[:, None, None] + shift[:, None, None]
@@ -143,7 +149,10 @@ class SuperPointNet(nn.Module):
 def score_map(logits: Tensor) -> Tensor:
     """Turn logits (B, 65, h, w) into keypoint probabilities (B, 8h, 8w)."""
     probabilities = torch.softmax(logits.float(), dim=1)[:, :-1]
-    return functional.pixel_shuffle(probabilities, CELL)[:, 0]
+    # As `pixel_shuffle`, in one copy for any memory format.
+    batch, _, height, width = probabilities.shape
+    cells = probabilities.unflatten(1, (CELL, CELL)).permute(0, 3, 1, 4, 2)
+    return cells.reshape(batch, CELL * height, CELL * width)
 
 
 def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
@@ -156,7 +165,10 @@ def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
         return scores
 
     def windowed_max(x: Tensor) -> Tensor:
-        return functional.max_pool2d(x[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0]
+        # Along rows, then along columns: 2 (2 r + 1) comparisons instead of (2 r + 1)^2.
+        side = 2 * radius + 1
+        rows = functional.max_pool2d(x[:, None], (1, side), stride=1, padding=(0, radius))
+        return functional.max_pool2d(rows, (side, 1), stride=1, padding=(radius, 0))[:, 0]
 
     kept = scores == windowed_max(scores)
     for _ in range(2):
@@ -164,6 +176,19 @@ def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
         rest = scores.masked_fill(suppressed, 0.0)
         kept = kept | ((rest == windowed_max(rest)) & ~suppressed)
     return torch.where(kept, scores, torch.zeros_like(scores))
+
+
+def local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
+    """Return where `suppress_non_maxima` keeps (H, W) scores; by OpenCV, on the CPU."""
+    if radius <= 0:
+        return np.ones(scores.shape, bool)
+    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    kept = scores == cv2.dilate(scores, square)
+    for _ in range(2):
+        suppressed = cv2.dilate(kept.view(np.uint8), square).view(bool)
+        rest = np.where(suppressed, np.float32(0.0), scores)
+        kept |= (rest == cv2.dilate(rest, square)) & ~suppressed
+    return kept
 
 
 def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
@@ -183,8 +208,26 @@ def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
     return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)
 
 
+def read_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
+    """As `sample_descriptors` for one image, (C, h, w) and (K, 2): three times as fast on a CPU."""
+    channels, height, width = raw.shape
+    cells = functional.normalize(raw.permute(1, 2, 0).reshape(height * width, channels), dim=1)
+    u = ((keypoints[:, 0] - (CELL - 1) / 2) / CELL).clamp(0, width - 1)
+    v = ((keypoints[:, 1] - (CELL - 1) / 2) / CELL).clamp(0, height - 1)
+    left, top = u.floor().clamp(max=max(width - 2, 0)), v.floor().clamp(max=max(height - 2, 0))
+    a, b = u - left, v - top
+    right, below = min(1, width - 1), width * min(1, height - 1)
+    first = (top * width + left).long()
+    neighbours = torch.stack([first, first + right, first + below, first + right + below], dim=1)
+    weights = torch.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b], dim=1)
+    mixed = functional.embedding_bag(neighbours, cells, per_sample_weights=weights, mode='sum')
+    return functional.normalize(mixed, dim=1)
+
+
 def refine_keypoints(scores: Tensor, keypoints: Tensor) -> Tensor:
-    """Move (K, 2) integer keypoints to the centroid of the 3x3 scores around them, sub-pixel px.
+    """Move (K, 2) integer keypoints below the pixel, to the top of a parabola; float32 px.
+
+    The parabola, with its mixed term, goes through the logarithm of the 3x3 scores around.
 
     Args:
         scores: (H, W) before suppression.
@@ -192,14 +235,20 @@ def refine_keypoints(scores: Tensor, keypoints: Tensor) -> Tensor:
     """
     steps = torch.arange(-1, 2, device=scores.device)
     dy, dx = torch.meshgrid(steps, steps, indexing='ij')
-    x = keypoints[:, 0, None] + dx.reshape(-1)
-    y = keypoints[:, 1, None] + dy.reshape(-1)
-    window = scores[y, x]
-    window = window / window.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    offset = torch.stack(
-        [(window * dx.reshape(-1)).sum(dim=1), (window * dy.reshape(-1)).sum(dim=1)], dim=1
-    )
-    return keypoints.to(scores.dtype) + offset
+    window = scores[keypoints[:, 1, None, None] + dy, keypoints[:, 0, None, None] + dx]
+    window = (window + REFINEMENT_FLOOR).log()
+    x_slope = 0.5 * (window[:, 1, 2] - window[:, 1, 0])
+    y_slope = 0.5 * (window[:, 2, 1] - window[:, 0, 1])
+    xx = window[:, 1, 2] + window[:, 1, 0] - 2 * window[:, 1, 1]
+    yy = window[:, 2, 1] + window[:, 0, 1] - 2 * window[:, 1, 1]
+    xy = 0.25 * (window[:, 2, 2] + window[:, 0, 0] - window[:, 0, 2] - window[:, 2, 0])
+    determinant = xx * yy - xy * xy
+    # A saddle or a plateau says nothing about where the top is.
+    peak = (determinant > 1e-6) & (xx < 0)
+    divisor = torch.where(peak, determinant, torch.ones_like(determinant))
+    offset = torch.stack([xy * y_slope - yy * x_slope, xy * x_slope - xx * y_slope], dim=1)
+    offset = torch.where(peak[:, None], offset / divisor[:, None], torch.zeros_like(offset))
+    return keypoints.to(scores.dtype) + offset.clamp(-0.75, 0.75)
 
 
 class SuperPoint:
@@ -210,15 +259,15 @@ class SuperPoint:
     Args:
         network: The network with its weights; taken over, moved to `device` and frozen.
         config: Number of keypoints and image size.
-        weights_hash: sha256 of the weights.
+        weights_hash: sha256 of the weights, and of the projection if there is one.
         device: 'cpu', 'cuda' or 'cuda:N'.
+        precision: Of the network, see `resolve_precision`.
         nms_radius: Keypoints are further apart than this, px of the resized image.
         threshold: Least probability of a keypoint.
         border: No keypoint closer to the image border, px of the resized image, at least 1.
         subpixel: Whether keypoints are refined below the pixel.
+        projection: (256, D) map of the network's descriptors to shorter ones; None keeps them.
     """
-
-    dim = 256
 
     def __init__(
         self,
@@ -227,19 +276,29 @@ class SuperPoint:
         *,
         weights_hash: str,
         device: str = 'cpu',
+        precision: str = 'fp32',
         nms_radius: int = 4,
         threshold: float = 0.0005,
         border: int = 4,
         subpixel: bool = True,
+        projection: Tensor | None = None,
     ) -> None:
         self.config = FeatureConfig(name='superpoint') if config is None else config
         self.weights_hash = weights_hash
         self.device = checked_device(device)
         self.nms_radius, self.threshold = nms_radius, threshold
         self.border, self.subpixel = max(1, border), subpixel
+        self.projection = None if projection is None else projection.float().to(self.device)
+        self.dim = 256 if self.projection is None else self.projection.shape[1]
         self.network = network.eval().requires_grad_(False)
         # Channels-last convolutions are faster on CPUs and GPUs alike.
         self.network = self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = resolve_precision(precision, self.device, network)
+        self._integer_network: Int8SuperPoint | None = None
+        if self.precision == 'int8':
+            self._integer_network = Int8SuperPoint(self.network)
+        elif self.precision == 'bf16':
+            self.network = self.network.to(torch.bfloat16)
 
     @classmethod
     def from_pretrained(
@@ -252,6 +311,8 @@ class SuperPoint:
     ) -> SuperPoint:
         """Load weights from a .safetensors file or a .pth file; None takes the packaged ones.
 
+        A file NAME.projection.safetensors beside the weights NAME.* shortens the descriptors.
+
         Raises:
             WeightsError: if the file is missing, unreadable or of another architecture.
             DeviceError: if there is no such device.
@@ -261,7 +322,13 @@ class SuperPoint:
             if path is None:
                 raise WeightsError('the package has no superpoint weights; give a weight file')
         network, digest = load_network(Path(path))
-        return cls(network, config, weights_hash=digest, device=device, **options)
+        projection = None
+        if projection_path(Path(path)).is_file():
+            projection, of_projection = load_projection(projection_path(Path(path)))
+            digest = hashlib.sha256((digest + of_projection).encode()).hexdigest()
+        return cls(
+            network, config, weights_hash=digest, device=device, projection=projection, **options
+        )
 
     def extract(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None
@@ -304,39 +371,116 @@ class SuperPoint:
     def _run(
         self, grey: NDArray[np.uint8], allowed: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-        """Return keypoints (K, 2) in px of `grey`, scores (K,) and descriptors (K, 256)."""
+        """Return keypoints (K, 2) in px of `grey`, scores (K,) and descriptors (K, D)."""
         height, width = grey.shape
-        # Padding on the right and below leaves the coordinates as they are.
-        padded = np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
-        tensor = torch.from_numpy(padded).to(self.device)[None, None].float() / 255.0
+        padded = pad_to_cells(grey)
         with (
             torch.inference_mode(),
             torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
             ),
         ):
-            logits, raw = self.network(tensor.contiguous(memory_format=torch.channels_last))
-            scores = score_map(logits)[:, :height, :width].contiguous()
-            peaks = suppress_non_maxima(scores, self.nms_radius)[0]
-            inside = torch.zeros_like(peaks, dtype=torch.bool)
-            edge = self.border
-            inside[edge : height - edge, edge : width - edge] = True
-            if allowed is not None:
-                inside &= torch.from_numpy(allowed).to(self.device) > 0
-            rows, columns = torch.nonzero((peaks > self.threshold) & inside, as_tuple=True)
-            strength, order = torch.sort(peaks[rows, columns], descending=True, stable=True)
-            order, strength = (
-                order[: self.config.max_keypoints],
-                strength[: self.config.max_keypoints],
-            )
-            pixels = torch.stack([columns[order], rows[order]], dim=1)
-            keypoints = refine_keypoints(scores[0], pixels) if self.subpixel else pixels.float()
-            descriptors = sample_descriptors(raw.float(), keypoints[None])[0]
-            return (
-                keypoints.double().cpu().numpy(),
-                strength.float().cpu().numpy(),
-                descriptors.cpu().numpy(),
-            )
+            logits, raw = self.forward(padded)
+            scores = score_map(logits)[0, :height, :width].contiguous()
+            find = self._strongest_on_cpu if scores.device.type == 'cpu' else self._strongest
+            pixels, strength = find(scores, allowed)
+            keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
+            descriptors = read_descriptors(raw[0].float(), keypoints)
+            if self.projection is not None:
+                descriptors = functional.normalize(descriptors @ self.projection, dim=-1)
+            if scores.device.type == 'cpu':
+                return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
+            # One transfer for all of it.
+            table = torch.cat([keypoints, strength[:, None], descriptors], dim=1).cpu().numpy()
+        return _split(table[table[:, 2] > self.threshold])
+
+    def forward(self, padded: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Run the network alone: logits and raw descriptors of (H, W), multiples of 8."""
+        image = torch.from_numpy(padded)[None, None]
+        if self._integer_network is not None:
+            return self._integer_network(image)
+        dtype = torch.bfloat16 if self.precision == 'bf16' else torch.float32
+        image = image.to(self.device).to(dtype) / 255.0
+        logits, raw = self.network(image.contiguous(memory_format=torch.channels_last))
+        return logits, raw
+
+    def _strongest_on_cpu(
+        self, scores: Tensor, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the strongest maxima: pixels (K, 2) int64 x, y and scores (K,), best first."""
+        array = scores.numpy()
+        height, width = array.shape
+        peaks = local_maxima(array, self.nms_radius)
+        if allowed is not None:
+            peaks &= allowed > 0
+        index = np.flatnonzero(peaks)
+        strength = array.reshape(-1)[index]
+        rows, columns = index // width, index % width
+        edge = self.border
+        inside = (rows >= edge) & (rows < height - edge)
+        inside &= (columns >= edge) & (columns < width - edge) & (strength > self.threshold)
+        rows, columns, strength = rows[inside], columns[inside], strength[inside]
+        order = np.argsort(-strength, kind='stable')[: self.config.max_keypoints]
+        pixels = np.stack([columns[order], rows[order]], axis=1)
+        return torch.from_numpy(pixels), torch.from_numpy(strength[order])
+
+    def _strongest(
+        self, scores: Tensor, allowed: NDArray[np.uint8] | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `_strongest_on_cpu` without waiting for the device: always K rows.
+
+        What is not a keypoint has the score 0 and lies at the border's corner.
+        """
+        height, width = scores.shape
+        edge = self.border
+        peaks = suppress_non_maxima(scores[None], self.nms_radius)[0]
+        if allowed is not None:
+            peaks = peaks * (torch.from_numpy(allowed).to(self.device, non_blocking=True) > 0)
+        inner = peaks[edge : height - edge, edge : width - edge]
+        count = min(self.config.max_keypoints, inner.numel())
+        strength, index = torch.topk(inner.reshape(-1), count, sorted=True)
+        columns = max(1, inner.shape[1])
+        rows = torch.div(index, columns, rounding_mode='floor')
+        return torch.stack([index - rows * columns + edge, rows + edge], dim=1), strength
+
+
+def _split(
+    table: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """Return keypoints, scores and descriptors of a table with a row each."""
+    return (
+        table[:, :2].astype(np.float64),
+        np.ascontiguousarray(table[:, 2]),
+        np.ascontiguousarray(table[:, 3:]),
+    )
+
+
+def resolve_precision(name: str, device: torch.device, network: SuperPointNet) -> str:
+    """Return 'fp32', 'bf16' or 'int8' for these or 'auto', the fastest that is as accurate.
+
+    Raises:
+        DeviceError: 'int8' was asked for and cannot be had.
+        UsageError: for another name.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f'precision {name!r} is unknown; use {", ".join(PRECISIONS)}')
+    possible = device.type == 'cpu' and not network.affine and int8_available()
+    if name == 'auto':
+        return 'int8' if possible else 'fp32'
+    if name == 'int8' and not possible:
+        raise DeviceError(
+            'int8 needs a CPU with VNNI instructions and weights without affine layers; use the '
+            'precision auto or fp32'
+        )
+    return name
+
+
+def pad_to_cells(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pad (H, W) on the right and below to multiples of 8: coordinates stay as they are."""
+    height, width = grey.shape
+    if height % CELL == 0 and width % CELL == 0:
+        return np.ascontiguousarray(grey)
+    return np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
 
 
 def resize_to_fit(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
@@ -356,6 +500,26 @@ def default_weights_path() -> Path | None:
     """Return the weight file that comes with the package, None if it was not installed."""
     path = Path(str(resources.files('d2s_ros.features'))) / 'weights' / 'superpoint.safetensors'
     return path if path.is_file() else None
+
+
+def projection_path(weights: Path) -> Path:
+    """Return where the projection of a weight file's descriptors is, if it has one."""
+    return weights.with_name(f'{weights.stem}.projection.safetensors')
+
+
+def load_projection(path: Path) -> tuple[Tensor, str]:
+    """Read a (256, D) projection of descriptors; return it and the file's sha256.
+
+    Raises:
+        WeightsError: if the file is unreadable or holds something else.
+    """
+    state = _read_state(path)
+    matrix = state.get('projection')
+    if matrix is None or matrix.ndim != 2 or matrix.shape[0] != 256 or matrix.shape[1] > 256:
+        raise WeightsError(f'{path} is not a projection of superpoint descriptors')
+    if not bool(torch.isfinite(matrix).all()):
+        raise WeightsError(f'{path} is damaged: it has values that are not finite')
+    return matrix, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_network(path: Path) -> tuple[SuperPointNet, str]:

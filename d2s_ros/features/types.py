@@ -46,3 +46,15 @@ class LocalFeatures:
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    def strongest(self, count: int) -> LocalFeatures:
+        """Return the first `count` keypoints."""
+        if count >= len(self):
+            return self
+        return LocalFeatures(
+            self.keypoints[:count],
+            self.keypoint_scores[:count],
+            self.descriptors[:count],
+            self.image_size,
+            self.scales[:count],
+        )

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from d2s_ros.config import option, validate
-from d2s_ros.device import resolve_device
+from d2s_ros.device import has_fast_bfloat16, resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
 from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.localization.pose_solver import PoseEstimate, PoseSolverConfig, solve_pose
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.effort import FULL, Effort
+from d2s_ros.localization.gates import judge
+from d2s_ros.localization.pose_solver import PoseEstimate, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
+    LandmarkIndex,
     detection_sigma_px,
-    find_candidates,
     network_inputs,
 )
 from d2s_ros.mapping.scene_map import SceneMap
@@ -32,41 +35,8 @@ from d2s_ros.network.types import SceneCoordinates
 
 #: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.
 REGRESSION_ERROR_PX = 12.0
-
-
-@dataclass(frozen=True)
-class LocalizerConfig:
-    """Which correspondences are used, and which poses are good enough to be given out."""
-
-    reliability_threshold: float = option(
-        0.0, 'Keypoints below are not used; 0 takes the value stored in the map.', maximum=1.0
-    )
-    min_correspondences: int = option(
-        80,
-        'Below this many reliable keypoints, the best unreliable ones are tried too.',
-        minimum=4,
-    )
-    min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
-    min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
-    min_inlier_share: float = option(
-        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
-    )
-    min_spread: float = option(
-        0.08,
-        'Smallest share of the image that the ellipse of the inliers must cover.',
-        minimum=0.0,
-        maximum=1.0,
-    )
-    max_rotation_sigma_deg: float = option(
-        3.0, 'Less certain poses are refused.', unit='deg', minimum=0.0
-    )
-    max_relative_translation_sigma: float = option(
-        0.05, 'Largest standard deviation of the position over the scene depth.', minimum=0.0
-    )
-    solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
-
-    def __post_init__(self) -> None:
-        validate(self)
+#: Poses that are tried for an image.
+_MAX_HYPOTHESES = 3
 
 
 class Localizer:
@@ -92,9 +62,10 @@ class Localizer:
                 'use the same weights or build the map again'
             )
         self._solver_config = self.config.solver
-        self._keys: torch.Tensor | None = None
+        self._index: LandmarkIndex | None = None
+        self._half = has_fast_bfloat16(device)
         if scene_map.landmark_table is not None and scene_map.landmark_network is not None:
-            self._keys = torch.from_numpy(scene_map.landmark_table.keys).to(device)
+            self._index = LandmarkIndex(scene_map.landmark_table.keys, device=device)
             scene_map.landmark_network.to(device).eval()
         elif scene_map.regression is not None:
             scene_map.regression.to(device).eval()
@@ -109,6 +80,7 @@ class Localizer:
         device: str = 'auto',
         weights: str | None = None,
         config: LocalizerConfig | None = None,
+        precision: str = 'auto',
     ) -> Localizer:
         """Open a map and make its feature extractor.
 
@@ -117,6 +89,7 @@ class Localizer:
             device: 'auto', 'cpu' or 'cuda'.
             weights: Weight file of network features.
             config: Thresholds.
+            precision: Of network features: 'fp32', 'bf16', 'int8', or 'auto' for the fastest here.
 
         Raises:
             MapFormatError: the map is missing, damaged, or of other features than the extractor.
@@ -126,11 +99,18 @@ class Localizer:
         if not isinstance(scene_map, SceneMap):
             scene_map = SceneMap.open(scene_map)
         device = resolve_device(device)
-        extractor = create_extractor(scene_map.manifest.features, device=device, weights=weights)
+        extractor = create_extractor(
+            scene_map.manifest.features, device=device, weights=weights, precision=precision
+        )
         return cls(scene_map, extractor, device=device, config=config)
 
     def localize(
-        self, image: NDArray[np.uint8] | None, camera: Camera | None, *, details: bool = False
+        self,
+        image: NDArray[np.uint8] | None,
+        camera: Camera | None,
+        *,
+        details: bool = False,
+        effort: Effort = FULL,
     ) -> LocalizationResult:
         """Localize one image.
 
@@ -138,8 +118,11 @@ class Localizer:
             image: (H, W) grey or (H, W, 3) BGR uint8; None is refused as a bad image.
             camera: Its intrinsics; another size of the same aspect is scaled; None is refused.
             details: Also return per-keypoint results.
+            effort: Less than full computes on a smaller image or with fewer keypoints.
         """
         started = time.perf_counter()
+        # A thread that never asked for it would run convolutions on all cores.
+        torch.get_num_threads()
         status = LocalizationStatus
         if image is None:
             return LocalizationResult(status.BAD_IMAGE, 'the image could not be read')
@@ -148,16 +131,30 @@ class Localizer:
                 status.NO_CALIBRATION, 'there is no valid camera calibration for the image'
             )
         try:
-            height, width = to_grey(image).shape
+            grey = to_grey(image)
+            given_size = grey.shape[1::-1]
+            if not effort.is_full:
+                image = grey = _shrunken(grey, effort)
+            height, width = grey.shape
             if (camera.width, camera.height) != (width, height):
                 camera = camera.resized(width, height)
             features = self.extractor.extract(image)
+            if not effort.is_full:
+                count = round(effort.keypoints * self.extractor.config.max_keypoints)
+                features = features.strongest(max(count, self.config.min_keypoints))
         except UnsupportedImageError as error:
             return LocalizationResult(status.BAD_IMAGE, str(error))
         except CalibrationError as error:
             return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
         elapsed = 1e3 * (time.perf_counter() - started)
-        return self.localize_features(features, camera, details=details, features_ms=elapsed)
+        result = self.localize_features(features, camera, details=details, features_ms=elapsed)
+        if result.details is not None and (width, height) != given_size:
+            ratio = np.array(given_size, np.float32) / np.array((width, height), np.float32)
+            keypoints = (result.details.keypoints + 0.5) * ratio - 0.5
+            result = replace(
+                result, details=replace(result.details, keypoints=keypoints.astype(np.float32))
+            )
+        return result
 
     def localize_features(
         self,
@@ -184,15 +181,17 @@ class Localizer:
                 latency_ms=latency,
             )
         started = time.perf_counter()
+        if candidates is None:
+            candidates = self.find_candidates(features)
         coordinates = self.predict(features, camera, candidates)
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
-        estimate = self._solve(features, camera, coordinates, used)
+        used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
+        outcome, reason = judge(estimate, camera, len(used), self.config)
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
         latency['pose'] = 1e3 * (solved - predicted)
         latency['total'] = features_ms + latency['network'] + latency['pose']
-        outcome, reason = self._judge(estimate, camera, len(used))
         localized = outcome is status.LOCALIZED
         inlier = np.zeros(len(features), bool)
         error_px = float('nan')
@@ -209,6 +208,7 @@ class Localizer:
                 reliable,
                 inlier,
                 coordinates.points_in_map.astype(np.float32),
+                estimate,
             )
         return LocalizationResult(
             outcome,
@@ -223,6 +223,14 @@ class Localizer:
             frame_details,
             len(used),
         )
+
+    @torch.inference_mode()
+    def find_candidates(self, features: LocalFeatures) -> Candidates | None:
+        """Return each keypoint's nearest landmarks; None if the map holds no landmarks."""
+        network = self.scene_map.landmark_network
+        if self._index is None or network is None:
+            return None
+        return self._index.search(features.descriptors, network.config.num_candidates)
 
     @torch.inference_mode()
     def predict(
@@ -242,16 +250,17 @@ class Localizer:
                 np.where(finite, z, 0.0).astype(np.float32),
             )
         table, network = self.scene_map.landmark_table, self.scene_map.landmark_network
+        if candidates is None:
+            candidates = self.find_candidates(features)
         assert table is not None
         assert network is not None
-        assert self._keys is not None
-        if candidates is None:
-            candidates = find_candidates(
-                features.descriptors, self._keys, network.config.num_candidates
-            )
+        assert candidates is not None
         inputs = network_inputs(features, camera, candidates, table)
-        logits = network(**{name: value[None].to(self.device) for name, value in inputs.items()})
-        probability = torch.softmax(logits[0], dim=-1)[:, :-1]
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, self._half):
+            logits = network(
+                **{name: value[None].to(self.device) for name, value in inputs.items()}
+            )
+        probability = torch.softmax(logits[0].float(), dim=-1)[:, :-1]
         reliability, choice = probability.max(dim=-1)
         rows = np.arange(len(features))
         landmark_idx = candidates.landmark_idx[rows, choice.cpu().numpy()]
@@ -283,17 +292,48 @@ class Localizer:
         order = order[:count]
         return order[reliability[order] >= min(threshold, 0.1)], num_reliable
 
+    def _solve_best(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        coordinates: SceneCoordinates,
+        used: NDArray[np.int64],
+        candidates: Candidates | None,
+    ) -> tuple[NDArray[np.int64], PoseEstimate | None]:
+        """Return the pose whose inliers cover most of the image, and what it was chosen from.
+
+        An object that was moved, or that stands somewhere else as well, may hold most of the
+        inliers. They lie close together then, while those of the right pose are all over the image.
+        """
+        best: tuple[NDArray[np.int64], PoseEstimate | None] = used, None
+        most = 0.0
+        for _ in range(_MAX_HYPOTHESES):
+            estimate = self._solve(features, camera, coordinates, used, candidates)
+            if best[1] is None:
+                best = used, estimate
+            if estimate is None or estimate.inlier_mask.sum() < self.config.min_inliers:
+                break
+            spread = estimate.spread(camera)
+            if spread > most:
+                best, most = (used, estimate), spread
+            if spread >= self.config.doubtful_spread:
+                break
+            used = used[~estimate.inlier_mask]
+        return best
+
     def _solve(
         self,
         features: LocalFeatures,
         camera: Camera,
         coordinates: SceneCoordinates,
         used: NDArray[np.int64],
+        candidates: Candidates | None,
     ) -> PoseEstimate | None:
         calibration = self.scene_map.manifest.calibration
-        ideal = camera.undistort(features.keypoints[used])
+        all_ideal = camera.undistort(features.keypoints)
+        all_sigmas = calibration.sigma_px * detection_sigma_px(features.scales)
+        ideal = all_ideal[used]
         valid = np.isfinite(ideal).all(axis=1)
-        sigmas = calibration.sigma_px * detection_sigma_px(features.scales[used[valid]])
         covariances = None
         if coordinates.covariances is not None:
             covariances = coordinates.covariances[used[valid]] * calibration.sigma_px**2
@@ -301,12 +341,26 @@ class Localizer:
             ideal[valid],
             coordinates.points_in_map[used[valid]],
             camera.ideal,
-            sigmas_px=sigmas,
+            sigmas_px=all_sigmas[used[valid]],
             point_covariances=covariances,
             config=self._solver_config,
         )
         if estimate is None:
             return None
+        table = self.scene_map.landmark_table
+        if self.config.guided_refinement and table is not None and candidates is not None:
+            estimate = refine_guided(
+                estimate,
+                all_ideal,
+                table.points_in_map.astype(np.float64),
+                candidates.similarity.astype(np.float64),
+                candidates.landmark_idx,
+                camera.ideal,
+                sigmas_px=all_sigmas,
+                point_covariances=table.covariances.astype(np.float64) * calibration.sigma_px**2,
+                min_similarity=self.config.guided_min_similarity,
+                config=self._solver_config,
+            )
         inliers = np.zeros(len(used), bool)
         inliers[valid] = estimate.inlier_mask
         errors = np.full(len(used), np.inf)
@@ -318,63 +372,9 @@ class Localizer:
             reprojection_errors_px=errors,
         )
 
-    def _judge(
-        self,
-        estimate: PoseEstimate | None,
-        camera: Camera,
-        num_used: int,
-    ) -> tuple[LocalizationStatus, str]:
-        config, status = self.config, LocalizationStatus
-        if num_used < max(4, config.min_inliers):
-            return (
-                status.TOO_FEW_RELIABLE,
-                f'{num_used} usable correspondences, {config.min_inliers} needed (another place, '
-                'or changed too much)',
-            )
-        if estimate is None:
-            return status.NO_POSE, 'no pose explains the correspondences (another place?)'
-        count = int(estimate.inlier_mask.sum())
-        if count < config.min_inliers:
-            return (
-                status.TOO_FEW_INLIERS,
-                f'{count} inliers, {config.min_inliers} needed',
-            )
-        share = count / num_used
-        if share < config.min_inlier_share:
-            return (
-                status.LOW_INLIER_SHARE,
-                f'{100 * share:.0f} % inliers, {100 * config.min_inlier_share:.0f} % needed',
-            )
-        return judge_geometry(estimate, camera, config)
 
-
-def judge_geometry(
-    estimate: PoseEstimate, camera: Camera, config: LocalizerConfig
-) -> tuple[LocalizationStatus, str]:
-    """Refuse poses whose inliers are bunched up or whose covariance is large."""
-    status = LocalizationStatus
-    spread = estimate.spread(camera)
-    if spread < config.min_spread:
-        return (
-            status.POOR_SPREAD,
-            f'inliers cover {100 * spread:.2f} % of the image, {100 * config.min_spread:.2f} % '
-            'needed',
-        )
-    if estimate.rank_deficient:
-        return status.UNCERTAIN, 'the geometry leaves the pose undetermined'
-    sigma_m = float(np.sqrt(np.linalg.eigvalsh(estimate.covariance[:3, :3])[-1]))
-    sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(estimate.covariance[3:, 3:])[-1])))
-    if sigma_deg > config.max_rotation_sigma_deg:
-        return (
-            status.UNCERTAIN,
-            f'rotation uncertain by {sigma_deg:.1f} deg, {config.max_rotation_sigma_deg:.1f} '
-            'allowed',
-        )
-    relative = sigma_m / max(estimate.median_depth, 1e-9)
-    if relative > config.max_relative_translation_sigma:
-        return (
-            status.UNCERTAIN,
-            f'position uncertain by {100 * relative:.1f} % of the scene depth, '
-            f'{100 * config.max_relative_translation_sigma:.1f} % allowed',
-        )
-    return status.LOCALIZED, ''
+def _shrunken(grey: NDArray[np.uint8], effort: Effort) -> NDArray[np.uint8]:
+    size = effort.size(grey.shape[1], grey.shape[0])
+    if size == grey.shape[1::-1]:
+        return grey
+    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)

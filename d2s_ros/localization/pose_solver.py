@@ -7,7 +7,7 @@ Cauchy loss. The covariance is that of the robust estimate under normal noise of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -36,6 +36,9 @@ class PoseSolverConfig:
     )
     cauchy_scale: float = option(
         1.5, 'Where the robust loss starts to give way, in sigmas.', minimum=0.1
+    )
+    min_sigma_px: float = option(
+        0.2, 'Noise added to that of each keypoint: no detection is exact.', unit='px', minimum=0.0
     )
     seed: int = option(0, 'Seed of RANSAC: the same input gives the same pose.', minimum=0)
 
@@ -135,23 +138,93 @@ def solve_pose(
         config,
     )
     errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
-    whitening, _ = _whitening(refined, in_camera, camera, sigmas_px, point_covariances)
+    sigmas = np.hypot(sigmas_px, config.min_sigma_px)
+    whitening, _ = _whitening(refined, in_camera, camera, sigmas, point_covariances)
     residuals = _project(in_camera, camera) - ideal_keypoints
     squared = np.square(np.einsum('nij,nj->ni', whitening, residuals)).sum(axis=1)
     inliers = (in_camera[:, 2] > 1e-6) & (squared <= config.inlier_sigmas**2)
     inliers &= errors <= threshold
     if inliers.sum() < 4:
         return None
-    information = information / robust_inflation(config.cauchy_scale)
     covariance, rank_deficient = covariance_of_pose(refined, information)
     return PoseEstimate(
         refined,
-        covariance,
+        covariance * robust_inflation(config.cauchy_scale),
         inliers,
         errors,
         rank_deficient,
         float(np.median(in_camera[inliers, 2])),
         np.cov(ideal_keypoints[inliers].T),
+    )
+
+
+def refine_guided(
+    estimate: PoseEstimate,
+    ideal_keypoints: Array,
+    points_in_map: Array,
+    similarity: Array,
+    landmark_idx: NDArray[np.int64],
+    camera: Camera,
+    *,
+    sigmas_px: Array,
+    point_covariances: Array,
+    min_similarity: float,
+    config: PoseSolverConfig,
+) -> PoseEstimate:
+    """Refine a pose on every candidate landmark that it brings close to its keypoint.
+
+    The pose knows better than descriptors which candidates are right, so it is given many more
+    correspondences than RANSAC was. Inliers and spread stay those of RANSAC: matches chosen by a
+    pose are no evidence for it.
+
+    Args:
+        estimate: From `solve_pose`.
+        ideal_keypoints: (N, 2) float64 undistorted px of `camera.ideal`, NaN if none.
+        points_in_map: (M, 3) float64 landmarks.
+        similarity: (N, C) cosines of each keypoint's candidates, best first.
+        landmark_idx: (N, C) rows of `points_in_map`.
+        camera: Intrinsics; distortion is ignored here.
+        sigmas_px: (N,) standard deviation of each keypoint.
+        point_covariances: (M, 3, 3).
+        min_similarity: Candidates below are not used.
+        config: Options.
+
+    Returns:
+        The refined estimate, or the given one if the candidates are fewer than its inliers.
+    """
+    shape = landmark_idx.shape
+    in_camera = estimate.camera_from_map.apply(points_in_map[landmark_idx.reshape(-1)])
+    projected = _project(in_camera, camera).reshape(*shape, 2)
+    error = np.linalg.norm(projected - ideal_keypoints[:, None], axis=-1)
+    with np.errstate(invalid='ignore'):
+        close = error <= 1.5 * config.threshold_px(camera)
+    close &= (similarity >= min_similarity) & (in_camera[:, 2] > 1e-6).reshape(shape)
+    # The most similar of those that are close, and each landmark's most similar keypoint.
+    keypoint_idx = np.flatnonzero(close.any(axis=1))
+    choice = close[keypoint_idx].argmax(axis=1)
+    landmarks = landmark_idx[keypoint_idx, choice]
+    order = np.argsort(-similarity[keypoint_idx, choice], kind='stable')
+    _, first = np.unique(landmarks[order], return_index=True)
+    chosen = order[first]
+    if len(chosen) < estimate.inlier_mask.sum():
+        return estimate
+    keypoint_idx, landmarks = keypoint_idx[chosen], landmarks[chosen]
+    refined, information = refine_pose(
+        estimate.camera_from_map,
+        ideal_keypoints[keypoint_idx],
+        points_in_map[landmarks],
+        camera,
+        sigmas_px[keypoint_idx],
+        point_covariances[landmarks],
+        np.ones(len(landmarks), bool),
+        config,
+    )
+    covariance, rank_deficient = covariance_of_pose(refined, information)
+    return replace(
+        estimate,
+        camera_from_map=refined,
+        covariance=covariance * robust_inflation(config.cauchy_scale),
+        rank_deficient=rank_deficient,
     )
 
 
@@ -213,7 +286,7 @@ def refine_pose(
         The pose and the information matrix (6, 6), rotation first, at the optimum.
     """
     keypoints, points = ideal_keypoints[mask], points_in_map[mask]
-    sigmas = sigmas_px[mask]
+    sigmas = np.hypot(sigmas_px[mask], config.min_sigma_px)
     covariances = None if point_covariances is None else point_covariances[mask]
     pose = camera_from_map
     in_camera = pose.apply(points)

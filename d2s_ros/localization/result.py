@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.pose_solver import PoseEstimate
 
 
 class LocalizationStatus(str, Enum):
@@ -38,6 +39,8 @@ class FrameDetails:
         reliable: (N,) bool, given to the pose solver.
         inlier: (N,) bool, agrees with the pose (all False without one).
         points_in_map: (N, 3) float32, predicted scene coordinates in the map frame.
+        estimate: What the solver found, before the gates; for studies of the gates, never to be
+            acted on. None if it found nothing.
     """
 
     keypoints: NDArray[np.float32]
@@ -45,6 +48,7 @@ class FrameDetails:
     reliable: NDArray[np.bool_]
     inlier: NDArray[np.bool_]
     points_in_map: NDArray[np.float32]
+    estimate: PoseEstimate | None = None
 
 
 @dataclass(frozen=True, eq=False)

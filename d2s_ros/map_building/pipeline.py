@@ -16,19 +16,26 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from d2s_ros import __version__, processes
 from d2s_ros.config import option, to_dict, validate
-from d2s_ros.data.frames import FrameSource
+from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
-from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
-from d2s_ros.localization.localizer import (
-    REGRESSION_ERROR_PX,
-    Localizer,
-    LocalizerConfig,
+from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
+from d2s_ros.map_building.calibration import calibrate, images_to_judge, thinned
+from d2s_ros.map_building.shared_training import share_training
+from d2s_ros.map_building.stages import (
+    BuildStages,
+    frame_digest,
+    keep_features,
+    load_features,
 )
 from d2s_ros.mapping.landmarks import (
     Candidates,
+    LandmarkStatistics,
     build_landmarks,
     detection_sigma_px,
 )
@@ -37,7 +44,9 @@ from d2s_ros.mapping.reconstruction import (
     MappedImage,
     Reconstruction,
     ReconstructionConfig,
+    pack_reconstruction,
     reconstruct,
+    unpack_reconstruction,
 )
 from d2s_ros.mapping.retrieval import Vlad
 from d2s_ros.mapping.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
@@ -54,18 +63,18 @@ from d2s_ros.training.regression_trainer import (
     RegressionTrainingConfig,
     train_regression_network,
 )
-from d2s_ros.training.samples import make_sample
+from d2s_ros.training.samples import LandmarkSample, make_sample, pack_sample, unpack_sample
 
 _logger = logging.getLogger(__name__)
 
 #: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
 BYTES_BESIDE_KEY = 2 + 12 + 24
-#: Median of the chi-square distribution with six degrees of freedom.
-_CHI2_6_MEDIAN = 5.348
-#: Fewer poses do not calibrate a covariance.
-_MIN_CALIBRATION_POSES = 5
+#: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
+_UPDATE_BYTES = 2 + 8 + 2 + 4
+#: Of the held-out images, the most that the early stop looks at.
+_MAX_WATCHED = 16
 #: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
-_RELIABILITY_THRESHOLDS = {'landmark': 0.4, 'regression': 0.6}
+_RELIABILITY_THRESHOLDS = {'landmark': 0.6, 'regression': 0.6}
 #: Budget to steps, augmented views per image and the most images, of the regression head.
 _REGRESSION_BUDGETS = {
     'quick': (100, 1, 80),
@@ -107,6 +116,9 @@ class BuildConfig:
     )
     keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
     update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
+    max_update_mb: float = option(
+        500.0, 'Size of what is kept for updates; of long logs fewer keypoints an image.', unit='MB'
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -193,9 +205,16 @@ def build_map(
     weights: str | None = None,
     use_poses: bool = True,
     require_poses: bool = False,
+    keep_stages: bool = True,
+    fresh: bool = False,
     progress: bool = True,
 ) -> BuildResult:
     """Build a map from a log and write it as a new, live version of `map_path`.
+
+    What is done is kept in `MAP.building` beside the map until the map is written. A build that was
+    interrupted goes on from there when it is called again with the same images and options, and
+    gives the same map. Of several processes that torchrun started, the first calls this function
+    and the others `join_build`.
 
     Args:
         source: The log.
@@ -205,11 +224,14 @@ def build_map(
         weights: Weight file of network features.
         use_poses: Use the poses of the log; without any, or with False, the scale is arbitrary.
         require_poses: Having none is an error. So it is where a log has a topic of poses.
+        keep_stages: Keep what is done until the map is written.
+        fresh: Forget what an interrupted build has left.
         progress: Show progress bars.
 
     Raises:
         InputError: unusable images, poses that cannot be used, no structure.
         MapFormatError: `map_path` holds something else.
+        UsageError: another process builds this map.
     """
     config = config or BuildConfig()
     store = MapStore(map_path)
@@ -217,8 +239,36 @@ def build_map(
     pose_problem: object = getattr(source, 'pose_problem', None)
     if use_poses and pose_problem:
         raise InputError(f'the poses of the log cannot be used: {pose_problem}')
-    device = resolve_device(device)
-    extractor = create_extractor(config.features, device=device, weights=weights)
+    if use_poses and getattr(source, 'pose_topic', None) is not None:
+        require_poses = True
+    with processes.group(resolve_device(device)) as device:
+        extractor = create_extractor(config.features, device=device, weights=weights)
+        description = {
+            'software': __version__,
+            'config': to_dict(config),
+            'features_hash': extractor.weights_hash,
+            'device': torch.device(device).type,
+            'processes': processes.world(),
+            'use_poses': use_poses,
+        }
+        path = Path(map_path) if keep_stages else None
+        with BuildStages(path, description, fresh=fresh) as stages:
+            return _build(
+                source, store, extractor, config, stages, device, use_poses, require_poses, progress
+            )
+
+
+def _build(
+    source: FrameSource,
+    store: MapStore,
+    extractor: FeatureExtractor,
+    config: BuildConfig,
+    stages: BuildStages,
+    device: str,
+    use_poses: bool,
+    require_poses: bool,
+    progress: bool,
+) -> BuildResult:
     times: dict[str, float] = {}
 
     def timed(name: str, since: float) -> float:
@@ -227,35 +277,68 @@ def build_map(
         return now
 
     clock = started = time.monotonic()
-    if use_poses and getattr(source, 'pose_topic', None) is not None:
-        require_poses = True
     images, dropped = collect_images(
         source,
         extractor,
         config,
         use_poses=use_poses,
         require_poses=require_poses,
+        stages=stages,
         progress=progress,
     )
     clock = timed('features', clock)
-    reconstruction = reconstruct(images, config.reconstruction, progress=progress)
+    log = stages.log('reconstruction')
+    known = log.get('points')
+    if known is None:
+        reconstruction = reconstruct(
+            images, config.reconstruction, stage=stages.log('matches'), progress=progress
+        )
+        log.keep('points', pack_reconstruction(reconstruction, images))
+    else:
+        reconstruction = unpack_reconstruction(known, images)
     clock = timed('reconstruction', clock)
     scene_map, metrics = train_map(
-        reconstruction, extractor, config, source=source, device=device, progress=progress
+        reconstruction,
+        extractor,
+        config,
+        source=source,
+        device=device,
+        progress=progress,
+        stages=stages,
     )
     clock = timed('training', clock)
     times['total'] = round(clock - started, 2)
+    if config.reconstruction.refine_poses and reconstruction.metric:
+        metrics['refined_poses'] = _pose_changes(images, reconstruction)
     metrics = {
         **metrics,
         'num_images': len(reconstruction.images),
         'num_points': len(reconstruction.points_in_map),
         'dropped_images': dropped,
         'seconds': times,
+        # The times of a build that was interrupted are those of its last run.
+        'resumed': stages.resumed,
     }
     manifest = replace(scene_map.manifest, metrics=metrics)
     update_data = collect_update_data(reconstruction, config) if config.keep_update_data else None
     written = store.write(replace(scene_map, manifest=manifest), update_data)
     return BuildResult(written, reconstruction, dropped)
+
+
+def _pose_changes(
+    images: Sequence[ImageInput], reconstruction: Reconstruction
+) -> dict[str, float | None]:
+    """Return how far poses were moved from those of the log, in the median."""
+    given = {image.name: image.map_from_camera for image in images}
+    changes = []
+    for image in reconstruction.images:
+        before = given[image.name]
+        if before is not None:
+            changes.append(pose_error(image.map_from_camera, before))
+    return {
+        'median_m': _median([metres for metres, _ in changes]),
+        'median_deg': _median([degrees for _, degrees in changes]),
+    }
 
 
 def collect_images(
@@ -265,6 +348,7 @@ def collect_images(
     *,
     use_poses: bool = True,
     require_poses: bool = False,
+    stages: BuildStages | None = None,
     progress: bool = False,
 ) -> tuple[list[ImageInput], dict[str, int]]:
     """Extract features of the log's usable images, thinned evenly to `max_images`.
@@ -282,7 +366,11 @@ def collect_images(
         raise InputError('the log has no images')
     keep = set(np.linspace(0, total - 1, min(total, config.max_images)).round().astype(int))
     dropped: Counter[str] = Counter()
-    images: list[ImageInput] = []
+    waiting: list[tuple[str, Frame]] = []
+    stages = stages or BuildStages(None, {})
+    log = stages.log('features')
+    digests: list[str] = []
+    in_memory: dict[str, LocalFeatures] = {}
     bar = tqdm(source, total=total, desc='features', unit='image', disable=not progress)
     for index, frame in enumerate(bar):
         if index not in keep:
@@ -290,10 +378,22 @@ def collect_images(
         if frame.image is None or frame.camera is None:
             dropped[frame.error or 'no camera calibration'] += 1
             continue
-        features = extractor.extract(frame.image)
+        digest = frame_digest(frame)
+        digests.append(digest)
+        if digest not in log:
+            features = extractor.extract(frame.image)
+            if not keep_features(log, digest, features):
+                in_memory[digest] = features
+        waiting.append((digest, replace(frame, image=None)))
+    stages.set_images(digests)
+    images: list[ImageInput] = []
+    for digest, frame in waiting:
+        kept = load_features(log, digest)
+        features = in_memory[digest] if kept is None else kept
         if len(features) < 50:
             dropped['fewer than 50 keypoints (dark, blurred or empty)'] += 1
             continue
+        assert frame.camera is not None
         pose = frame.map_from_camera if use_poses else None
         images.append(ImageInput(frame.name, frame.stamp_ns, frame.camera, pose, features))
     posed = [image for image in images if image.map_from_camera is not None]
@@ -323,7 +423,7 @@ def train_map(
     source: FrameSource | None = None,
     device: str = 'cpu',
     progress: bool = False,
-    checkpoint: Path | None = None,
+    stages: BuildStages | None = None,
 ) -> tuple[SceneMap, dict[str, Any]]:
     """Turn a reconstruction into a map with the head that `config` asks for.
 
@@ -334,7 +434,7 @@ def train_map(
         source: The log, for augmented views of its images; without it there are none.
         device: Where the network is trained.
         progress: Show progress bars.
-        checkpoint: File that an interrupted training goes on from.
+        stages: Where samples and checkpoint are kept.
 
     Returns:
         The map (not written yet) and figures measured on the way.
@@ -355,10 +455,12 @@ def train_map(
         metric=reconstruction.metric,
         build=to_dict(config),
     )
-    candidates: list[Candidates] | None = None
+    stages = stages or BuildStages(None, {})
+    candidates: dict[int, Candidates] | None = None
+    statistics: LandmarkStatistics | None = None
     if config.head == 'landmark':
-        scene_map, figures, candidates = _train_landmarks(
-            manifest, reconstruction, extractor, config, held_out, device, progress, checkpoint
+        scene_map, figures, candidates, statistics = _train_landmarks(
+            manifest, reconstruction, extractor, config, held_out, device, progress, stages
         )
     else:
         scene_map, figures = _train_regression(
@@ -370,9 +472,11 @@ def train_map(
             source,
             device,
             progress,
-            checkpoint,
+            stages,
         )
-    calibration, accuracy = calibrate(scene_map, extractor, reconstruction, candidates, held_out)
+    calibration, accuracy = calibrate(
+        scene_map, extractor, reconstruction, candidates, held_out, statistics
+    )
     scene_map = replace(scene_map, manifest=replace(scene_map.manifest, calibration=calibration))
     return scene_map, {
         **figures,
@@ -389,8 +493,8 @@ def _train_landmarks(
     held_out: Sequence[int],
     device: str,
     progress: bool,
-    checkpoint: Path | None,
-) -> tuple[SceneMap, dict[str, Any], list[Candidates]]:
+    stages: BuildStages,
+) -> tuple[SceneMap, dict[str, Any], dict[int, Candidates], LandmarkStatistics]:
     table, statistics = build_landmarks(
         reconstruction,
         max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + BYTES_BESIDE_KEY)),
@@ -402,36 +506,69 @@ def _train_landmarks(
         num_layers=config.num_layers,
         hidden_inputs=config.hidden_inputs,
     )
-    samples = []
+    log = stages.log('samples')
+    # Descriptors are in the log of the features already, but other processes see only this one.
+    shared = () if processes.world() > 1 else ('descriptors',)
+    judged = set(images_to_judge(len(reconstruction.images), held_out).tolist())
+    watched = thinned(held_out, _MAX_WATCHED)
+    train_idx = sorted(set(range(len(reconstruction.images))) - set(held_out))
+    steps = min(config.training.steps, 100 + config.steps_per_image * len(train_idx))
+    # Of a long log, not more images than the training could look at once.
+    train_idx = thinned(train_idx, max(1, steps * config.training.images_per_step))
+    sampled = {*train_idx, *watched}
+    in_memory: dict[int, LandmarkSample] = {}
+    candidates: dict[int, Candidates] = {}
     bar = tqdm(reconstruction.images, desc='samples', unit='image', disable=not progress)
-    all_candidates = []
     for index, image in enumerate(bar):
+        wanted = index in sampled and str(index) not in log
+        if not wanted and index not in judged:
+            continue
         focal = 0.5 * (image.camera.fx + image.camera.fy)
-        sample, candidates = make_sample(
+        sample, found = make_sample(
             image,
             table,
             statistics,
             num_candidates=config.num_candidates,
             correct_px=max(2.0, config.correct_px * focal / 1000.0),
         )
-        all_candidates.append(candidates)
-        if index not in held_out:
-            samples.append(sample)
-    steps = min(config.training.steps, 100 + config.steps_per_image * len(samples))
-    network, figures = train_landmark_network(
-        samples,
+        if index in judged:
+            candidates[index] = found
+        if wanted and not log.keep(str(index), pack_sample(sample, shared)):
+            in_memory[index] = sample
+    samples = {}
+    for index in sampled:
+        arrays = log.get(str(index))
+        if arrays is None:
+            samples[index] = in_memory[index]
+        else:
+            arrays.setdefault('descriptors', reconstruction.images[index].features.descriptors)
+            samples[index] = unpack_sample(LandmarkSample, arrays)
+    training = replace(config.training, steps=steps)
+    share_training(
+        'landmark',
         network_config,
-        replace(config.training, steps=steps),
+        training,
+        log,
+        [[str(index)] for index in train_idx],
+        [str(index) for index in watched],
+        stages,
+    )
+    network, figures = train_landmark_network(
+        [samples[index] for index in train_idx],
+        network_config,
+        training,
         device=device,
-        checkpoint=checkpoint,
+        checkpoint=stages.checkpoint,
         progress=progress,
+        held_out=[samples[index] for index in watched],
     )
     scene_map = SceneMap(
         replace(manifest, network=to_dict(network_config)),
         landmark_table=table,
         landmark_network=network,
     )
-    return scene_map, {'training': figures, 'num_landmarks': len(table)}, all_candidates
+    figures = {'training': figures, 'num_landmarks': len(table)}
+    return scene_map, figures, candidates, statistics
 
 
 def _train_regression(
@@ -443,7 +580,7 @@ def _train_regression(
     source: FrameSource | None,
     device: str,
     progress: bool,
-    checkpoint: Path | None,
+    stages: BuildStages,
 ) -> tuple[SceneMap, dict[str, Any]]:
     training = config.regression_training
     frame = (
@@ -466,13 +603,36 @@ def _train_regression(
             progress=progress,
         )
     network_config = replace(config.regression, descriptor_dim=extractor.dim)
+    watched = thinned(held_out, _MAX_WATCHED)
+    samples = [[originals[index], *views.get(index, [])] for index in train_idx]
+    if processes.world() > 1:
+        log = stages.log('samples')
+        watched_samples = [[originals[index]] for index in watched]
+        keys = []
+        for index, variants in zip(
+            [*train_idx, *watched], [*samples, *watched_samples], strict=True
+        ):
+            keys.append([f'{index}/{number}' for number in range(len(variants))])
+            for key, sample in zip(keys[-1], variants, strict=True):
+                if key not in log:
+                    log.keep(key, pack_sample(sample))
+        share_training(
+            'regression',
+            network_config,
+            training,
+            log,
+            keys[: len(train_idx)],
+            [key for key, *_ in keys[len(train_idx) :]],
+            stages,
+        )
     network, figures = train_regression_network(
-        [[originals[index], *views.get(index, [])] for index in train_idx],
+        samples,
         network_config,
         training,
         device=device,
-        checkpoint=checkpoint,
+        checkpoint=stages.checkpoint,
         progress=progress,
+        held_out=[originals[index] for index in watched],
     )
     with torch.no_grad():
         network.center.copy_(torch.from_numpy(frame.center))
@@ -535,76 +695,6 @@ def keypoint_noise_px(reconstruction: Reconstruction) -> float:
     return float(np.clip(1.4826 * np.median(np.abs(values)), 0.1, 3.0))
 
 
-def calibrate(
-    scene_map: SceneMap,
-    extractor: FeatureExtractor,
-    reconstruction: Reconstruction,
-    candidates: Sequence[Candidates] | None,
-    held_out: Sequence[int],
-    max_images: int = 60,
-) -> tuple[Calibration, dict[str, Any]]:
-    """Localize mapping images against the map without their own observations.
-
-    The covariance scale makes the median normalised squared error that of six degrees of freedom.
-    Without `candidates` (the regression head) an image cannot be left out of the map, so only
-    held-out images are judged, unless they are too few.
-
-    Returns:
-        The calibration, and the accuracy on images the network was not trained on.
-    """
-    config = LocalizerConfig(
-        min_inlier_share=0.1,
-        min_spread=0.01,
-        max_rotation_sigma_deg=180.0,
-        max_relative_translation_sigma=1e9,
-    )
-    localizer = Localizer(scene_map, extractor, config=config)
-    chosen = np.asarray(held_out, dtype=int)
-    if candidates is not None or len(held_out) < _MIN_CALIBRATION_POSES:
-        total = len(reconstruction.images)
-        evenly = np.linspace(0, total - 1, min(total, max_images)).round().astype(int)
-        chosen = np.union1d(evenly, chosen)
-    errors: dict[int, tuple[float, float]] = {}
-    shares: dict[int, float] = {}
-    nees = []
-    for index in chosen:
-        image = reconstruction.images[index]
-        result = localizer.localize_features(
-            image.features,
-            image.camera,
-            candidates=None if candidates is None else candidates[index],
-        )
-        if result.map_from_camera is None or result.covariance is None:
-            continue
-        truth = image.map_from_camera
-        difference = pose_difference(result.map_from_camera, truth)
-        nees.append(float(difference @ np.linalg.solve(result.covariance, difference)))
-        errors[int(index)] = (
-            float(np.linalg.norm(difference[:3])),
-            float(np.degrees(np.linalg.norm(difference[3:]))),
-        )
-        shares[int(index)] = result.num_inliers / max(1, result.num_used)
-    calibration = scene_map.manifest.calibration
-    if len(nees) >= _MIN_CALIBRATION_POSES:
-        scale = float(np.median(nees)) / _CHI2_6_MEDIAN
-        calibration = replace(calibration, covariance_scale=float(np.clip(scale, 0.25, 100.0)))
-    kept = [index for index in held_out if index in errors]
-    accuracy = {
-        'holdout_images': len(held_out),
-        'holdout_localized': len(kept),
-        'holdout_median_m': _median([errors[index][0] for index in kept]),
-        'holdout_median_deg': _median([errors[index][1] for index in kept]),
-        'holdout_inlier_share': _median([shares[index] for index in kept]),
-    }
-    return calibration, accuracy
-
-
-def pose_difference(estimate: RigidTransform, truth: RigidTransform) -> NDArray[np.float64]:
-    """Return the error (6,) of a map_from_camera in ROS order: metres, radians, map axes."""
-    rotation = vector_from_rotation(estimate.rotation @ truth.rotation.T)
-    return np.concatenate([estimate.translation - truth.translation, rotation])
-
-
 def _median(values: list[float]) -> float | None:
     return round(float(np.median(values)), 6) if values else None
 
@@ -625,8 +715,11 @@ def collect_update_data(
     cameras: dict[Any, int] = {}
     vlad = Vlad.fit([image.features.descriptors for image in reconstruction.images])
     globals_ = []
+    dim = reconstruction.images[0].features.descriptors.shape[1]
+    per_image = 1e6 * config.max_update_mb / len(reconstruction.images)
+    count = min(config.update_keypoints, int(per_image / (dim + _UPDATE_BYTES)))
     for image in reconstruction.images:
-        keep = _keypoints_to_keep(image, config.update_keypoints)
+        keep = _keypoints_to_keep(image, count)
         quantised, scale = quantise(image.features.descriptors[keep])
         for name, value in (
             ('descriptors', quantised),

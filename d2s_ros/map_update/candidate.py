@@ -121,7 +121,7 @@ def train_candidate(
     )
     scene_map = SceneMap(manifest, landmark_table=new_table, landmark_network=new_network)
     calibration, accuracy = calibrate(
-        scene_map, extractor, grown.reconstruction, all_candidates, held_out
+        scene_map, extractor, grown.reconstruction, all_candidates, held_out, statistics
     )
     scene_map = replace(scene_map, manifest=replace(manifest, calibration=calibration))
     figures = {'training': figures, 'num_landmarks': len(new_table), **accuracy}

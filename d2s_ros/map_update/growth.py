@@ -13,6 +13,7 @@ from d2s_ros.errors import InputError
 from d2s_ros.map_update.config import GrowthConfig
 from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, point_groups
 from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.mapping.array_log import StageLog
 from d2s_ros.mapping.landmarks import LandmarkStatistics, LandmarkTable, build_landmarks
 from d2s_ros.mapping.reconstruction import (
     ImageInput,
@@ -225,7 +226,15 @@ def _match(
     lenient = replace(settings, min_similarity=max(0.0, settings.min_similarity - 0.1))
     names = {pair: (images[pair[0]].name, images[pair[1]].name) for pair in pairs}
     missing = [pair for pair in pairs if names[pair] not in known]
-    found = match_pairs(_inputs(images), missing, lenient, progress=progress)
+    found = match_pairs(
+        _inputs(images),
+        [image.ideal_keypoints for image in images],
+        missing,
+        lenient,
+        StageLog(None),
+        guided=True,
+        progress=progress,
+    )
     for pair in missing:
         known[names[pair]] = found.get(pair, np.zeros((0, 2), np.int64))
     return {pair: known[names[pair]] for pair in pairs if len(known[names[pair]])}

@@ -7,18 +7,28 @@ compared by the mean of its other observations. What the network learns then hol
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.mapping.reconstruction import Reconstruction
-from d2s_ros.network.landmark import candidate_evidence, nearest_keys
+from d2s_ros.network.landmark import GROUP, candidate_evidence, nearest_keys
+
+#: Keypoints searched at once: their sums stay in the cache.
+_ROWS_AT_ONCE = 256
+#: `torch._int_mm` asks for more rows than this.
+_FEWEST_ROWS = 16
+#: Largest integer of keys and descriptors.
+_INT8_RANGE = 127
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +50,11 @@ class LandmarkTable:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @cached_property
+    def index(self) -> LandmarkIndex:
+        """The keys arranged for search on the CPU."""
+        return LandmarkIndex(self.keys)
 
     def normalized(self, points_in_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return points (..., 3) centred and scaled so that most lie within 1."""
@@ -108,15 +123,10 @@ def build_landmarks(
             f'only {len(points)} points were triangulated, too few for a map; add images that '
             'overlap and are taken from different places'
         )
-    dim = reconstruction.images[0].features.descriptors.shape[1]
-    sums = np.zeros((len(points), dim))
-    counts = np.zeros(len(points), np.int64)
     information = np.zeros((len(points), 3, 3))
     for image in reconstruction.images:
         keypoint_idx = np.flatnonzero(image.point_idx >= 0)
         point_idx = image.point_idx[keypoint_idx]
-        np.add.at(sums, point_idx, image.features.descriptors[keypoint_idx])
-        np.add.at(counts, point_idx, 1)
         camera_from_map = image.map_from_camera.inverse()
         in_camera = camera_from_map.apply(points[point_idx])
         jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
@@ -132,7 +142,16 @@ def build_landmarks(
     order = np.sort(_choose_points(reconstruction, covariances, max_landmarks, priority))
     landmark_of_point = np.full(len(points), -1, np.int64)
     landmark_of_point[order] = np.arange(len(order))
-    keys = sums[order] / np.maximum(np.linalg.norm(sums[order], axis=1, keepdims=True), 1e-12)
+    # Only now: of a large scene, the sums of all points would not fit in memory.
+    dim = reconstruction.images[0].features.descriptors.shape[1]
+    sums, counts = np.zeros((len(order), dim)), np.zeros(len(order), np.int64)
+    for image in reconstruction.images:
+        seen = np.flatnonzero(image.point_idx >= 0)
+        landmark = landmark_of_point[image.point_idx[seen]]
+        seen, landmark = seen[landmark >= 0], landmark[landmark >= 0]
+        np.add.at(sums, landmark, image.features.descriptors[seen])
+        np.add.at(counts, landmark, 1)
+    keys = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     center = np.median(points[order], axis=0)
     extent = float(np.percentile(np.abs(points[order] - center).max(axis=1), 90))
     table = LandmarkTable(
@@ -142,7 +161,7 @@ def build_landmarks(
         center.astype(np.float32),
         max(extent, 1e-9),
     )
-    return table, LandmarkStatistics(sums[order], counts[order], landmark_of_point)
+    return table, LandmarkStatistics(sums, counts, landmark_of_point)
 
 
 def _choose_points(
@@ -175,18 +194,98 @@ def _choose_points(
     return order[priority[order] >= 0][:count]
 
 
-def find_candidates(
-    descriptors: NDArray[np.float32], keys: torch.Tensor, num_candidates: int
-) -> Candidates:
-    """Return each keypoint's nearest landmarks.
+class LandmarkIndex:
+    """The keys of a table, arranged for the search of nearest landmarks.
 
-    Args:
-        descriptors: (N, D) float32, L2-normalised.
-        keys: (M, D) float tensor, L2-normalised.
-        num_candidates: C; fewer landmarks than that are padded with the last one.
+    On processors with fast integer products the search runs on keys and descriptors of 8 bits;
+    the cosines of the candidates that it finds are then computed exactly.
     """
-    similarity = torch.from_numpy(np.ascontiguousarray(descriptors)).to(keys.device) @ keys.T
-    return _candidates_of(similarity, num_candidates)
+
+    def __init__(self, keys: NDArray[np.float32], *, device: str = 'cpu') -> None:
+        """Arrange keys (M, D), L2-normalised float32."""
+        self._count = len(keys)
+        self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
+        self._by_integers = device == 'cpu' and has_fast_int8()
+        if self._by_integers:
+            # One scale for all keys and descriptors: sums can be compared as they are.
+            self._scale = _INT8_RANGE / max(float(np.abs(keys).max(initial=0.0)), 1e-6)
+            padded = -(-len(keys) // GROUP) * GROUP
+            self._small = torch.zeros((padded, keys.shape[1]), dtype=torch.int8)
+            self._small[: len(keys)] = self._quantise(self._keys)
+            self._sums = torch.empty((_ROWS_AT_ONCE, padded), dtype=torch.int32)
+
+    def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
+        """Return an index in which some keys (R, D) are others; buffers are shared."""
+        index = copy.copy(self)
+        row_idx = torch.from_numpy(rows).to(self._keys.device)
+        index._keys = self._keys.clone()
+        index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
+        if self._by_integers:
+            index._small = self._small.clone()
+            index._small[row_idx] = self._quantise(index._keys[row_idx])
+        return index
+
+    def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> Candidates:
+        """Return each keypoint's nearest landmarks.
+
+        Args:
+            descriptors: (N, D) float32, L2-normalised.
+            num_candidates: C; fewer landmarks than that are padded with the last one.
+        """
+        queries = torch.from_numpy(np.ascontiguousarray(descriptors)).to(self._keys.device)
+        count = min(num_candidates, self._count)
+        if self._by_integers and len(queries):
+            found = self._search_integers(queries, count)
+        else:
+            cosines = queries @ self._keys.T
+            similarity, idx = nearest_keys(cosines, count)
+            best = cosines.amax(dim=0)[idx] if len(queries) else similarity
+            found = idx, similarity, best
+        missing = num_candidates - count
+        idx, similarity, best = found
+        if missing:
+            similarity = functional.pad(similarity, (0, missing), value=-1.0)
+            best = functional.pad(best, (0, missing), value=1.0)
+            idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
+        return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
+
+    def _quantise(self, values: torch.Tensor) -> torch.Tensor:
+        # Rounding in place: large temporaries cost more than the arithmetic.
+        scaled = values * self._scale
+        return scaled.round_().clamp_(-_INT8_RANGE, _INT8_RANGE).to(torch.int8)
+
+    def _search_integers(
+        self, queries: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        small = self._quantise(queries)
+        keys = self._small.T
+        column_best = torch.full((len(self._small),), -(2**30), dtype=torch.int32)
+        sums_found, found = [], []
+        for start in range(0, len(queries), _ROWS_AT_ONCE):
+            part = small[start : start + _ROWS_AT_ONCE]
+            if len(part) <= _FEWEST_ROWS:
+                part = functional.pad(part, (0, 0, 0, _FEWEST_ROWS + 1 - len(part)))
+            sums = self._sums[: len(part)]
+            torch._int_mm(part, keys, out=sums)
+            sums = sums[: min(_ROWS_AT_ONCE, len(queries) - start)]
+            sums[:, self._count :] = -(2**30)
+            torch.maximum(column_best, sums.amax(dim=0), out=column_best)
+            values, idx = nearest_keys(sums, count)
+            sums_found.append(values)
+            found.append(idx)
+        idx = torch.cat(found)
+        behind = (column_best[idx] - torch.cat(sums_found)).float() / self._scale**2
+        similarity = (self._keys[idx] @ queries[:, :, None])[..., 0]
+        similarity, order = similarity.sort(dim=1, descending=True)
+        # From sums of both: exactly zero for mutual neighbours.
+        return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
+
+
+@lru_cache(maxsize=1)
+def has_fast_int8() -> bool:
+    """Return whether torch multiplies matrices of 8-bit integers faster than of floats here."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return bool(torch.backends.mkldnn.is_available()) and capability.startswith('AVX')
 
 
 def find_training_candidates(
@@ -196,34 +295,22 @@ def find_training_candidates(
     statistics: LandmarkStatistics,
     num_candidates: int,
 ) -> Candidates:
-    """As `find_candidates`, with the image's own observations left out of the landmarks it sees."""
-    similarity = torch.from_numpy(features.descriptors) @ torch.from_numpy(table.keys).T
+    """Search with the image's own observations left out of the landmarks it sees."""
     seen = np.flatnonzero(point_idx >= 0)
     landmark = statistics.landmark_of_point[point_idx[seen]]
     seen, landmark = seen[landmark >= 0], landmark[landmark >= 0]
     unique, position = np.unique(landmark, return_inverse=True)
+    index = table.index
     if len(unique):
         own = np.zeros((len(unique), features.descriptors.shape[1]))
         np.add.at(own, position, features.descriptors[seen])
         left = statistics.counts[unique] - np.bincount(position, minlength=len(unique))
         others = statistics.descriptor_sums[unique] - own
         others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
-        columns = (
-            torch.from_numpy(features.descriptors) @ torch.from_numpy(others.astype(np.float32)).T
-        )
-        columns[:, torch.from_numpy(left <= 0)] = -1.0
-        similarity[:, torch.from_numpy(unique)] = columns
-    return _candidates_of(similarity, num_candidates)
-
-
-def _candidates_of(similarity: torch.Tensor, num_candidates: int) -> Candidates:
-    values, columns = nearest_keys(similarity, num_candidates)
-    missing = num_candidates - values.shape[1]
-    if missing > 0:
-        values = torch.nn.functional.pad(values, (0, missing), value=-1.0)
-        columns = torch.cat([columns, columns[:, -1:].expand(-1, missing)], dim=1)
-    best = similarity.amax(dim=0) if len(similarity) else similarity.new_zeros(similarity.shape[1])
-    return Candidates(columns.cpu().numpy(), values.cpu().numpy(), best[columns].cpu().numpy())
+        # A landmark seen by no other image is out of reach.
+        others[left <= 0] = -own[left <= 0]
+        index = index.replaced(unique, others.astype(np.float32))
+    return index.search(features.descriptors, num_candidates)
 
 
 def network_inputs(

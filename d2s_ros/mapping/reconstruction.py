@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.config import option, validate
-from d2s_ros.errors import InputError
+from d2s_ros.errors import D2SError, InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.mapping.array_log import StageLog
 from d2s_ros.mapping.matching import fundamental_from_poses, match_guided, match_mutual
 from d2s_ros.mapping.retrieval import Vlad, nearest_images
 
 _logger = logging.getLogger(__name__)
+
+#: Time between two records of matches: what a kill costs at most.
+_KEEP_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class ReconstructionConfig:
     )
     min_angle_deg: float = option(
         1.5, 'Points seen under a smaller angle are dropped.', unit='deg', minimum=0.0
+    )
+    refine_poses: bool = option(
+        False, 'The given poses are approximate (odometry): refine them by bundle adjustment.'
     )
     max_reprojection_error_unposed_px: float = option(
         4.0, 'As max_reprojection_error_px, for unposed mapping.', unit='px', minimum=0.1
@@ -156,9 +164,16 @@ def reconstruct(
     images: Sequence[ImageInput],
     config: ReconstructionConfig | None = None,
     *,
+    stage: StageLog | None = None,
     progress: bool = False,
 ) -> Reconstruction:
     """Match, verify and triangulate (posed), or run incremental mapping (unposed).
+
+    Args:
+        images: Images with features.
+        config: Options.
+        stage: Where matches are kept, so that an interrupted run goes on from there.
+        progress: Show progress bars.
 
     Raises:
         InputError: fewer than two images, poses for only some images, or no structure found.
@@ -175,7 +190,10 @@ def reconstruct(
     metric = all(posed)
     ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     pairs = select_pairs(images, config)
-    matches = match_pairs(images, pairs, config, progress=progress)
+    stage = stage or StageLog(None)
+    if metric and config.refine_poses:
+        images = _refined(images, ideal, pairs, config, stage, progress)
+    matches = match_pairs(images, ideal, pairs, config, stage, guided=metric, progress=progress)
     if not matches:
         raise InputError(
             'no two mapping images match; are they of one place, sharp, and are poses and '
@@ -183,6 +201,53 @@ def reconstruct(
         )
     with tempfile.TemporaryDirectory(prefix='d2s_reconstruct_') as folder:
         return _run_pycolmap(images, ideal, matches, config, metric, Path(folder))
+
+
+def pack_reconstruction(
+    reconstruction: Reconstruction, images: Sequence[ImageInput]
+) -> dict[str, NDArray[Any]]:
+    """Return a reconstruction of `images` as arrays, without their features."""
+    index_of = {image.name: index for index, image in enumerate(images)}
+    mapped = reconstruction.images
+    return {
+        'image_idx': np.array([index_of[image.name] for image in mapped], np.int64),
+        'rotations': np.stack([image.map_from_camera.rotation for image in mapped]),
+        'translations': np.stack([image.map_from_camera.translation for image in mapped]),
+        'counts': np.array([len(image.point_idx) for image in mapped], np.int64),
+        'point_idx': np.concatenate([image.point_idx for image in mapped]),
+        'points_in_map': reconstruction.points_in_map,
+        'point_errors_px': reconstruction.point_errors_px,
+        'track_lengths': reconstruction.track_lengths,
+        'metric': np.array([reconstruction.metric]),
+    }
+
+
+def unpack_reconstruction(
+    arrays: dict[str, NDArray[Any]], images: Sequence[ImageInput]
+) -> Reconstruction:
+    """Return the reconstruction that `pack_reconstruction` was given, of the same images."""
+    point_idx = np.split(arrays['point_idx'], np.cumsum(arrays['counts'])[:-1])
+    mapped = []
+    for row, index in enumerate(arrays['image_idx'].tolist()):
+        image = images[index]
+        mapped.append(
+            MappedImage(
+                image.name,
+                image.stamp_ns,
+                image.camera,
+                RigidTransform(arrays['rotations'][row], arrays['translations'][row]),
+                image.features,
+                image.camera.undistort(image.features.keypoints),
+                point_idx[row],
+            )
+        )
+    return Reconstruction(
+        mapped,
+        arrays['points_in_map'],
+        arrays['point_errors_px'],
+        arrays['track_lengths'],
+        bool(arrays['metric'][0]),
+    )
 
 
 def triangulate(
@@ -207,33 +272,77 @@ def triangulate(
         )
 
 
+def _refined(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    pairs: list[tuple[int, int]],
+    config: ReconstructionConfig,
+    stage: StageLog,
+    progress: bool,
+) -> list[ImageInput]:
+    """Return the images with refined poses, from the stage if they are there."""
+    from d2s_ros.mapping.pose_refinement import refine_poses
+
+    kept = stage.get('poses')
+    if kept is None:
+        matches = match_pairs(images, ideal, pairs, config, stage, guided=False, progress=progress)
+        poses = refine_poses(images, ideal, matches, config)
+        kept = {
+            'rotations': np.stack([pose.rotation for pose in poses]),
+            'translations': np.stack([pose.translation for pose in poses]),
+        }
+        # Guided matches depend on these very poses, and bundle adjustment is not repeatable to the
+        # last bit.
+        stage.keep('poses', kept)
+    return [
+        replace(image, map_from_camera=RigidTransform(rotation, translation))
+        for image, rotation, translation in zip(
+            images, kept['rotations'], kept['translations'], strict=True
+        )
+    ]
+
+
 def match_pairs(
     images: Sequence[ImageInput],
-    pairs: Sequence[tuple[int, int]],
+    ideal: list[NDArray[np.float64]],
+    pairs: list[tuple[int, int]],
     config: ReconstructionConfig,
+    stage: StageLog,
     *,
+    guided: bool,
     progress: bool = False,
 ) -> dict[tuple[int, int], NDArray[np.int64]]:
-    """Match pairs of images, along epipolar lines where both have poses.
+    """Match pairs of images.
 
     Args:
-        images: With or without poses.
-        pairs: (i, j), i < j, of indices into `images`.
+        images: Images with features.
+        ideal: (N, 2) undistorted px of each.
+        pairs: Pairs (i, j), i < j, of images.
         config: Limits.
+        stage: Where matches are kept, and found again.
+        guided: Only along the epipolar lines of the images' poses.
         progress: Show a progress bar.
 
     Returns:
-        (M, 2) keypoint indices for each pair with enough matches.
+        (M, 2) keypoint indices for each pair with enough of them.
     """
-    ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     descriptors = [torch.from_numpy(image.features.descriptors) for image in images]
     points = [np.nan_to_num(p, nan=-1e6).astype(np.float32) for p in ideal]
-    matches: dict[tuple[int, int], NDArray[np.int64]] = {}
+    prefix = 'guided' if guided else 'free'
+    done = _read_matches(stage, prefix)
+    unsaved: dict[tuple[int, int], NDArray[np.int64]] = {}
+    last_kept = time.monotonic()
     for i, j in tqdm(pairs, desc='matching', unit='pair', disable=not progress):
+        if (i, j) in done:
+            continue
+        if time.monotonic() - last_kept > _KEEP_SECONDS:
+            _keep_matches(stage, prefix, unsaved)
+            unsaved, last_kept = {}, time.monotonic()
         pose_i, pose_j = images[i].map_from_camera, images[j].map_from_camera
-        if pose_i is not None and pose_j is not None:
+        if guided and pose_i is not None and pose_j is not None:
             baseline = np.linalg.norm(pose_i.translation - pose_j.translation)
             if baseline < 1e-9:
+                # A camera that did not move shows no depth.
                 continue
             fundamental = fundamental_from_poses(
                 images[i].camera.ideal, images[j].camera.ideal, pose_i, pose_j
@@ -255,34 +364,83 @@ def match_pairs(
                 ratio=config.free_ratio,
                 min_similarity=config.min_similarity,
             )
-        valid = np.isfinite(ideal[i][found[:, 0]]).all(1)
-        valid &= np.isfinite(ideal[j][found[:, 1]]).all(1)
-        found = found[valid]
-        if len(found) >= config.min_pair_matches:
-            matches[i, j] = found
-    return matches
+        valid = np.isfinite(ideal[i][found[:, 0]]).all(1) & np.isfinite(ideal[j][found[:, 1]]).all(
+            1
+        )
+        done[i, j] = unsaved[i, j] = found[valid]
+    _keep_matches(stage, prefix, unsaved)
+    # In the order of the pairs, whichever were matched before.
+    return {
+        pair: done[pair]
+        for pair in pairs
+        if pair in done and len(done[pair]) >= config.min_pair_matches
+    }
 
 
-def _run_pycolmap(
+def _keep_matches(
+    stage: StageLog, prefix: str, matches: dict[tuple[int, int], NDArray[np.int64]]
+) -> None:
+    if matches:
+        arrays = {
+            'pairs': np.array(list(matches), np.int32),
+            'counts': np.array([len(found) for found in matches.values()], np.int32),
+            'matches': np.concatenate(list(matches.values())).astype(np.int32),
+        }
+        stage.keep(f'{prefix}/{len(stage.keys())}', arrays)
+
+
+def _read_matches(stage: StageLog, prefix: str) -> dict[tuple[int, int], NDArray[np.int64]]:
+    done = {}
+    for key, arrays in stage.records():
+        if not key.startswith(f'{prefix}/'):
+            continue
+        ends = np.cumsum(arrays['counts'])
+        for (i, j), found in zip(
+            arrays['pairs'].tolist(), np.split(arrays['matches'], ends[:-1]), strict=True
+        ):
+            done[i, j] = found.astype(np.int64)
+    return done
+
+
+def write_database(
     images: Sequence[ImageInput],
     ideal: list[NDArray[np.float64]],
     matches: dict[tuple[int, int], NDArray[np.int64]],
-    config: ReconstructionConfig,
-    metric: bool,
-    folder: Path,
-) -> Reconstruction:
+    path: Path,
+    *,
+    verify: bool,
+) -> Any:
+    """Write keypoints and matches into a new pycolmap database.
+
+    Args:
+        images: Images with features.
+        ideal: (N, 2) undistorted px of each.
+        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
+        path: The database.
+        verify: Keep only matches that obey one epipolar geometry; otherwise all are taken as right.
+
+    Returns:
+        A pycolmap reconstruction of the posed images, without points.
+
+    Raises:
+        D2SError: if the database cannot be written.
+    """
     import pycolmap
 
     pycolmap.logging.minloglevel = 2
-    database_path = folder / 'database.db'
-    database = pycolmap.Database.open(str(database_path))
+    try:
+        database = pycolmap.Database.open(str(path))
+    except RuntimeError as error:
+        raise D2SError(
+            f'no database can be made in {path.parent}: is the disk full? make room, or set TMPDIR'
+        ) from error
     cameras: dict[Camera, int] = {}
     posed_model = pycolmap.Reconstruction()
     try:
         for index, image in enumerate(images):
             if image.camera not in cameras:
                 cameras[image.camera] = len(cameras) + 1
-                camera = _colmap_camera(image.camera, cameras[image.camera])
+                camera = colmap_camera(image.camera, cameras[image.camera])
                 database.write_camera(camera, use_camera_id=True)
                 rig = pycolmap.Rig(rig_id=cameras[image.camera])
                 rig.add_ref_sensor(camera.sensor_id)
@@ -312,7 +470,7 @@ def _run_pycolmap(
         for (i, j), found in matches.items():
             pairs = found.astype(np.uint32)
             database.write_matches(i + 1, j + 1, pairs)
-            if metric:
+            if not verify:
                 geometry = pycolmap.TwoViewGeometry()
                 geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
                 geometry.inlier_matches = pairs
@@ -323,25 +481,26 @@ def _run_pycolmap(
             database.write_two_view_geometry(i + 1, j + 1, geometry)
     finally:
         database.close()
+    return posed_model
 
-    options = pycolmap.IncrementalPipelineOptions()
-    options.extract_colors = False
-    options.random_seed = 0
-    options.triangulation.random_seed = 0
-    options.mapper.random_seed = 0
-    options.triangulation.ignore_two_view_tracks = False
-    options.triangulation.min_angle = config.min_angle_deg
-    options.mapper.filter_min_tri_angle = config.min_angle_deg
-    options.ba_refine_focal_length = False
-    options.ba_refine_extra_params = False
-    options.ba_refine_principal_point = False
+
+def _run_pycolmap(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    matches: dict[tuple[int, int], NDArray[np.int64]],
+    config: ReconstructionConfig,
+    metric: bool,
+    folder: Path,
+) -> Reconstruction:
+    import pycolmap
+
+    database_path = folder / 'database.db'
+    posed_model = write_database(images, ideal, matches, database_path, verify=not metric)
+    options = pipeline_options(config.min_angle_deg)
     output = folder / 'model'
     output.mkdir()
     if metric:
-        limit = config.max_reprojection_error_px
-        options.mapper.filter_max_reproj_error = limit
-        options.triangulation.complete_max_reproj_error = limit
-        options.triangulation.merge_max_reproj_error = limit
+        limit_errors(options, config.max_reprojection_error_px)
         model = pycolmap.triangulate_points(
             posed_model, str(database_path), str(folder), str(output), True, options
         )
@@ -362,7 +521,33 @@ def _run_pycolmap(
     return _collect(images, ideal, model, config, metric)
 
 
-def _colmap_camera(camera: Camera, camera_id: int) -> Any:
+def pipeline_options(min_angle_deg: float) -> Any:
+    """Return pycolmap's options of triangulation and mapping with known intrinsics."""
+    import pycolmap
+
+    options = pycolmap.IncrementalPipelineOptions()
+    options.extract_colors = False
+    options.random_seed = 0
+    options.triangulation.random_seed = 0
+    options.mapper.random_seed = 0
+    options.triangulation.ignore_two_view_tracks = False
+    options.triangulation.min_angle = min_angle_deg
+    options.mapper.filter_min_tri_angle = min_angle_deg
+    options.ba_refine_focal_length = False
+    options.ba_refine_extra_params = False
+    options.ba_refine_principal_point = False
+    return options
+
+
+def limit_errors(options: Any, limit_px: float) -> None:
+    """Set the largest reprojection error of an observation."""
+    options.mapper.filter_max_reproj_error = limit_px
+    options.triangulation.complete_max_reproj_error = limit_px
+    options.triangulation.merge_max_reproj_error = limit_px
+
+
+def colmap_camera(camera: Camera, camera_id: int) -> Any:
+    """Return pycolmap's camera of the undistorted image; its pixels begin at 0.5."""
     import pycolmap
 
     return pycolmap.Camera(
@@ -384,9 +569,9 @@ def _verify(
     import pycolmap
 
     geometry = pycolmap.estimate_calibrated_two_view_geometry(
-        _colmap_camera(images[i].camera, 1),
+        colmap_camera(images[i].camera, 1),
         np.nan_to_num(ideal[i], nan=-1e6) + 0.5,
-        _colmap_camera(images[j].camera, 2),
+        colmap_camera(images[j].camera, 2),
         np.nan_to_num(ideal[j], nan=-1e6) + 0.5,
         found.astype(np.uint32),
     )

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_QUERIES_AT_ONCE = 1024
+
 
 class Vlad:
     """Aggregates local descriptors (N, D) to one global descriptor (K * D,), L2-normalised."""
@@ -63,5 +65,10 @@ def nearest_images(
 ) -> NDArray[np.int64]:
     """Return for each query (Q, G) the indices (Q, count) of the nearest of (M, G), best first."""
     count = min(count, len(database))
-    similarity = torch.from_numpy(queries) @ torch.from_numpy(database).T
-    return np.asarray(similarity.topk(count, dim=1).indices, dtype=np.int64)
+    columns = torch.from_numpy(database).T
+    found = []
+    # In slices: the similarities of ten thousand images to each other would take 400 MB.
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        similarity = torch.from_numpy(queries[start : start + _QUERIES_AT_ONCE]) @ columns
+        found.append(similarity.topk(count, dim=1).indices.numpy())
+    return np.concatenate(found) if found else np.zeros((0, count), np.int64)

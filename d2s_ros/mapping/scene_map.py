@@ -350,7 +350,14 @@ class MapStore:
         while True:
             if create:
                 (self.root / 'versions').mkdir(parents=True, exist_ok=True)
-            with open(path, 'w') as handle:
+            with contextlib.ExitStack() as stack:
+                try:
+                    handle = stack.enter_context(open(path, 'w'))
+                except FileNotFoundError:
+                    # Another writer that failed removed the folder it had made.
+                    if create:
+                        continue
+                    raise
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 # Whoever held the lock before may have removed the folder.
                 if not path.exists() or not os.path.samestat(

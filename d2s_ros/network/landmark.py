@@ -23,7 +23,7 @@ from d2s_ros.network.layers import AttentionLayer
 #: Numbers that describe how a candidate compares: see `candidate_evidence`.
 _EVIDENCE = 4
 #: Columns that are searched as one by `nearest_keys`.
-_GROUP = 32
+GROUP = 32
 #: What `LandmarkConfig.hidden_inputs` may name.
 HIDEABLE_INPUTS = ('descriptors', 'candidate_points', 'keypoints')
 
@@ -39,6 +39,9 @@ class LandmarkConfig:
     num_layers: int = option(2, 'Attention layers; 0 judges each keypoint alone.', minimum=0)
     num_heads: int = option(4, 'Attention heads.', minimum=1)
     num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1)
+    max_context: int = option(
+        512, 'Keypoints that are attended to: evenly chosen among more.', minimum=1
+    )
     hidden_inputs: tuple[str, ...] = option(
         (), f'Inputs that the network sees as zeros, for ablations: {", ".join(HIDEABLE_INPUTS)}.'
     )
@@ -118,8 +121,14 @@ class LandmarkNetwork(nn.Module):
             + self.from_points(two_best)
             + self.from_keypoint(place)
         )
+        # Keypoints come strongest first: each k-th is a fair sample, of the size seen in training,
+        # and the cost no longer grows with the square of their number.
+        context = None
+        if x.shape[1] > self.config.max_context:
+            context = torch.linspace(0, x.shape[1] - 1, self.config.max_context, device=x.device)
+            context = context.long()
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, mask, context)
         hidden = functional.relu(self.candidate_in(torch.cat([points, evidence], dim=-1)))
         learned = (self.candidate_out(hidden) * self.query(x)[..., None, :]).sum(dim=-1)
         logits = self.gain * evidence[..., 2] + learned
@@ -164,15 +173,15 @@ def nearest_keys(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     n, m = similarity.shape
     count = min(count, m)
-    num_groups = m // _GROUP
+    num_groups = m // GROUP
     if num_groups <= 4 * count:
         values, columns = similarity.topk(count, dim=1)
         return values, columns
-    whole = num_groups * _GROUP
-    groups = similarity[:, :whole].view(n, num_groups, _GROUP)
+    whole = num_groups * GROUP
+    groups = similarity[:, :whole].view(n, num_groups, GROUP)
     top_groups = groups.amax(dim=2).topk(count, dim=1).indices
-    within = torch.arange(_GROUP, device=similarity.device)
-    columns = (top_groups[:, :, None] * _GROUP + within).flatten(1)
+    within = torch.arange(GROUP, device=similarity.device)
+    columns = (top_groups[:, :, None] * GROUP + within).flatten(1)
     if whole < m:
         rest = torch.arange(whole, m, device=similarity.device).expand(n, -1)
         columns = torch.cat([columns, rest], dim=1)

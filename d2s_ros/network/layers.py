@@ -33,18 +33,33 @@ class AttentionLayer(nn.Module):
         if zero_init:
             nn.init.zeros_(self.mlp_out.weight)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Update tokens (B, N, D); `mask` (B, N) bool is False for padding."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """Update tokens (B, N, D).
+
+        Args:
+            x: (B, N, D).
+            mask: (B, N) bool, False for padding.
+            context: (K,) int64, the only tokens that are attended to; all by default.
+        """
         batch, count, dim = x.shape
         normed = self.norm(x)
+        seen = normed
+        if context is not None:
+            seen = normed[:, context]
+            mask = None if mask is None else mask[:, context]
 
-        def heads(linear: nn.Linear) -> Tensor:
-            split = linear(normed).view(batch, count, self.num_heads, dim // self.num_heads)
+        def heads(linear: nn.Linear, tokens: Tensor) -> Tensor:
+            split = linear(tokens).view(batch, -1, self.num_heads, dim // self.num_heads)
             return split.transpose(1, 2)
 
         attention_mask = None if mask is None else mask[:, None, None, :]
         message = functional.scaled_dot_product_attention(
-            heads(self.query), heads(self.key), heads(self.value), attn_mask=attention_mask
+            heads(self.query, normed),
+            heads(self.key, seen),
+            heads(self.value, seen),
+            attn_mask=attention_mask,
         )
         message = self.merge(message.transpose(1, 2).reshape(batch, count, dim))
         hidden = functional.relu(self.mlp_in(torch.cat([normed, message], dim=-1)))

@@ -132,6 +132,8 @@ class NodeFacts:
         tf_mode: Transform that is broadcast.
         transform_problem: Why no transform could be sent for the last image.
         transforms_sent, transforms_missed: Counts.
+        effort: What a held rate leaves of the work; empty for all of it.
+        rate_missed: The rate cannot be held with the least effort.
         hint: The last initial pose, for people.
         subscribers: Connected subscribers by output topic.
     """
@@ -156,6 +158,8 @@ class NodeFacts:
     transform_problem: str = ''
     transforms_sent: int = 0
     transforms_missed: int = 0
+    effort: str = ''
+    rate_missed: bool = False
     hint: str = ''
     subscribers: dict[str, int] = field(default_factory=dict)
 
@@ -168,7 +172,7 @@ def statuses(
         _localization(config, facts, figures),
         _input(config, facts, figures),
         _map(facts),
-        _latency(config, figures),
+        _latency(config, facts, figures),
         _transforms(facts),
     )
     result = []
@@ -295,12 +299,15 @@ def _map(facts: NodeFacts) -> _Status:
     return OK, f'version {facts.map_version}', values
 
 
-def _latency(config: LocalizerNodeConfig, figures: Snapshot) -> _Status:
+def _latency(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapshot) -> _Status:
     stages: dict[str, list[float]] = {}
     for latencies in figures.latencies_ms:
         for stage, value in latencies.items():
             stages.setdefault(stage, []).append(value)
     values: dict[str, Any] = {}
+    if config.target_rate > 0:
+        values['target rate [Hz]'] = config.target_rate
+        values['effort'] = facts.effort or 'all'
     for stage, numbers in stages.items():
         values[f'{stage} median [ms]'] = float(np.median(numbers))
         values[f'{stage} 95 % [ms]'] = float(np.percentile(numbers, 95))
@@ -309,6 +316,10 @@ def _latency(config: LocalizerNodeConfig, figures: Snapshot) -> _Status:
     median = values['total median [ms]']
     if median > 1e3 * config.warn_latency:
         return WARN, f'{median:.0f} ms, more than {1e3 * config.warn_latency:.0f} ms', values
+    if facts.rate_missed:
+        return WARN, f'{median:.0f} ms, {config.target_rate:g} Hz cannot be held', values
+    if facts.effort:
+        return OK, f'{median:.0f} ms with {facts.effort}', values
     return OK, f'{median:.0f} ms', values
 
 

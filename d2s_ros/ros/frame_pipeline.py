@@ -15,6 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.effort import RateController
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
 from d2s_ros.ros.map_loader import LoadedMap
@@ -190,6 +191,15 @@ class FramePipeline:
         self._camera: Camera | None = None
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
+        #: Lowers the effort to hold a rate; None always does all.
+        self.rate: RateController | None = None
+
+    def hold(self, rate: float) -> None:
+        """Hold a rate in Hz from now on; 0 for none."""
+        if rate <= 0:
+            self.rate = None
+        elif self.rate is None or self.rate.rate != rate:
+            self.rate = RateController(rate)
 
     def process(
         self, queued: QueuedImage, loaded: LoadedMap, *, details: bool = False
@@ -248,7 +258,15 @@ class FramePipeline:
             outcome.refuse(status.value, str(error))
             return
         outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
-        result = loaded.localizer.localize(outcome.image, camera, details=details)
+        controller = self.rate
+        if controller is None or controller.effort.is_full:
+            result = loaded.localizer.localize(outcome.image, camera, details=details)
+        else:
+            result = loaded.localizer.localize(
+                outcome.image, camera, details=details, effort=controller.effort
+            )
+        if controller is not None:
+            controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result
         outcome.status, outcome.reason = result.status.value, result.reason
         for stage in ('features', 'network', 'pose'):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from d2s_ros.config import option, validate
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.localization.localizer import LocalizerConfig
+from d2s_ros.localization.config import LocalizerConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,26 @@ class LocalizerNodeConfig:
     )
     allow_cpu_fallback: bool = option(
         False, 'Continue on the CPU when the GPU runs out of memory, instead of an error.'
+    )
+    precision: str = option(
+        'auto',
+        'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32.',
+        choices=('auto', 'fp32', 'bf16', 'int8'),
+        read_only=True,
+    )
+    target_rate: float = option(
+        0.0,
+        'Rate to hold with fewer keypoints or a smaller image where needed; 0 always does all.',
+        unit='Hz',
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    threads: int = option(
+        0,
+        'CPU threads that localizing may use; 0 leaves one core to the robot.',
+        minimum=0,
+        maximum=1024,
+        read_only=True,
     )
     weights: str = option(
         '', 'Weight file of network features; empty where the map needs none.', read_only=True

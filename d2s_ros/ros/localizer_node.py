@@ -27,6 +27,7 @@ from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError, InputError
 from d2s_ros.localization.plausibility import PlausibilityGate
+from d2s_ros.memory import keep_freed_memory
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import (
     CameraInfos,
@@ -143,6 +144,7 @@ class LocalizerNode(LifecycleNode):
             self._gate.max_turn_rate = config.max_turn_rate
             self._gate.odometry_drift = config.odometry_drift
             self._pipeline.camera_info_timeout = config.camera_info_timeout
+            self._pipeline.hold(config.target_rate)
             self._pipeline.stamps.jump = config.time_jump_threshold
             self._pipeline.stamps.max_future = config.max_future
             self._pipeline.stamps.max_age = config.max_image_age
@@ -266,6 +268,7 @@ class LocalizerNode(LifecycleNode):
             config.rectified,
         )
         self._pipeline.camera_info_timeout = config.camera_info_timeout
+        self._pipeline.hold(config.target_rate)
         self._slot = LatestSlot()
         self._worker = Worker(self._slot, self._handle, self._swap_map, name='localizer_worker')
         self._worker.start()
@@ -393,6 +396,8 @@ class LocalizerNode(LifecycleNode):
         self._figures.arrived()
         now_ns = self.get_clock().now().nanoseconds
         self._slot.put(QueuedImage(message, time.monotonic(), now_ns))
+        # Let the worker have the interpreter now, not after the executor's housekeeping.
+        time.sleep(1e-4)
 
     def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
         loaded = self._loaded
@@ -658,6 +663,8 @@ class LocalizerNode(LifecycleNode):
         topic = config.base_image_topic
         if self._transport == 'compressed':
             topic += '/compressed'
+        pipeline = self._pipeline
+        rate = pipeline.rate if pipeline is not None else None
         problem = ''
         if self._map_gone:
             problem = f'{config.map} is gone'
@@ -684,6 +691,8 @@ class LocalizerNode(LifecycleNode):
             transform_problem=resolved.problem if resolved else '',
             transforms_sent=self._transforms_sent,
             transforms_missed=self._transforms_missed,
+            effort=str(rate.effort) if rate and not rate.effort.is_full else '',
+            rate_missed=rate is not None and rate.exhausted,
             hint=self._hint[1] if self._hint else '',
             subscribers={
                 name: publisher.get_subscription_count()
@@ -726,6 +735,7 @@ def main(
 ) -> int:
     """Run the node until it is told to stop; return the exit status."""
     wait_passively()
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING)
     rclpy.init(args=args)
     _end_in_time(rclpy.get_default_context(), 0)

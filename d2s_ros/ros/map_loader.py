@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import ConfigError, D2SError, DeviceError
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.effort import FULL, Effort
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
@@ -24,7 +25,12 @@ class SupportsLocalize(Protocol):
     """What the node needs of a localizer."""
 
     def localize(
-        self, image: NDArray[np.uint8], camera: Camera, *, details: bool = False
+        self,
+        image: NDArray[np.uint8],
+        camera: Camera,
+        *,
+        details: bool = False,
+        effort: Effort = FULL,
     ) -> LocalizationResult:
         """Localize one image."""
         ...
@@ -66,10 +72,16 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
     # torch takes seconds to import; the node needs it only here.
     from d2s_ros.localization.localizer import Localizer
     from d2s_ros.mapping.scene_map import SceneMap
+    from d2s_ros.threads import limit_threads
 
+    limit_threads(config.threads)
     scene_map = SceneMap.open(config.map)
     localizer = Localizer.from_map(
-        scene_map, device=device, weights=config.weights or None, config=config.localizer
+        scene_map,
+        device=device,
+        weights=config.weights or None,
+        config=config.localizer,
+        precision=config.precision,
     )
     return LoadedMap(
         localizer,

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from d2s_ros import processes
 from d2s_ros.config import option, validate
 from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
 from d2s_ros.training.loop import one_cycle, run_loop
 from d2s_ros.training.samples import LandmarkSample
+
+#: Fields of a sample that the network sees.
+_INPUTS = ('descriptors', 'evidence', 'candidate_points', 'keypoints', 'log_scales')
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class LandmarkTrainingConfig:
     )
     max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
     checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
+    evaluate_every: int = option(50, 'Steps between evaluations on held-out images.', minimum=1)
+    patience: int = option(
+        0, 'Evaluations without improvement before training stops; 0 never stops.', minimum=0
+    )
     seed: int = option(0, 'Seed of all randomness.', minimum=0)
 
     def __post_init__(self) -> None:
@@ -99,6 +107,7 @@ def train_landmark_network(
     checkpoint: Path | None = None,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    held_out: Sequence[LandmarkSample] = (),
 ) -> tuple[LandmarkNetwork, dict[str, Any]]:
     """Train from scratch, from given weights, or on from a checkpoint of the same run.
 
@@ -112,6 +121,7 @@ def train_landmark_network(
             an uninterrupted one.
         progress: Show a progress bar.
         on_step: Called with (step, loss) after each step; an exception ends training.
+        held_out: Samples that are not trained on, for the early stop (`patience`).
 
     Returns:
         The network on the CPU in eval mode, and figures of the run (steps, seconds, loss).
@@ -130,14 +140,27 @@ def train_landmark_network(
     )
     generator = torch.Generator().manual_seed(config.seed)
     amp_type = torch.device(device).type
+    own = processes.share_of(config.images_per_step)
 
     def loss_of_step(step: int) -> Tensor:
         batch = draw_batch(samples, config, generator)
-        batch = {name: value.to(device) for name, value in batch.items()}
+        total = batch['mask'].sum()
+        batch = {name: value[own].to(device) for name, value in batch.items()}
         correct, mask = batch.pop('correct'), batch['mask']
         with torch.autocast(amp_type, dtype=torch.bfloat16):
             logits = network(**batch)
-        return landmark_loss(logits, correct, mask)
+        loss = landmark_loss(logits, correct, mask)
+        # The mean over processes is then the mean over all keypoints of the batch.
+        return loss if processes.world() == 1 else loss * (processes.world() * mask.sum() / total)
+
+    def held_out_loss() -> float:
+        losses = []
+        for sample in held_out:
+            inputs = {name: getattr(sample, name)[None].to(device) for name in _INPUTS}
+            with torch.autocast(amp_type, dtype=torch.bfloat16):
+                logits = network(**inputs)
+            losses.append(float(landmark_loss(logits, sample.correct[None].to(device))))
+        return sum(losses) / len(losses)
 
     figures = run_loop(
         network,
@@ -150,5 +173,6 @@ def train_landmark_network(
         checkpoint=checkpoint,
         progress=progress,
         on_step=on_step,
+        evaluate=held_out_loss if held_out else None,
     )
     return network, figures

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2s_ros import processes
 from d2s_ros.config import option, validate
 from d2s_ros.network.d2s import D2SNetwork, RegressionConfig
 from d2s_ros.training.augmentation import AugmentationConfig
@@ -58,6 +59,10 @@ class RegressionTrainingConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
     checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
+    evaluate_every: int = option(50, 'Steps between evaluations on held-out images.', minimum=1)
+    patience: int = option(
+        0, 'Evaluations without improvement before training stops; 0 never stops.', minimum=0
+    )
     seed: int = option(0, 'Seed of all randomness.', minimum=0)
 
     def __post_init__(self) -> None:
@@ -162,6 +167,7 @@ def train_regression_network(
     checkpoint: Path | None = None,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    held_out: Sequence[RegressionSample] = (),
 ) -> tuple[D2SNetwork, dict[str, Any]]:
     """Train from scratch, from given weights, or on from a checkpoint of the same run.
 
@@ -175,6 +181,7 @@ def train_regression_network(
             an uninterrupted one.
         progress: Show a progress bar.
         on_step: Called with (step, loss) after each step; an exception ends training.
+        held_out: Samples that are not trained on, for the early stop (`patience`).
 
     Returns:
         The network on the CPU in eval mode, in the coordinates of the samples, and figures of the
@@ -191,10 +198,22 @@ def train_regression_network(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, config.steps))
     generator = torch.Generator().manual_seed(config.seed)
 
+    own = processes.share_of(config.images_per_step, equal=True)
+
     def loss_of_step(step: int) -> Tensor:
         batch = draw_regression_batch(samples, config, generator)
-        batch = {name: value.to(device) for name, value in batch.items()}
+        batch = {name: value[own].to(device) for name, value in batch.items()}
         return paper_loss(network, batch, config, step)
+
+    def held_out_loss() -> float:
+        losses = []
+        for sample in held_out:
+            points, p = network(sample.descriptors[None].to(device))
+            targets, z = sample.targets[None].to(device), sample.z[None].to(device)
+            loss = config.alpha_m * coordinate_loss(points, targets, z, squared=False)
+            loss = loss + config.alpha_u * reliability_loss(network.reliability(p), z)
+            losses.append(float(loss) / len(sample))
+        return sum(losses) / len(losses)
 
     figures = run_loop(
         network,
@@ -207,5 +226,6 @@ def train_regression_network(
         checkpoint=checkpoint,
         progress=progress,
         on_step=on_step,
+        evaluate=held_out_loss if held_out else None,
     )
     return network, figures

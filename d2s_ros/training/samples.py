@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from d2s_ros.mapping.landmarks import (
@@ -16,6 +19,8 @@ from d2s_ros.mapping.landmarks import (
     network_inputs,
 )
 from d2s_ros.mapping.reconstruction import MappedImage
+
+S = TypeVar('S')
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +72,14 @@ def make_sample(
     )
     inputs = network_inputs(image.features, image.camera, candidates, table)
     return LandmarkSample(**inputs, correct=torch.from_numpy(errors <= correct_px)), candidates
+
+
+def pack_sample(sample: Any, without: Collection[str] = ()) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a sample (a dataclass of tensors) as arrays."""
+    names = [field.name for field in fields(sample) if field.name not in without]
+    return {name: getattr(sample, name).numpy() for name in names}
+
+
+def unpack_sample(kind: type[S], arrays: Mapping[str, NDArray[Any]]) -> S:
+    """Return the sample that `pack_sample` was given."""
+    return kind(**{name: torch.from_numpy(value) for name, value in arrays.items()})

@@ -7,19 +7,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from d2s_ros.errors import DeviceError, UnsupportedImageError, WeightsError
+from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.superpoint import (
     SuperPoint,
     SuperPointNet,
     default_weights_path,
     load_network,
+    local_maxima,
+    read_descriptors,
     refine_keypoints,
     resize_to_fit,
     sample_descriptors,
     score_map,
     suppress_non_maxima,
 )
+from d2s_ros.features.superpoint_int8 import calibration_image, int8_available
+from d2s_ros.features.types import LocalFeatures
+
+needs_int8 = pytest.mark.skipif(not int8_available(), reason='needs a CPU with VNNI instructions')
 
 
 @pytest.fixture(scope='module')
@@ -72,6 +78,13 @@ def test_descriptors_match_an_independent_implementation():
     found = sample_descriptors(torch.from_numpy(raw)[None], torch.from_numpy(keypoints)[None])[0]
     expected = numpy_descriptors(raw.astype(np.float64), keypoints)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    single = read_descriptors(torch.from_numpy(raw), torch.from_numpy(keypoints))
+    np.testing.assert_allclose(single.numpy(), expected, atol=2e-5)
+    for narrow in (raw[:, :1], raw[:, :, :1]):
+        few = keypoints[:20]
+        single = read_descriptors(torch.from_numpy(narrow.copy()), torch.from_numpy(few))
+        expected = numpy_descriptors(narrow.astype(np.float64), few)
+        np.testing.assert_allclose(single.numpy(), expected, atol=2e-5)
 
 
 def test_strips_of_the_first_stage_change_nothing(network, monkeypatch):
@@ -111,16 +124,121 @@ def test_suppression_against_brute_force():
                 assert kept[row, column] == scores[row, column]
 
 
+@pytest.mark.parametrize('radius', [0, 1, 4])
+def test_both_suppressions_keep_the_same(radius):
+    rng = np.random.default_rng(5)
+    scores = rng.random((61, 83)).astype(np.float32)
+    scores[10:30, 20:50] = 0.0
+    kept = suppress_non_maxima(torch.from_numpy(scores)[None], radius)[0].numpy()
+    mask = local_maxima(scores, radius)
+    np.testing.assert_array_equal(np.where(mask, scores, 0), kept)
+
+
+@pytest.mark.parametrize('keypoints', [70, 5000])
+def test_devices_choose_keypoints_as_the_cpu_does(network, texture, keypoints):
+    """The way without round trips to the device, run on the CPU."""
+    extractor = make(network, max_keypoints=keypoints)
+    mask = np.full(texture.shape, 255, np.uint8)
+    mask[30:50, 60:90] = 0
+    expected = extractor.extract(texture, mask)
+    extractor._strongest_on_cpu = extractor._strongest
+    found = extractor.extract(texture, mask)
+    real = found.keypoint_scores > extractor.threshold
+    found = LocalFeatures(
+        found.keypoints[real],
+        found.keypoint_scores[real],
+        found.descriptors[real],
+        found.image_size,
+        found.scales[real],
+    )
+    assert len(found) > 40
+    np.testing.assert_array_equal(found.keypoints, expected.keypoints)
+    np.testing.assert_array_equal(found.keypoint_scores, expected.keypoint_scores)
+    np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+
+
+def same_features(found, expected):
+    """Return the share of keypoints found again within 1.5 px and their median cosine."""
+    gaps = np.linalg.norm(found.keypoints[:, None] - expected.keypoints[None], axis=2)
+    nearest = gaps.argmin(axis=1)
+    close = gaps[np.arange(len(nearest)), nearest] < 1.5
+    cosines = (found.descriptors[close] * expected.descriptors[nearest[close]]).sum(axis=1)
+    return float(close.mean()), float(np.median(cosines))
+
+
+@pytest.mark.parametrize('precision', ['bf16', pytest.param('int8', marks=needs_int8)])
+def test_low_precision_finds_the_same_features(precision):
+    """The made-up picture is not one of those that the integer network is calibrated on."""
+    image = calibration_image(7, 320, 240)
+    config = FeatureConfig(name='superpoint', max_keypoints=300)
+    expected = SuperPoint.from_pretrained(config=config).extract(image)
+    extractor = SuperPoint.from_pretrained(config=config, precision=precision)
+    found = extractor.extract(image)
+    share, cosine = same_features(found, expected)
+    assert share > 0.9
+    assert cosine > 0.995
+    np.testing.assert_array_equal(extractor.extract(image).descriptors, found.descriptors)
+
+
+@needs_int8
+def test_auto_is_integer_where_the_processor_has_it(network, monkeypatch):
+    assert make(network, precision='auto').precision == 'int8'
+    monkeypatch.setattr('d2s_ros.features.superpoint.int8_available', lambda: False)
+    assert make(network, precision='auto').precision == 'fp32'
+
+
+def test_precisions_that_cannot_be_had_are_errors(network, monkeypatch):
+    with pytest.raises(UsageError, match='fp64'):
+        make(network, precision='fp64')
+    monkeypatch.setattr('d2s_ros.features.superpoint.int8_available', lambda: False)
+    with pytest.raises(DeviceError, match='int8'):
+        make(network, precision='int8')
+
+
 @pytest.mark.parametrize(('dx', 'dy'), [(0.0, 0.0), (0.3, -0.2), (-0.45, 0.1), (0.49, 0.49)])
-def test_refinement_finds_the_centroid_of_a_splat(dx, dy):
-    scores = np.zeros((9, 9), np.float32)
+def test_refinement_finds_the_top_of_a_tilted_bump(dx, dy):
     x, y = 4 + dx, 4 + dy
-    for row in range(9):
-        for column in range(9):
-            scores[row, column] = max(0, 1 - abs(column - x)) * max(0, 1 - abs(row - y))
+    rows, columns = np.mgrid[0:9, 0:9]
+    u, v = columns - x, rows - y
+    scores = np.exp(-(0.6 * u * u + 0.4 * u * v + 0.5 * v * v)).astype(np.float32)
     row, column = np.unravel_index(scores.argmax(), scores.shape)
     found = refine_keypoints(torch.from_numpy(scores), torch.tensor([[column, row]]))
-    np.testing.assert_allclose(found.numpy(), [[x, y]], atol=1e-5)
+    np.testing.assert_allclose(found.numpy(), [[x, y]], atol=0.01)
+
+
+def test_refinement_leaves_plateaus_and_ridges_where_they_are():
+    plateau = torch.full((9, 9), 0.3)
+    ridge = plateau.clone()
+    ridge[4] = 0.5
+    for scores in (plateau, ridge):
+        found = refine_keypoints(scores, torch.tensor([[4, 4]]))
+        np.testing.assert_allclose(found.numpy(), [[4, 4]], atol=1e-6)
+
+
+def test_projection_beside_the_weights_shortens_descriptors(tmp_path, network, texture):
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, tmp_path / 'a.safetensors')
+    plain = SuperPoint.from_pretrained(tmp_path / 'a.safetensors')
+    matrix = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    save_file({'projection': matrix}, tmp_path / 'a.projection.safetensors')
+    short = SuperPoint.from_pretrained(tmp_path / 'a.safetensors')
+    assert (plain.dim, short.dim) == (256, 32)
+    # A map made with one does not open with the other.
+    assert plain.weights_hash != short.weights_hash
+    long, found = plain.extract(texture), short.extract(texture)
+    np.testing.assert_array_equal(long.keypoints, found.keypoints)
+    expected = long.descriptors @ matrix.numpy()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.descriptors, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('matrix', [torch.zeros(255, 8), torch.full((256, 8), float('nan'))])
+def test_unusable_projection_is_an_error(tmp_path, network, matrix):
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, tmp_path / 'a.safetensors')
+    save_file({'projection': matrix}, tmp_path / 'a.projection.safetensors')
+    with pytest.raises(WeightsError, match=r'a\.projection'):
+        SuperPoint.from_pretrained(tmp_path / 'a.safetensors')
 
 
 def test_features_are_sorted_unit_inside_and_repeatable(network, texture):
@@ -302,6 +420,7 @@ def test_packaged_weights_are_the_default_and_match_in_the_dark():
     assert default_weights_path() is not None
     extractor = create_extractor(FeatureConfig(name='superpoint', max_keypoints=400, max_size=0))
     photograph = np.ascontiguousarray(data.camera()[::2, ::2])
+    assert extractor.dim == 128
     plain = extractor.extract(photograph)
     assert len(plain) > 200
     for condition in CONDITIONS:

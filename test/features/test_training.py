@@ -25,6 +25,7 @@ from d2s_ros.features.training.pairs import (
     make_pair,
     splat,
 )
+from d2s_ros.features.training.projection import fit_projection
 from d2s_ros.features.training.synthetic import _SHAPES, draw_shapes
 from d2s_ros.features.training.trainer import (
     Budget,
@@ -336,13 +337,36 @@ def test_command_from_scratch_ends_with_weights(tmp_path, photographs):
     arguments += ['--warps', '1', '--threads', '1']
     assert main([*arguments, '--steps', '6']) == 0
     extractor = SuperPoint.from_pretrained(out / 'superpoint.safetensors')
-    assert extractor.dim == 256
+    assert extractor.dim == 128
     state = torch.load(out / 'checkpoint.pt', weights_only=True)
     assert state['step'] == 4
     assert json.loads(state['config'])['batch'] == 1
     # With more steps it goes on from there.
     assert main([*arguments, '--steps', '6', '--resume']) == 0
     assert torch.load(out / 'checkpoint.pt', weights_only=True)['step'] == 4
+
+
+def test_projection_keeps_distances_between_descriptors_of_few_directions(rng):
+    """What varies in 20 directions is as far apart in 20 numbers as in 256, up to the whitening."""
+    torch.manual_seed(0)
+    network = SuperPointNet()
+    with torch.no_grad():
+        network.convPb.weight.mul_(40.0)
+        network.convPb.bias.zero_()
+        basis = torch.linalg.qr(torch.randn(256, 20)).Q
+        network.convDb.weight.copy_((basis @ torch.randn(20, 256))[:, :, None, None])
+        network.convDb.bias.zero_()
+    photographs = [textured(rng) for _ in range(4)]
+    projection = fit_projection(network, photographs, dim=20)
+    assert projection.shape == (256, 20)
+    # All of the directions are kept, and nothing else.
+    share = torch.linalg.norm(basis.T @ projection) / torch.linalg.norm(projection)
+    assert float(share) > 0.999
+
+
+def test_projection_needs_keypoints(rng):
+    with pytest.raises(InputError, match='too few'):
+        fit_projection(SuperPointNet(), [textured(rng)[:16, :16]])
 
 
 def test_command_refuses_bad_input(tmp_path, photographs, caplog):
@@ -372,7 +396,7 @@ def test_teacher_and_two_processes(tmp_path, photographs, shared_data, repo_root
     environment = {**os.environ, 'PYTHONPATH': str(repo_root), 'OMP_NUM_THREADS': '1'}
     subprocess.run(command, check=True, env=environment, timeout=300, cwd=tmp_path)
     assert torch.load(out / 'checkpoint.pt', weights_only=True)['step'] == 4
-    assert SuperPoint.from_pretrained(out / 'superpoint.safetensors').dim == 256
+    assert SuperPoint.from_pretrained(out / 'superpoint.safetensors').dim == 128
 
 
 def test_held_out_photographs_are_a_tenth_and_fixed():

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from d2s_ros.config import to_dict
-from d2s_ros.geometry.transforms import pose_error
-from d2s_ros.localization.localizer import Localizer, LocalizerConfig
+from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.network.types import SceneCoordinates
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import frames
 
@@ -191,6 +194,36 @@ def test_points_bunched_in_a_corner_are_refused(localizer, seen):
     image = np.full_like(seen.image, 90)
     image[:60, :60] = seen.image[150:210, 200:260]
     assert not localizer.localize(image, seen.camera).localized
+
+
+def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
+    """Eighty inliers on one object against forty all over the image."""
+    camera = seen.camera
+    scene, thing = seen.map_from_camera, RigidTransform(np.eye(3), np.array([3.0, 0.0, 0.0]))
+    keypoints = np.concatenate(
+        [
+            rng.uniform([60, 60], [130, 120], (80, 2)),
+            rng.uniform([0, 0], [camera.width - 1, camera.height - 1], (40, 2)),
+        ]
+    )
+    rays = np.concatenate([camera.normalize(keypoints), np.ones((120, 1))], axis=1)
+    in_camera = rays * rng.uniform(2, 6, (120, 1))
+    points = np.concatenate([(thing @ scene).apply(in_camera[:80]), scene.apply(in_camera[80:])])
+    features = LocalFeatures(
+        keypoints.astype(np.float32),
+        np.ones(120, np.float32),
+        np.zeros((120, localizer.extractor.dim), np.float32),
+        (camera.width, camera.height),
+        np.full(120, 2.0, np.float32),
+    )
+    coordinates = SceneCoordinates(points, np.ones(120, np.float32))
+    used, estimate = localizer._solve_best(features, camera, coordinates, np.arange(120), None)
+    error = pose_error(estimate.camera_from_map.inverse(), scene)
+    assert error[0] < 0.05
+    assert set(used[estimate.inlier_mask]) <= set(range(80, 120))
+    # RANSAC alone takes the object.
+    alone = localizer._solve(features, camera, coordinates, np.arange(120), None)
+    assert pose_error(alone.camera_from_map.inverse(), thing @ scene)[0] < 0.05
 
 
 def test_the_report_is_json(localizer, seen):

@@ -13,10 +13,12 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from d2s_ros.localization.localizer import LocalizerConfig, judge_geometry
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
+    refine_guided,
     reprojection_errors,
     solve_pose,
 )
@@ -73,7 +75,14 @@ def trials(rng, *, count, sigma, point_sigma=0.0, number=250, outliers=0.0):
         noisy = pixels + noise[:, None] * rng.normal(0, 1, (count, 2))
         wrong = rng.random(count) < outliers
         noisy[wrong] = rng.uniform([0, 0], [639, 479], (int(wrong.sum()), 2))
-        found = solve_pose(noisy, seen, CAMERA, sigmas_px=noise, point_covariances=covariances)
+        found = solve_pose(
+            noisy,
+            seen,
+            CAMERA,
+            sigmas_px=noise,
+            point_covariances=covariances,
+            config=PoseSolverConfig(min_sigma_px=0.0),
+        )
         error = difference(found.camera_from_map.inverse(), pose)
         covariance = found.covariance
         values.append(
@@ -84,6 +93,57 @@ def trials(rng, *, count, sigma, point_sigma=0.0, number=250, outliers=0.0):
             ]
         )
     return np.array(values)
+
+
+def test_guided_refinement_uses_what_ransac_was_not_given(rng):
+    """RANSAC gets a tenth of the keypoints; the candidates of all include the right ones."""
+    config = PoseSolverConfig()
+    before, after = [], []
+    for _ in range(40):
+        pose, points, pixels = scene(rng, 200)
+        noisy = pixels + rng.normal(0, 0.7, pixels.shape)
+        sigmas = np.full(200, 0.7)
+        landmark_idx = np.stack([np.arange(200), rng.integers(0, 200, 200)], axis=1)
+        # For a third of the keypoints a wrong landmark is more similar than the right one.
+        swapped = rng.random(200) < 0.33
+        landmark_idx[swapped] = landmark_idx[swapped][:, ::-1]
+        found = solve_pose(noisy[:20], points[:20], CAMERA, sigmas_px=sigmas[:20], config=config)
+        guided = refine_guided(
+            found,
+            noisy,
+            points,
+            np.tile([0.95, 0.9], (200, 1)),
+            landmark_idx,
+            CAMERA,
+            sigmas_px=sigmas,
+            point_covariances=np.zeros((200, 3, 3)),
+            min_similarity=0.8,
+            config=config,
+        )
+        before.append(pose_error(found.camera_from_map.inverse(), pose)[0])
+        after.append(pose_error(guided.camera_from_map.inverse(), pose)[0])
+        assert np.trace(guided.covariance) < np.trace(found.covariance)
+        # The evidence stays that of RANSAC.
+        assert guided.inlier_mask is found.inlier_mask
+    assert np.median(after) < 0.6 * np.median(before)
+
+
+def test_guided_refinement_needs_more_than_there_was(rng):
+    _, points, pixels = scene(rng, 60)
+    found = solve_pose(pixels, points, CAMERA, sigmas_px=np.ones(60))
+    same = refine_guided(
+        found,
+        pixels,
+        points,
+        np.full((60, 1), 0.5),
+        np.arange(60)[:, None],
+        CAMERA,
+        sigmas_px=np.ones(60),
+        point_covariances=np.zeros((60, 3, 3)),
+        min_similarity=0.8,
+        config=PoseSolverConfig(),
+    )
+    assert same is found
 
 
 def assert_consistent(values):

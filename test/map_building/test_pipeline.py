@@ -12,7 +12,8 @@ from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.map_building.pipeline import BuildConfig, build_map, pose_difference
+from d2s_ros.map_building.calibration import pose_difference
+from d2s_ros.map_building.pipeline import BuildConfig, build_map
 from d2s_ros.mapping.scene_map import LOCALIZATION_FILE, UPDATE_FILE, SceneMap, verify
 
 # Builds several maps: minutes on a busy computer.
@@ -190,6 +191,6 @@ def test_pose_difference_is_in_ros_order():
 
 
 def test_the_median_of_chi_square():
-    from d2s_ros.map_building import pipeline
+    from d2s_ros.map_building import calibration
 
-    assert pytest.approx(stats.chi2(6).median(), abs=1e-3) == pipeline._CHI2_6_MEDIAN
+    assert pytest.approx(stats.chi2(6).median(), abs=1e-3) == calibration._CHI2_6_MEDIAN

@@ -11,10 +11,10 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.mapping.landmarks import (
+    LandmarkIndex,
     build_landmarks,
     candidate_errors_px,
     detection_sigma_px,
-    find_candidates,
     find_training_candidates,
     network_inputs,
 )
@@ -192,12 +192,15 @@ def test_leaving_an_image_out_equals_a_map_without_it(rng):
         similarity[:, ~keys.any(axis=1)] = -1.0
         order = np.argsort(-similarity, axis=1)[:, :5]
         expected = np.take_along_axis(similarity, order, axis=1)
-        np.testing.assert_allclose(candidates.similarity, expected, atol=1e-5)
-        assert (candidates.landmark_idx == order).mean() > 0.999
+        # The search by 8-bit integers may swap candidates that are nearly as good.
+        np.testing.assert_allclose(candidates.similarity, expected, atol=0.02)
+        found = np.take_along_axis(similarity, candidates.landmark_idx, axis=1)
+        np.testing.assert_allclose(candidates.similarity, found, atol=1e-5)
+        assert (candidates.landmark_idx[:, 0] == order[:, 0]).mean() > 0.98
         np.testing.assert_allclose(
-            candidates.best_of_landmark, similarity.max(0)[candidates.landmark_idx], atol=1e-5
+            candidates.best_of_landmark, similarity.max(0)[candidates.landmark_idx], atol=0.02
         )
-        with_own = find_candidates(image.features.descriptors, torch.from_numpy(table.keys), 5)
+        with_own = LandmarkIndex(table.keys).search(image.features.descriptors, 5)
         own = image.point_idx >= 0
         assert with_own.similarity[own, 0].mean() > candidates.similarity[own, 0].mean() + 0.01
 
@@ -221,11 +224,11 @@ def test_two_keypoints_of_one_landmark_in_an_image(rng):
 
 def test_few_landmarks_are_padded(rng):
     keys = unit(rng.normal(size=(3, DIM)))
-    candidates = find_candidates(unit(rng.normal(size=(7, DIM))), torch.from_numpy(keys), 5)
+    candidates = LandmarkIndex(keys).search(unit(rng.normal(size=(7, DIM))), 5)
     assert candidates.landmark_idx.shape == candidates.similarity.shape == (7, 5)
     assert (candidates.similarity[:, 3:] == -1).all()
     assert candidates.landmark_idx.max() <= 2
-    none = find_candidates(np.zeros((0, DIM), np.float32), torch.from_numpy(keys), 2)
+    none = LandmarkIndex(keys).search(np.zeros((0, DIM), np.float32), 2)
     assert none.landmark_idx.shape == (0, 2)
 
 

@@ -40,7 +40,7 @@ class StubLocalizer:
         self.delay = delay
         self.cameras = []
 
-    def localize(self, image, camera, *, details=False):
+    def localize(self, image, camera, *, details=False, effort=None):
         self.cameras = [*self.cameras[-9:], camera]
         time.sleep(self.delay)
         if image.ndim == 3:

@@ -133,6 +133,9 @@ def test_examples_use_real_parameters(repo_root):
     text = (repo_root / 'config' / 'examples' / 'nav2_localizer.yaml').read_text()
     values = yaml.safe_load(text)['localizer']['ros__parameters']
     assert from_dict(LocalizerNodeConfig, values).tf_mode == 'map_to_odom'
+    text = (repo_root / 'config' / 'examples' / 'realtime.yaml').read_text()
+    values = yaml.safe_load(text)['/**']['ros__parameters']
+    assert from_dict(LocalizerNodeConfig, values).target_rate == 10.0
     for path in (repo_root / 'config' / 'examples').glob('*.yaml'):
         assert yaml.safe_load(path.read_text()), path
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from d2s_ros.training.landmark_trainer import (
     one_cycle,
     train_landmark_network,
 )
+from d2s_ros.training.loop import read_checkpoint
 from d2s_ros.training.samples import LandmarkSample
 
 NETWORK = LandmarkConfig(
@@ -182,3 +186,116 @@ def test_the_time_limit_ends_training():
     )
     _, figures = train_landmark_network(make_samples(), NETWORK, config)
     assert 1 <= figures['steps'] < 1000
+
+
+def judge(network, samples):
+    """Return the mean loss of the network on samples, in float32."""
+    names = ('descriptors', 'evidence', 'candidate_points', 'keypoints', 'log_scales')
+    with torch.inference_mode():
+        return sum(
+            float(
+                landmark_loss(
+                    network(**{name: getattr(sample, name)[None] for name in names}),
+                    sample.correct[None],
+                )
+            )
+            for sample in samples
+        ) / len(samples)
+
+
+def spoiled_samples():
+    """Return images to train on whose labels are noise: learning them makes others worse."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        replace(sample, correct=torch.rand(sample.correct.shape, generator=generator) < 0.3)
+        for sample in make_samples(2, seed=8)
+    ]
+
+
+def test_training_stops_early_and_keeps_the_best_weights():
+    held_out = make_samples(3, seed=4)
+    config = replace(TRAINING, steps=300, evaluate_every=5, patience=4)
+    network, figures = train_landmark_network(spoiled_samples(), NETWORK, config, held_out=held_out)
+    assert figures['steps'] == figures['best_step'] + 4 * 5 < 300
+    # bfloat16 in training.
+    assert judge(network, held_out) == pytest.approx(figures['best_loss'], rel=0.03, abs=1e-3)
+    whole, _ = train_landmark_network(
+        spoiled_samples(), NETWORK, replace(config, patience=0), held_out=held_out
+    )
+    assert judge(whole, held_out) > 1.1 * figures['best_loss']
+    # The best weights are those that a run has at that step.
+    weights = []
+
+    def stop(step, loss):
+        if step == figures['best_step']:
+            raise RuntimeError('enough')
+
+    def keep(checkpoint):
+        with pytest.raises(RuntimeError, match='enough'):
+            train_landmark_network(
+                spoiled_samples(), NETWORK, config, checkpoint=checkpoint, on_step=stop
+            )
+        weights.append(read_checkpoint(checkpoint)['network'])
+
+    with tempfile.TemporaryDirectory() as folder:
+        keep(Path(folder) / 'training.pt')
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[0][name])
+
+
+def test_training_that_improves_is_not_stopped():
+    held_out = make_samples(3, seed=4)
+    config = replace(TRAINING, steps=60, evaluate_every=6, patience=3, learning_rate=3e-3)
+    network, figures = train_landmark_network(
+        make_samples(40, seed=2), NETWORK, config, held_out=held_out
+    )
+    assert figures['steps'] == 60
+    assert figures['best_step'] > 30
+    assert judge(network, held_out) == pytest.approx(figures['best_loss'], rel=0.03, abs=1e-3)
+
+
+@pytest.mark.parametrize('stop', [12, 47])
+def test_an_early_stop_survives_an_interruption(tmp_path, stop):
+    held_out = make_samples(3, seed=4)
+    config = replace(TRAINING, steps=300, evaluate_every=5, patience=4)
+    whole, figures = train_landmark_network(spoiled_samples(), NETWORK, config, held_out=held_out)
+    stop = min(stop, figures['steps'] - 1)
+
+    def stop_at(step, loss):
+        if step == stop:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / 'training.pt'
+    for on_step in (stop_at, None):
+        arguments = {'checkpoint': checkpoint, 'held_out': held_out, 'on_step': on_step}
+        if on_step is None:
+            resumed, again = train_landmark_network(spoiled_samples(), NETWORK, config, **arguments)
+            break
+        with pytest.raises(KeyboardInterrupt):
+            train_landmark_network(spoiled_samples(), NETWORK, config, **arguments)
+    assert same(whole, resumed)
+    assert {**again, 'seconds': 0} == {**figures, 'seconds': 0}
+
+
+def test_half_a_step_is_not_saved(tmp_path):
+    """An interruption inside a step leaves the last whole one; the result is the same."""
+    samples = make_samples()
+    config = replace(TRAINING, checkpoint_seconds=0.0)
+    whole, _ = train_landmark_network(samples, NETWORK, config)
+
+    class Interrupting(list):
+        count = 0
+
+        def __getitem__(self, index):
+            Interrupting.count += 1
+            if Interrupting.count == 21:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    checkpoint = tmp_path / 'training.pt'
+    with pytest.raises(KeyboardInterrupt):
+        # Two images a step: the first image of the eleventh step, after its random numbers.
+        train_landmark_network(Interrupting(samples), NETWORK, config, checkpoint=checkpoint)
+    assert read_checkpoint(checkpoint)['step'] == 10
+    resumed, _ = train_landmark_network(samples, NETWORK, config, checkpoint=checkpoint)
+    assert same(whole, resumed)

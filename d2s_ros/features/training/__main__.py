@@ -21,12 +21,25 @@ from pathlib import Path
 
 import torch
 
+from d2s_ros import processes
 from d2s_ros.errors import D2SError, UsageError
-from d2s_ros.features.superpoint import SuperPointNet, checked_device
-from d2s_ros.features.training import processes
-from d2s_ros.features.training.labels import AlikedTeacher, HomographicAdaptation, cache_labels
+from d2s_ros.features.evaluation import is_held_out
+from d2s_ros.features.superpoint import (
+    SuperPointNet,
+    checked_device,
+    load_network,
+    projection_path,
+)
+from d2s_ros.features.training.labels import (
+    AlikedTeacher,
+    HomographicAdaptation,
+    cache_labels,
+    photograph_names,
+    read_photograph,
+)
 from d2s_ros.features.training.losses import LossWeights
 from d2s_ros.features.training.network import save_weights
+from d2s_ros.features.training.projection import fit_projection, save_projection
 from d2s_ros.features.training.trainer import (
     Budget,
     PhotographPairs,
@@ -39,6 +52,8 @@ _logger = logging.getLogger(__name__)
 
 #: Part of the budget that goes to synthetic shapes when there is no teacher.
 SYNTHETIC_SHARE = 0.3
+#: About as many photographs give the projection of the descriptors.
+PROJECTION_PHOTOGRAPHS = 100
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,8 +131,20 @@ def train(options: argparse.Namespace, device: str) -> Path:
     path = Path(options.out) / 'superpoint.safetensors'
     if processes.rank() == 0:
         save_weights(trainer.ema, path, {'steps': str(trainer.step), 'teacher': labeller.name})
+        _write_projection(path, options.images, device)
         _logger.info('wrote %s after %d steps', path, trainer.step)
     return path
+
+
+def _write_projection(weights: Path, images: Path, device: str) -> None:
+    """Fit the projection of finished weights on photographs that are trained on."""
+    network, _ = load_network(weights)
+    names = [name for name in photograph_names(images) if not is_held_out(name)]
+    chosen = names[:: max(1, len(names) // PROJECTION_PHOTOGRAPHS)]
+    projection = fit_projection(
+        network, (read_photograph(images / name) for name in chosen), device=device
+    )
+    save_projection(projection, projection_path(weights))
 
 
 def _train_detector(

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from d2s_ros import processes
 from d2s_ros.errors import InputError
 from d2s_ros.features.evaluation import is_held_out
 from d2s_ros.features.superpoint import LINEAR_LAYERS
-from d2s_ros.features.training import processes
 from d2s_ros.features.training.labels import label_path, read_labels, read_photograph
 from d2s_ros.features.training.losses import Batch, LossWeights, total_loss
 from d2s_ros.features.training.network import TrainableSuperPoint

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
+
+from d2s_ros.errors import UsageError
+
+#: Processes that wait for what only the first one does must not give up before it is done.
+_PATIENCE = datetime.timedelta(days=7)
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def group(device: str) -> Iterator[str]:
     if on_gpu:
         device = f'cuda:{os.environ.get("LOCAL_RANK", "0")}'
         torch.cuda.set_device(device)
-    distributed.init_process_group('nccl' if on_gpu else 'gloo')
+    distributed.init_process_group('nccl' if on_gpu else 'gloo', timeout=_PATIENCE)
     try:
         yield device
     finally:
@@ -51,10 +57,56 @@ def agree(flag: bool) -> bool:
     """Return the first process's flag, so that all stop at the same step."""
     if not _many():
         return flag
-    device = 'cuda' if distributed.get_backend() == 'nccl' else 'cpu'
-    shared = torch.tensor([int(flag)], device=device)
+    shared = torch.tensor([int(flag)], device=_device())
     distributed.broadcast(shared, 0)
     return bool(shared.item())
+
+
+def mean(value: float) -> float:
+    """Return the mean of a number over the processes."""
+    if not _many():
+        return value
+    shared = torch.tensor([value], dtype=torch.float64, device=_device())
+    distributed.all_reduce(shared)
+    return float(shared.item()) / world()
+
+
+def share_bytes(data: bytes) -> bytes:
+    """Return the first process's bytes."""
+    if not _many():
+        return data
+    size = torch.tensor([len(data)], device=_device())
+    distributed.broadcast(size, 0)
+    if not size.item():
+        return b''
+    content = torch.zeros(int(size.item()), dtype=torch.uint8)
+    if rank() == 0:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    content = content.to(_device())
+    distributed.broadcast(content, 0)
+    return content.cpu().numpy().tobytes()
+
+
+def share_of(count: int, *, equal: bool = False) -> slice:
+    """Return which of the `count` images of a batch are this process's.
+
+    Args:
+        count: Images of a batch.
+        equal: Every process must have as many as the others.
+
+    Raises:
+        UsageError: they cannot be shared in that way.
+    """
+    if count < world() or (equal and count % world()):
+        raise UsageError(
+            f'{world()} processes cannot share the {count} images of a training step; start '
+            f'{"a divisor of that" if equal else "at most as many"}'
+        )
+    return slice(rank() if _many() else 0, None, world())
+
+
+def _device() -> str:
+    return 'cuda' if distributed.get_backend() == 'nccl' else 'cpu'
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

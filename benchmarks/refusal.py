@@ -1,0 +1,231 @@
+"""Which poses are published: on frames that do not show the mapped place, and on ones that do.
+
+    python benchmarks/refusal.py [--work DIR] [--logs DIR] [--data DIR] [--photos DIR] [--json OUT]
+
+Three simulated buildings are mapped by day. They are asked about frames of other places: buildings
+with the same pictures on other walls, unlike buildings, photographs, walls seen from near, dark,
+blurred and saturated frames; and about their own frames at dusk, at night and after a third of the
+furniture was moved. A solver's pose is right if it is within 50 cm and 10 degrees of the truth, and
+close if its error is at most ten times the median error of the poses that were published. With
+--data, scenes of photographs are asked about too, and mapped. Logs, maps and features in the
+folders are used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+# First: it decides how threads wait, before any is started.
+from places import Observed, Places, is_building, photographs
+
+from d2s_ros.data.frames import Frame
+from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.localizer import Localizer
+
+#: A right pose is within both.
+RIGHT_M, RIGHT_DEG = 0.5, 10.0
+#: A close pose is within this many median errors.
+CLOSE_MEDIANS = 10.0
+SCENES = ('fox', 'castle-P30', 'redkitchen')
+CHANGES = ('query_day', 'query_dusk', 'query_night', 'query_moved')
+
+
+def dark(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return what a sensor gives of 3 % of the light."""
+    return np.clip(0.03 * image + rng.normal(0, 2, image.shape), 0, 255).astype(np.uint8)
+
+
+def blurred(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the image smeared over 41 px in a random direction."""
+    kernel = np.zeros((41, 41), np.float32)
+    angle = rng.uniform(0, np.pi)
+    end = (round(20 + 20 * np.cos(angle)), round(20 + 20 * np.sin(angle)))
+    cv2.line(kernel, (40 - end[0], 40 - end[1]), end, 1.0)
+    return cv2.filter2D(image, -1, kernel / kernel.sum())
+
+
+def saturated(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the image exposed eight times too long."""
+    return np.clip(8.0 * image.astype(np.float32), 0, 255).astype(np.uint8)
+
+
+def wall(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return an eighth of the image, as seen from eight times as near."""
+    height, width = image.shape[0] // 8, image.shape[1] // 8
+    y, x = rng.integers(0, image.shape[0] - height), rng.integers(0, image.shape[1] - width)
+    part = image[y : y + height, x : x + width]
+    return cv2.resize(part, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_CUBIC)
+
+
+DEGRADATIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    'dark': dark,
+    'blurred': blurred,
+    'saturated': saturated,
+    'wall': wall,
+}
+
+
+def degraded(
+    source: Any, change: Callable[[np.ndarray, np.random.Generator], np.ndarray], count: int
+) -> Iterator[Frame]:
+    """Yield the first frames of a log, changed."""
+    rng = np.random.default_rng(7)
+    for frame, _ in zip(source, range(count), strict=False):
+        assert frame.image is not None
+        yield replace(frame, image=change(frame.image, rng), map_from_camera=None)
+
+
+def strangers(
+    places: Places, place: str, args: argparse.Namespace, localizer: Localizer
+) -> Iterator[tuple[str, list[Observed]]]:
+    """Yield kinds of frames that do not show the place."""
+    extractor = localizer.extractor
+    buildings = [f'b{seed}' for seed in args.seeds]
+    # Photographs are shared out: each is asked of one building.
+    part = buildings.index(place) if is_building(place) else 0
+    if is_building(place):
+        yield 'same pictures, another layout', places.observed(place, 'other', extractor)
+        for name, change in DEGRADATIONS.items():
+            frames = degraded(places.source(place, 'other'), change, 30)
+            yield name, places.extracted(f'{place}_{name}', frames, extractor)
+    others = []
+    for other in buildings:
+        if other != place:
+            others += places.observed(other, 'query_day', extractor)
+    yield 'another building', others
+    scenes = []
+    if places.data is not None:
+        for scene in SCENES:
+            if scene != place and (places.data / scene).is_dir():
+                for name in ('map', 'query'):
+                    scenes += places.observed(scene, name, extractor)
+    yield 'photographed scenes', scenes[part :: len(buildings)]
+    if args.photos is not None:
+        photos = places.extracted('photographs', photographs(args.photos), extractor)
+        yield 'photographs', photos[part :: len(buildings)]
+
+
+def ask(localizer: Localizer, place: str, kind: str, frames: list[Observed]) -> list[dict]:
+    """Localize frames; errors are of what the solver found, whether it was published or not."""
+    rows = []
+    for frame in frames:
+        result = localizer.localize_features(frame.features, frame.camera, details=True)
+        estimate = result.details.estimate if result.details is not None else None
+        error = None
+        if estimate is not None and frame.truth is not None:
+            error = pose_error(estimate.camera_from_map.inverse(), frame.truth)
+        rows.append(
+            {
+                'place': place,
+                'kind': kind,
+                'frame': frame.name,
+                'status': result.status.value,
+                'published': result.localized,
+                'error': error,
+            }
+        )
+    return rows
+
+
+def right(row: dict) -> bool:
+    """Return whether the solver's pose is right."""
+    return row['error'] is not None and row['error'][0] <= RIGHT_M and row['error'][1] <= RIGHT_DEG
+
+
+def stranger_table(rows: list[dict]) -> list[str]:
+    """Return a markdown table of frames that do not show the place."""
+    lines = ['| frames that do not show the place | frames | published | refused because |']
+    lines.append('|---' * 4 + '|')
+    for kind in [*dict.fromkeys(row['kind'] for row in rows), 'all']:
+        chosen = [row for row in rows if kind in ('all', row['kind'])]
+        reasons = Counter(row['status'] for row in chosen if not row['published'])
+        why = ', '.join(f'{status} {count}' for status, count in reasons.most_common())
+        published = sum(row['published'] for row in chosen)
+        lines.append(f'| {kind} | {len(chosen)} | {published} | {why} |')
+    return lines
+
+
+def query_table(rows: list[dict]) -> tuple[list[str], dict[str, float]]:
+    """Return a markdown table of frames that show the place, and the figures of all of them."""
+    lines = [
+        '| frames of the place | frames | solver right | of them published | published | '
+        'median error | off by 50 cm or 10 deg | off by 10 medians |'
+    ]
+    lines.append('|---' * 8 + '|')
+    figures: dict[str, float] = {}
+    for kind in [*dict.fromkeys(row['kind'] for row in rows), 'all']:
+        chosen = [row for row in rows if kind in ('all', row['kind'])]
+        good = [row for row in chosen if right(row)]
+        published = [row for row in chosen if row['published']]
+        errors = np.array([row['error'] for row in published]).reshape(-1, 2)
+        median = np.median(errors, axis=0) if len(errors) else np.full(2, np.nan)
+        far = int((errors > CLOSE_MEDIANS * median).any(axis=1).sum())
+        wrong = sum(not right(row) for row in published)
+        figures = {
+            'frames': len(chosen),
+            'published': len(published),
+            'wrong': wrong,
+            'far': far,
+            'published_of_right': sum(row['published'] for row in good) / max(1, len(good)),
+        }
+        lines.append(
+            f'| {kind} | {len(chosen)} | {len(good)} | '
+            f'{100 * figures["published_of_right"]:.1f} % | {len(published)} | '
+            f'{100 * median[0]:.2f} cm {median[1]:.3f} deg | {wrong} | {far} |'
+        )
+    return lines, figures
+
+
+def main() -> int:
+    """Print two markdown tables; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work', type=Path, default=Path('refusal_output'))
+    parser.add_argument('--logs', type=Path, help='rendered logs (default: in the work folder)')
+    parser.add_argument('--data', type=Path, help='folder of fox, castle-P30 and redkitchen')
+    parser.add_argument('--photos', type=Path, help='folder of photographs (.jpg)')
+    parser.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
+    parser.add_argument('--every', type=int, default=1, help='ask about every n-th frame only')
+    parser.add_argument('--json', type=Path)
+    parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
+    args = parser.parse_args()
+    places = Places(args.work, args.logs, args.data)
+    names = [f'b{seed}' for seed in args.seeds]
+    if args.data is not None:
+        names += [name for name in ('fox', 'castle-P30') if (args.data / name).is_dir()]
+    unknown: list[dict] = []
+    known: list[dict] = []
+    for name in names:
+        localizer = Localizer.from_map(places.map(name), device='cpu')
+        for kind, frames in strangers(places, name, args, localizer):
+            unknown += ask(localizer, name, kind, frames[:: args.every])
+        for kind in CHANGES if is_building(name) else ():
+            frames = places.observed(name, kind, localizer.extractor)
+            known += ask(localizer, name, kind.removeprefix('query_'), frames[:: args.every])
+    print('\n'.join(stranger_table(unknown)))
+    lines, figures = query_table(known)
+    print('\n' + '\n'.join(lines))
+    if args.json:
+        args.json.write_text(json.dumps({'strangers': unknown, 'queries': known}, indent=1))
+    accepted = sum(row['published'] for row in unknown)
+    if args.check and (
+        accepted > 1
+        or figures['wrong'] > 0.001 * figures['frames']
+        or figures['published_of_right'] < 0.95
+    ):
+        print('below what is asked for', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

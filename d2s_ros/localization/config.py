@@ -1,0 +1,55 @@
+"""Options of the localizer; free of torch, so that a node reads them before it loads anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from d2s_ros.config import option, validate
+from d2s_ros.localization.pose_solver import PoseSolverConfig
+
+
+@dataclass(frozen=True)
+class LocalizerConfig:
+    """Which correspondences are used, and which poses are good enough to be given out."""
+
+    reliability_threshold: float = option(
+        0.0, 'Keypoints below are not used; 0 takes the value stored in the map.', maximum=1.0
+    )
+    min_correspondences: int = option(
+        80,
+        'Below this many reliable keypoints, the best unreliable ones are tried too.',
+        minimum=4,
+    )
+    guided_refinement: bool = option(
+        True, 'Refine poses on all candidates close to their keypoint, not only on inliers.'
+    )
+    guided_min_similarity: float = option(
+        0.8, 'Candidates that are less similar are left out of that.', minimum=0.0, maximum=1.0
+    )
+    min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
+    min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
+    min_inlier_share: float = option(
+        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
+    )
+    min_spread: float = option(
+        0.08,
+        'Smallest share of the image that the ellipse of the inliers must cover.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    doubtful_spread: float = option(
+        0.25,
+        'Below this spread, the rest of the image is asked for another pose.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    max_rotation_sigma_deg: float = option(
+        3.0, 'Less certain poses are refused.', unit='deg', minimum=0.0
+    )
+    max_relative_translation_sigma: float = option(
+        0.05, 'Largest standard deviation of the position over the scene depth.', minimum=0.0
+    )
+    solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
+
+    def __post_init__(self) -> None:
+        validate(self)
