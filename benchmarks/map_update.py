@@ -284,7 +284,7 @@ def plot(result: dict, path: Path) -> None:
     """Draw the table."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3))
+    figure = Figure(figsize=(8, 3), layout='constrained')
     axes = figure.add_subplot()
     maps = result['maps']
     for position, (name, figures) in enumerate(maps.items()):
