@@ -112,7 +112,8 @@ def strangers(
     yield 'photographed scenes', scenes[part :: len(buildings)]
     if args.photos is not None:
         photos = places.extracted('photographs', photographs(args.photos), extractor)
-        yield 'photographs', photos[part :: len(buildings)]
+        step = len(buildings) * (1 if is_building(place) else 4)
+        yield 'photographs', photos[part::step]
 
 
 def ask(localizer: Localizer, place: str, kind: str, frames: list[Observed]) -> list[dict]:
@@ -194,6 +195,7 @@ def main() -> int:
     parser.add_argument('--data', type=Path, help='folder of fox, castle-P30 and redkitchen')
     parser.add_argument('--photos', type=Path, help='folder of photographs (.jpg)')
     parser.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
+    parser.add_argument('--maps', nargs='*', help='ask these maps only (default: all)')
     parser.add_argument('--every', type=int, default=1, help='ask about every n-th frame only')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
@@ -202,6 +204,8 @@ def main() -> int:
     names = [f'b{seed}' for seed in args.seeds]
     if args.data is not None:
         names += [name for name in ('fox', 'castle-P30') if (args.data / name).is_dir()]
+    if args.maps:
+        names = [name for name in names if name in args.maps]
     unknown: list[dict] = []
     known: list[dict] = []
     for name in names:

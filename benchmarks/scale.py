@@ -22,9 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
+from d2s_ros.memory import keep_freed_memory
 from d2s_ros.threads import wait_passively
 
+# As the command line does.
 wait_passively()
+keep_freed_memory()
 
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.types import LocalFeatures

@@ -27,15 +27,43 @@ class LocalizerConfig:
         0.8, 'Candidates that are less similar are left out of that.', minimum=0.0, maximum=1.0
     )
     min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
-    min_inliers: int = option(20, 'Poses with fewer inliers are refused.', minimum=4)
+    false_accept_rate: float = option(
+        1e-4,
+        'Share of images of other places whose pose may pass the test of chance, which is '
+        'calibrated when the map is built.',
+        minimum=1e-12,
+        maximum=0.5,
+    )
+    min_inliers: int = option(10, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
-        0.25, 'Poses with a smaller share of inliers are refused.', minimum=0.0, maximum=1.0
+        0.12,
+        'Poses with a smaller share of inliers are refused; so are those with less than a third '
+        'of it among all reliable keypoints.',
+        minimum=0.0,
+        maximum=1.0,
     )
     min_spread: float = option(
         0.08,
         'Smallest share of the image that the ellipse of the inliers must cover.',
         minimum=0.0,
         maximum=1.0,
+    )
+    min_extent: float = option(
+        0.12,
+        'Smallest width of what the inliers show, over the depth of the scene: small things may '
+        'stand elsewhere.',
+        minimum=0.0,
+    )
+    safe_extent: float = option(
+        0.25,
+        'From this width on, a quarter of min_spread is enough.',
+        minimum=0.0,
+    )
+    max_flat_extent: float = option(
+        0.4,
+        'A flat thing up to this width that is seen well, with nothing of what should be around '
+        'it, is taken as moved; 0 takes none.',
+        minimum=0.0,
     )
     doubtful_spread: float = option(
         0.25,

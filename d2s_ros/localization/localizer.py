@@ -21,7 +21,7 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.effort import FULL, Effort
-from d2s_ros.localization.gates import judge
+from d2s_ros.localization.gates import doubt_lone_thing, judge
 from d2s_ros.localization.pose_solver import PoseEstimate, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
@@ -187,7 +187,7 @@ class Localizer:
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
         used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
-        outcome, reason = judge(estimate, camera, len(used), self.config)
+        outcome, reason = self._judge(features, camera, coordinates, used, num_reliable, estimate)
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
         latency['pose'] = 1e3 * (solved - predicted)
@@ -223,6 +223,41 @@ class Localizer:
             frame_details,
             len(used),
         )
+
+    def _judge(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        coordinates: SceneCoordinates,
+        used: NDArray[np.int64],
+        num_reliable: int,
+        estimate: PoseEstimate | None,
+    ) -> tuple[LocalizationStatus, str]:
+        calibration = self.scene_map.manifest.calibration
+        outcome, reason = judge(
+            estimate,
+            camera,
+            len(used),
+            self.config,
+            calibration,
+            self.error_threshold_px(camera),
+            num_reliable,
+        )
+        table = self.scene_map.landmark_table
+        if outcome is LocalizationStatus.LOCALIZED and estimate is not None and table is not None:
+            inliers = used[estimate.inlier_mask]
+            doubt = doubt_lone_thing(
+                estimate,
+                camera.undistort(features.keypoints[inliers]),
+                coordinates.points_in_map[inliers],
+                table.points_in_map,
+                camera,
+                self.config,
+                calibration.scene_depth,
+            )
+            if doubt:
+                return LocalizationStatus.MOVED_THING, doubt
+        return outcome, reason
 
     @torch.inference_mode()
     def find_candidates(self, features: LocalFeatures) -> Candidates | None:

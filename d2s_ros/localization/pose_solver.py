@@ -2,7 +2,9 @@
 
 PnP-RANSAC is poselib's. The pose is then refined on whitened reprojection errors: each keypoint
 weighs by its own detection noise and by the uncertainty of its scene coordinate, under a robust
-Cauchy loss. The covariance is that of the robust estimate under normal noise of the given size.
+Cauchy loss. The covariance is that of the robust estimate under the noise which the residuals of
+the image show (the sandwich estimator), drawn towards the noise of the given size where they are
+few.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 
 Array = NDArray[np.float64]
+
+#: Correspondences that the noise of the given size counts for beside what the residuals show.
+_PRIOR_COUNT = 50
+#: Where most residuals are outliers the robust loss is flat: the covariance ends here.
+_MIN_SLOPE = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class PoseEstimate:
         rank_deficient: The geometry leaves at least one direction undetermined.
         median_depth: Median distance of the inliers along the optical axis.
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
+        extent: Width of the inliers' points, two sigma to both sides, in the second widest
+            direction; unit of the map.
     """
 
     camera_from_map: RigidTransform
@@ -72,6 +81,7 @@ class PoseEstimate:
     rank_deficient: bool
     median_depth: float
     inlier_scatter_px: Array
+    extent: float
 
     def spread(self, camera: Camera) -> float:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
@@ -127,7 +137,7 @@ def solve_pose(
         return None
     start = RigidTransform(np.asarray(pose.R), np.asarray(pose.t))
     candidates = np.asarray(info['inliers'], dtype=bool)
-    refined, information = refine_pose(
+    refined, information, scatter = refine_pose(
         start,
         ideal_keypoints,
         points_in_map,
@@ -146,16 +156,22 @@ def solve_pose(
     inliers &= errors <= threshold
     if inliers.sum() < 4:
         return None
-    covariance, rank_deficient = covariance_of_pose(refined, information)
+    covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
     return PoseEstimate(
         refined,
-        covariance * robust_inflation(config.cauchy_scale),
+        covariance,
         inliers,
         errors,
         rank_deficient,
         float(np.median(in_camera[inliers, 2])),
         np.cov(ideal_keypoints[inliers].T),
+        _extent(points_in_map[inliers]),
     )
+
+
+def _extent(points: Array) -> float:
+    variances = np.linalg.eigvalsh(np.cov(points.T))
+    return float(4.0 * np.sqrt(max(variances[1], 0.0)))
 
 
 def refine_guided(
@@ -209,7 +225,7 @@ def refine_guided(
     if len(chosen) < estimate.inlier_mask.sum():
         return estimate
     keypoint_idx, landmarks = keypoint_idx[chosen], landmarks[chosen]
-    refined, information = refine_pose(
+    refined, information, scatter = refine_pose(
         estimate.camera_from_map,
         ideal_keypoints[keypoint_idx],
         points_in_map[landmarks],
@@ -219,11 +235,11 @@ def refine_guided(
         np.ones(len(landmarks), bool),
         config,
     )
-    covariance, rank_deficient = covariance_of_pose(refined, information)
+    covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
     return replace(
         estimate,
         camera_from_map=refined,
-        covariance=covariance * robust_inflation(config.cauchy_scale),
+        covariance=covariance,
         rank_deficient=rank_deficient,
     )
 
@@ -277,13 +293,14 @@ def refine_pose(
     point_covariances: Array | None,
     mask: NDArray[np.bool_],
     config: PoseSolverConfig,
-) -> tuple[RigidTransform, Array]:
+) -> tuple[RigidTransform, Array, Array]:
     """Minimise the Cauchy loss of whitened residuals by iteratively reweighted Gauss-Newton.
 
     The tangent is a rotation and translation applied on the left of camera_from_map (camera axes).
 
     Returns:
-        The pose and the information matrix (6, 6), rotation first, at the optimum.
+        The pose, the information matrix (6, 6), rotation first, at the optimum, and the scatter
+        (6, 6) of the gradient there: see `covariance_of_pose`.
     """
     keypoints, points = ideal_keypoints[mask], points_in_map[mask]
     sigmas = np.hypot(sigmas_px[mask], config.min_sigma_px)
@@ -292,6 +309,7 @@ def refine_pose(
     in_camera = pose.apply(points)
     # Whitening depends weakly on the pose: it is fixed at the start of each of two rounds.
     information = np.zeros((6, 6))
+    scores, slopes = np.zeros((0, 6)), np.zeros(0)
     scale = config.cauchy_scale**2
     for _ in range(2):
         whitening, _ = _whitening(pose, in_camera, camera, sigmas, covariances)
@@ -306,7 +324,9 @@ def refine_pose(
             jacobian = whitening @ jacobian
             flat = (jacobian * np.sqrt(weight)[:, None, None]).reshape(-1, 6)
             information = flat.T @ flat
-            gradient = flat.T @ (residual * np.sqrt(weight)[:, None]).reshape(-1)
+            scores = np.einsum('nij,ni->nj', jacobian, residual * weight[:, None])
+            slopes = weight * (1.0 - weight * squared / scale)
+            gradient = scores.sum(axis=0)
             if config.refine_iterations == 0:
                 break
             step = -np.linalg.lstsq(
@@ -328,7 +348,14 @@ def refine_pose(
             damping = max(damping / 10, 1e-9)
             if cost - new_cost < 1e-6 * cost:
                 break
-    return pose, information
+    # An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
+    # psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
+    count = len(scores)
+    slope = max(float(slopes.mean() / max(weight.mean(), 1e-12)), _MIN_SLOPE)
+    observed = scores.T @ scores * (count / max(1, count - 6)) / slope**2
+    expected = information * robust_inflation(config.cauchy_scale)
+    scatter = (count * observed + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
+    return pose, information, scatter
 
 
 def _skews(vectors: Array) -> Array:
@@ -353,12 +380,16 @@ def robust_inflation(cauchy_scale: float) -> float:
     return 0.5 * spread / slope**2 * float(np.mean(weight))
 
 
-def covariance_of_pose(camera_from_map: RigidTransform, information: Array) -> tuple[Array, bool]:
+def covariance_of_pose(
+    camera_from_map: RigidTransform, information: Array, scatter: Array | None = None
+) -> tuple[Array, bool]:
     """Turn the information of the left tangent into the covariance of map_from_camera.
 
     Args:
         camera_from_map: The pose at the optimum.
         information: (6, 6) in the left tangent (rotation, translation; camera axes).
+        scatter: (6, 6) covariance of the cost's gradient there; without, the information itself,
+            as it is for normal noise of the given size.
 
     Returns:
         (6, 6) covariance in ROS order (centre along map axes, rotation about fixed map axes), and
@@ -371,6 +402,9 @@ def covariance_of_pose(camera_from_map: RigidTransform, information: Array) -> t
     floor = 1e-10
     rank_deficient = bool(values[0] < floor)
     inverse = (vectors / np.maximum(values, floor)) @ vectors.T / np.outer(diagonal, diagonal)
+    if scatter is not None and not rank_deficient:
+        # The scatter knows nothing of directions that nothing was observed in.
+        inverse = inverse @ scatter @ inverse
     # With x_camera = Exp(w) (R x_map + t) + v the camera's centre -R^T t moves by -R^T v, and its
     # axes turn about the fixed axes of the map by -R^T w, to first order.
     transport = np.zeros((6, 6))

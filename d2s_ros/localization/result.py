@@ -26,6 +26,7 @@ class LocalizationStatus(str, Enum):
     TOO_FEW_INLIERS = 'too_few_inliers'
     LOW_INLIER_SHARE = 'low_inlier_share'
     POOR_SPREAD = 'poor_spread'
+    MOVED_THING = 'moved_thing'
     UNCERTAIN = 'uncertain'
 
 

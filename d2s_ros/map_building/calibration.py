@@ -18,6 +18,7 @@ from d2s_ros.features.extractor import FeatureExtractor
 from d2s_ros.geometry.cameras import projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.gates import evidence
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.mapping.landmarks import (
     Candidates,
@@ -34,8 +35,24 @@ _CHI2_6_MEDIAN = 5.348
 _MIN_CALIBRATION_POSES = 5
 #: Images all over the log that a map is calibrated with, and of those held out.
 _MAX_IMAGES, _MAX_HELD_OUT = 60, 200
+#: Images that are asked about the map with its points shuffled.
+_CHANCE_IMAGES = 30
+#: Of the tail: an inlier more is worth more evidence than this.
+_MIN_CHANCE_SCALE = 1.0
 #: Images that must still see a landmark for it to be one.
 _MIN_OBSERVATIONS = 2
+
+
+#: Poses are judged by their errors here, not by gates.
+_OPEN = LocalizerConfig(
+    false_accept_rate=0.5,
+    min_inlier_share=0.1,
+    min_spread=0.01,
+    min_extent=0.0,
+    max_flat_extent=0.0,
+    max_rotation_sigma_deg=180.0,
+    max_relative_translation_sigma=1e9,
+)
 
 
 def calibrate(
@@ -63,13 +80,7 @@ def calibrate(
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
     """
-    config = LocalizerConfig(
-        min_inlier_share=0.1,
-        min_spread=0.01,
-        max_rotation_sigma_deg=180.0,
-        max_relative_translation_sigma=1e9,
-    )
-    localizer = Localizer(scene_map, extractor, config=config)
+    localizer = Localizer(scene_map, extractor, config=_OPEN)
     others: LeaveOneOut | None = None
     if statistics is not None and scene_map.landmark_table is not None:
         others = LeaveOneOut(reconstruction, scene_map.landmark_table, statistics)
@@ -79,7 +90,7 @@ def calibrate(
         chosen = images_to_judge(len(reconstruction.images), held_out)
     errors: dict[int, tuple[float, float]] = {}
     shares: dict[int, float] = {}
-    nees = []
+    nees, depths = [], []
     for index in chosen:
         image = reconstruction.images[index]
         found = None if candidates is None else candidates[index]
@@ -87,7 +98,9 @@ def calibrate(
             table, gone = others.without(index)
             localizer.scene_map = replace(scene_map, landmark_table=table)
             found = _without_landmarks(found, gone)
-        result = localizer.localize_features(image.features, image.camera, candidates=found)
+        result = localizer.localize_features(
+            image.features, image.camera, candidates=found, details=True
+        )
         if result.map_from_camera is None or result.covariance is None:
             continue
         truth = image.map_from_camera
@@ -97,11 +110,19 @@ def calibrate(
             float(np.linalg.norm(difference[:3])),
             float(np.degrees(np.linalg.norm(difference[3:]))),
         )
+        if result.details is not None and result.details.estimate is not None:
+            depths.append(result.details.estimate.median_depth)
         shares[int(index)] = result.num_inliers / max(1, result.num_used)
     calibration = scene_map.manifest.calibration
     if len(nees) >= _MIN_CALIBRATION_POSES:
         scale = float(np.median(nees)) / _CHI2_6_MEDIAN
-        calibration = replace(calibration, covariance_scale=float(np.clip(scale, 0.25, 100.0)))
+        calibration = replace(
+            calibration,
+            covariance_scale=float(np.clip(scale, 0.25, 100.0)),
+            scene_depth=float(np.median(depths)),
+        )
+    median, tail = chance_evidence(scene_map, extractor, reconstruction)
+    calibration = replace(calibration, chance_evidence=median, chance_scale=tail)
     kept = [index for index in held_out if index in errors]
     accuracy = {
         'holdout_images': len(held_out),
@@ -126,6 +147,50 @@ def thinned(values: Sequence[int], count: int) -> list[int]:
     """Return at most `count` of the values, evenly."""
     kept = np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)
     return [values[index] for index in kept]
+
+
+def chance_evidence(
+    scene_map: SceneMap, extractor: FeatureExtractor, reconstruction: Reconstruction
+) -> tuple[float, float]:
+    """Return the median evidence for poses that are chance, and the scale of the tail above it.
+
+    Mapping images are localized in the map with its points shuffled among the landmarks: every
+    keypoint finds its landmark, and all of them are in wrong places. Without landmarks (the
+    regression head) keypoints are shuffled.
+    """
+    table = scene_map.landmark_table
+    total = len(reconstruction.images)
+    chosen = np.linspace(0, total - 1, min(total, _CHANCE_IMAGES)).round().astype(int)
+    rng = np.random.default_rng(0)
+    localizer = Localizer(scene_map, extractor, config=_OPEN)
+    values = []
+    for index in chosen:
+        image = reconstruction.images[index]
+        features = image.features
+        if table is not None:
+            order = rng.permutation(len(table))
+            shuffled = replace(
+                table,
+                points_in_map=table.points_in_map[order],
+                covariances=table.covariances[order],
+            )
+            localizer.scene_map = replace(scene_map, landmark_table=shuffled)
+        else:
+            order = rng.permutation(len(features))
+            features = replace(features, keypoints=features.keypoints[order])
+        result = localizer.localize_features(features, image.camera)
+        values.append(
+            evidence(
+                result.num_inliers,
+                result.num_used,
+                image.camera,
+                localizer.error_threshold_px(image.camera),
+            )
+        )
+    median = float(np.median(values))
+    # The mean excess over the median is the scale of an exponential tail.
+    tail = float(np.mean([value - median for value in values if value >= median]))
+    return median, max(tail, _MIN_CHANCE_SCALE)
 
 
 class LeaveOneOut:

@@ -117,7 +117,10 @@ class BuildConfig:
     keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
     update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
     max_update_mb: float = option(
-        500.0, 'Size of what is kept for updates; of long logs fewer keypoints an image.', unit='MB'
+        500.0,
+        'Size of what is kept for updates; of long logs fewer keypoints an image.',
+        unit='MB',
+        minimum=1.0,
     )
 
     def __post_init__(self) -> None:
@@ -175,7 +178,13 @@ def budget(
     }[name]
     return BuildConfig(
         features=features,
-        training=LandmarkTrainingConfig(steps=steps, images_per_step=images, seed=seed),
+        training=LandmarkTrainingConfig(
+            steps=steps,
+            images_per_step=images,
+            seed=seed,
+            # Short runs improve on held-out images up to their last step.
+            patience=12 if name == 'full' else 0,
+        ),
         num_layers=layers,
         max_images=max_images,
     )

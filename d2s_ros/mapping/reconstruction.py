@@ -188,6 +188,8 @@ def reconstruct(
             'all images or for none'
         )
     metric = all(posed)
+    if config.refine_poses and not metric:
+        _logger.warning('the images have no poses that could be refined')
     ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     pairs = select_pairs(images, config)
     stage = stage or StageLog(None)

@@ -158,6 +158,31 @@ def test_covariance_is_honest_for_pixel_noise():
     assert_consistent(trials(np.random.default_rng(1), count=100, sigma=0.7))
 
 
+def test_covariance_follows_noise_that_nobody_told_of(rng):
+    """Twice the noise in the left half of the image, and half of it in the right one."""
+    values = []
+    for _ in range(150):
+        pose, points, pixels = scene(rng, 600)
+        noise = np.where(pixels[:, 0] < 320, 1.0, 0.25)
+        noisy = pixels + noise[:, None] * rng.normal(0, 1, (600, 2))
+        found = solve_pose(noisy, points, CAMERA, sigmas_px=np.full(600, 0.5))
+        error = difference(found.camera_from_map.inverse(), pose)
+        values.append(error @ np.linalg.solve(found.covariance, error))
+    assert 5.0 <= np.mean(values) <= 7.5
+
+
+def test_few_correspondences_have_the_noise_they_were_given():
+    for sigma in (0.5, 2.0):
+        _, points, pixels = scene(np.random.default_rng(4), 12)
+        found = [
+            solve_pose(pixels, points, CAMERA, sigmas_px=np.full(12, value))
+            for value in (sigma, 2 * sigma)
+        ]
+        # Residuals of nothing do not make the pose certain.
+        traces = [np.trace(item.covariance) for item in found]
+        assert traces[1] > 3.0 * traces[0] > 0.0
+
+
 def test_covariance_is_honest_for_uncertain_points():
     values = trials(np.random.default_rng(2), count=100, sigma=0.5, point_sigma=0.006)
     assert_consistent(values)
