@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import tempfile
 import threading
@@ -214,7 +215,9 @@ def main() -> int:
     )
     rows = []
     for count in args.images:
-        row = measure(count, args.keypoints, args.work, args.landmarks_mb)
+        # Freed memory stays with a process: each scene gets one of its own.
+        with multiprocessing.get_context('spawn').Pool(1) as process:
+            row = process.apply(measure, (count, args.keypoints, args.work, args.landmarks_mb))
         rows.append(row)
         pairs, train, update = row['pairs'], row['train_map'], row['update_data']
         print(
