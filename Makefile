@@ -4,6 +4,7 @@
 # make check       format, lint, types, fast tests
 # make format      format the code
 # make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
+# make updates     map updates in a simulated building: table and plot
 # make colcon      build with colcon into build/colcon
 # make venv        the virtual environment that all of these use
 #
@@ -31,7 +32,7 @@ STAMP := $(VENV)/.d2s_ros_requirements
 BIN := $(VENV)/bin
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks)
 
-.PHONY: help venv demo accuracy test test-slow check format-check lint types fast-tests format colcon clean
+.PHONY: help venv demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -54,6 +55,9 @@ demo: $(STAMP)
 
 accuracy: $(STAMP)
 	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py $(DATA) --check 1.5
+
+updates: $(STAMP)
+	PYTHONPATH=. $(BIN)/python benchmarks/map_update.py --plot map_updates.png
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,3 +103,59 @@ def query_frames() -> list[Any]:
         seed=3, frames=6, width=480, height=360, trajectory='random', trajectory_seed=1
     )
     return list(frames(config))
+
+
+@pytest.fixture(scope='session')
+def building_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with logs: map, dusk, other (another building).
+
+    Small images of a simulated building; dusk and other have no poses.
+    """
+    from dataclasses import replace
+
+    from d2s_ros.simulation.config import SimulationConfig
+    from d2s_ros.simulation.simulate import simulate_log
+
+    small = SimulationConfig(seed=4, width=320, height=240, frames=14, rate_hz=1.0)
+    root = tmp_path_factory.mktemp('logs')
+    unlabelled = replace(small, frames=8, trajectory_seed=3, poses=False)
+    simulate_log(small, root / 'map', progress=False)
+    simulate_log(replace(unlabelled, lighting='dusk'), root / 'dusk', progress=False)
+    simulate_log(replace(unlabelled, other_place=True), root / 'other', progress=False)
+    return root
+
+
+@pytest.fixture(scope='session')
+def day_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a map of `building_logs` by day. Copy its folder before changing it."""
+    from d2s_ros.data.sources import open_source
+    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.map_building.pipeline import BuildConfig, build_map
+    from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig
+
+    path = tmp_path_factory.mktemp('maps') / 'map'
+    config = BuildConfig(
+        features=FeatureConfig(name='rootsift', max_keypoints=1024),
+        training=LandmarkTrainingConfig(steps=30, images_per_step=2),
+        num_layers=1,
+    )
+    build_map(open_source(building_logs / 'map'), path, config, device='cpu', progress=False)
+    return path
+
+
+@pytest.fixture
+def benchmark_module(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Any]]:
+    """Return a function that imports a benchmark."""
+    import importlib
+    import sys
+
+    monkeypatch.syspath_prepend(str(repo_root / 'benchmarks'))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], '__file__', None) and 'benchmarks' in str(
+            sys.modules[name].__file__
+        ):
+            del sys.modules[name]

@@ -267,6 +267,7 @@ class SuperPoint:
         border: No keypoint closer to the image border, px of the resized image, at least 1.
         subpixel: Whether keypoints are refined below the pixel.
         projection: (256, D) map of the network's descriptors to shorter ones; None keeps them.
+        smoothing: Sigma of a Gaussian that the resized image is blurred with first, px; 0: none.
     """
 
     def __init__(
@@ -282,6 +283,7 @@ class SuperPoint:
         border: int = 4,
         subpixel: bool = True,
         projection: Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         self.config = FeatureConfig(name='superpoint') if config is None else config
         self.weights_hash = weights_hash
@@ -289,6 +291,7 @@ class SuperPoint:
         self.nms_radius, self.threshold = nms_radius, threshold
         self.border, self.subpixel = max(1, border), subpixel
         self.projection = None if projection is None else projection.float().to(self.device)
+        self.smoothing = smoothing
         self.dim = 256 if self.projection is None else self.projection.shape[1]
         self.network = network.eval().requires_grad_(False)
         # Channels-last convolutions are faster on CPUs and GPUs alike.
@@ -311,7 +314,8 @@ class SuperPoint:
     ) -> SuperPoint:
         """Load weights from a .safetensors file or a .pth file; None takes the packaged ones.
 
-        A file NAME.projection.safetensors beside the weights NAME.* shortens the descriptors.
+        A file NAME.projection.safetensors beside the weights NAME.* shortens the descriptors, and
+        says how much images are smoothed.
 
         Raises:
             WeightsError: if the file is missing, unreadable or of another architecture.
@@ -322,12 +326,18 @@ class SuperPoint:
             if path is None:
                 raise WeightsError('the package has no superpoint weights; give a weight file')
         network, digest = load_network(Path(path))
-        projection = None
+        projection, smoothing = None, 0.0
         if projection_path(Path(path)).is_file():
-            projection, of_projection = load_projection(projection_path(Path(path)))
-            digest = hashlib.sha256((digest + of_projection).encode()).hexdigest()
+            projection, smoothing, other = load_projection(projection_path(Path(path)))
+            digest = hashlib.sha256((digest + other).encode()).hexdigest()
         return cls(
-            network, config, weights_hash=digest, device=device, projection=projection, **options
+            network,
+            config,
+            weights_hash=digest,
+            device=device,
+            projection=projection,
+            smoothing=smoothing,
+            **options,
         )
 
     def extract(
@@ -352,6 +362,8 @@ class SuperPoint:
                 ),
                 np.uint8,
             )
+        if self.smoothing > 0:
+            resized = np.asarray(cv2.GaussianBlur(resized, (0, 0), self.smoothing), np.uint8)
         keypoints, scores, descriptors = self._run(resized, allowed)
         keypoints = (keypoints + 0.5) * factor - 0.5
         if mask is not None:
@@ -507,8 +519,8 @@ def projection_path(weights: Path) -> Path:
     return weights.with_name(f'{weights.stem}.projection.safetensors')
 
 
-def load_projection(path: Path) -> tuple[Tensor, str]:
-    """Read a (256, D) projection of descriptors; return it and the file's sha256.
+def load_projection(path: Path) -> tuple[Tensor, float, str]:
+    """Read a (256, D) projection of descriptors; return it, the smoothing and the file's sha256.
 
     Raises:
         WeightsError: if the file is unreadable or holds something else.
@@ -519,7 +531,10 @@ def load_projection(path: Path) -> tuple[Tensor, str]:
         raise WeightsError(f'{path} is not a projection of superpoint descriptors')
     if not bool(torch.isfinite(matrix).all()):
         raise WeightsError(f'{path} is damaged: it has values that are not finite')
-    return matrix, hashlib.sha256(path.read_bytes()).hexdigest()
+    smoothing = float(state['smoothing'].max()) if 'smoothing' in state else 0.0
+    if not 0.0 <= smoothing <= 10.0:
+        raise WeightsError(f'{path} is damaged: the smoothing is {smoothing} px')
+    return matrix, smoothing, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_network(path: Path) -> tuple[SuperPointNet, str]:

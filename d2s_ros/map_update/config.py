@@ -36,6 +36,16 @@ class LabelConfig:
 
     neighbours: int = option(10, 'Mapping images that labels are copied from.', minimum=1)
     ratio: float = option(0.9, 'Ratio test of the matching.', minimum=0.1, maximum=1.0)
+    search_px: float = option(
+        12.0,
+        'Where a pose is known, points are looked for this close to where they project, at 1000 px '
+        'focal length.',
+        unit='px',
+        minimum=1.0,
+    )
+    min_search_similarity: float = option(
+        0.6, 'Smallest cosine of what is found there.', minimum=0.0, maximum=1.0
+    )
     min_labels: int = option(50, 'Frames with fewer copied labels are dropped.', minimum=4)
     rounds: int = option(
         3, 'Verified frames serve as mapping images for the others in so many rounds.', minimum=1
@@ -45,7 +55,7 @@ class LabelConfig:
         0.12, 'Poses with a smaller share of inliers are not believed.', minimum=0.0, maximum=1.0
     )
     min_spread: float = option(
-        0.03, 'Share of the image that the ellipse of the inliers must cover.', minimum=0.0
+        0.08, 'Share of the image that the ellipse of the inliers must cover.', minimum=0.0
     )
     max_rotation_sigma_deg: float = option(
         0.5, 'Less certain poses are not believed.', unit='deg', minimum=0.0
@@ -62,8 +72,13 @@ class LabelConfig:
     )
     jump_factor: float = option(
         6.0,
-        'A frame this much faster than the log usually is to both neighbours is a jump.',
+        'Poses of successive frames are connected if they differ by at most this many usual steps.',
         minimum=1.0,
+    )
+    min_confirmed: int = option(
+        2,
+        'Frames with poses of the live map that a stretch without connection to the rest needs.',
+        minimum=1,
     )
     max_focal_error: float = option(
         0.04,
@@ -79,6 +94,7 @@ class LabelConfig:
 class GrowthConfig:
     """How verified frames become part of the map."""
 
+    rounds: int = option(2, 'What was learned labels further frames, in so many rounds.', minimum=1)
     old_neighbours: int = option(6, 'Mapping images matched with each new frame.', minimum=1)
     new_neighbours: int = option(6, 'New frames matched with each new frame.', minimum=0)
     label_px: float = option(
@@ -92,7 +108,7 @@ class GrowthConfig:
     landmark_growth: float = option(
         1.5, 'Landmarks of the new map over those of the old one.', minimum=1.0
     )
-    max_landmarks: int = option(16384, 'Landmarks of the new map at most.', minimum=64)
+    max_landmarks: int = option(24576, 'Landmarks of the new map at most.', minimum=64)
     forget_chance: float = option(
         1e-3,
         'A point is forgotten when its misses would be this unlikely were it still there.',

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from d2s_ros.errors import InputError
 from d2s_ros.map_update.config import GrowthConfig
 from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, point_groups
 from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.mapping.array_log import StageLog
 from d2s_ros.mapping.landmarks import LandmarkStatistics, LandmarkTable, build_landmarks
-from d2s_ros.mapping.matching import fundamental_from_poses, match_guided
 from d2s_ros.mapping.reconstruction import (
     ImageInput,
     MappedImage,
     Reconstruction,
     ReconstructionConfig,
+    match_pairs,
     triangulate,
 )
 from d2s_ros.mapping.retrieval import nearest_images
@@ -54,6 +53,7 @@ def grow(
     config: GrowthConfig,
     reconstruction_config: ReconstructionConfig | None = None,
     *,
+    known_matches: dict[tuple[str, str], NDArray[np.int64]] | None = None,
     progress: bool = False,
 ) -> GrownMap:
     """Add verified frames to the mapping images.
@@ -63,6 +63,7 @@ def grow(
         frames: Labelled frames; frames without a pose (recipe 'paper') only add their labels.
         config: Options.
         reconstruction_config: Limits of matching and triangulation.
+        known_matches: Matches of an earlier call with the same images, by name; new ones are added.
         progress: Show a progress bar.
 
     Raises:
@@ -79,7 +80,10 @@ def grow(
         *(replace(image, point_idx=image.point_idx.copy()) for image in old),
         *(_mapped_image(frame) for frame in posed),
     ]
-    matches = _match(images, len(old), data, posed, config, settings, progress)
+    pairs = _pairs(images, len(old), data, posed, config)
+    matches = _match(
+        images, pairs, settings, {} if known_matches is None else known_matches, progress
+    )
     points = data.points_in_map
     figures = {'frames_added': len(posed)}
     before = sum(int((image.point_idx >= 0).sum()) for image in images[len(old) :])
@@ -104,6 +108,39 @@ def grow(
     priority = _usefulness(images, len(old), len(points))
     priority[forgotten | (reconstruction.track_lengths == 0)] = -1.0
     return GrownMap(reconstruction, len(old), priority, figures)
+
+
+def as_mapping_data(data: MappingData, grown: GrownMap) -> MappingData:
+    """Return old and new images as a source of labels for further frames."""
+    added = grown.reconstruction.images[grown.num_old_images :]
+    described = [data.vlad.describe(image.features.descriptors) for image in added]
+    return MappingData(
+        grown.reconstruction.images,
+        grown.reconstruction.points_in_map,
+        data.vlad,
+        np.concatenate([data.global_descriptors, *(row[None] for row in described)]),
+        data.metric,
+    )
+
+
+def in_old_points(
+    frames: Sequence[LabelledFrame], data: MappingData, grown: GrownMap
+) -> list[LabelledFrame]:
+    """Replace labels with points of the grown map by those of the old one, where it has them."""
+    count = len(data.points_in_map)
+    groups = point_groups(grown.reconstruction.points_in_map)
+    old_point = np.full(int(groups.max()) + 1, -1, np.int64)
+    old_point[groups[:count]] = np.arange(count)
+    translation = np.where(
+        np.arange(len(groups)) < count, np.arange(len(groups)), old_point[groups]
+    )
+    return [
+        replace(
+            frame,
+            point_idx=np.where(frame.point_idx >= 0, translation[frame.point_idx], -1),
+        )
+        for frame in frames
+    ]
 
 
 def landmarks_of(grown: GrownMap, max_landmarks: int) -> tuple[LandmarkTable, LandmarkStatistics]:
@@ -136,7 +173,7 @@ def _mapped_image(frame: LabelledFrame) -> MappedImage:
     keyframe = frame.keyframe
     assert frame.map_from_camera is not None
     return MappedImage(
-        f'{keyframe.log}/{keyframe.name}',
+        frame.image_name,
         keyframe.stamp_ns,
         keyframe.camera,
         frame.map_from_camera,
@@ -146,16 +183,14 @@ def _mapped_image(frame: LabelledFrame) -> MappedImage:
     )
 
 
-def _match(
+def _pairs(
     images: Sequence[MappedImage],
     num_old: int,
     data: MappingData,
     posed: Sequence[LabelledFrame],
     config: GrowthConfig,
-    settings: ReconstructionConfig,
-    progress: bool,
-) -> Matches:
-    """Match new frames with old images and with each other along epipolar lines."""
+) -> list[tuple[int, int]]:
+    """Choose what each new frame is matched with: old images alike or near, new ones near."""
     described = np.stack(
         [data.vlad.describe(frame.keyframe.features.descriptors) for frame in posed]
     )
@@ -176,30 +211,41 @@ def _match(
         near_old = [i for i in order if i < num_old][: config.old_neighbours - half]
         near_new = [i for i in order if i >= num_old][: config.new_neighbours]
         pairs.update((min(i, index), max(i, index)) for i in (*near_old, *near_new))
-    descriptors = [torch.from_numpy(image.features.descriptors) for image in images]
-    ideal = [np.nan_to_num(image.ideal_keypoints, nan=-1e6).astype(np.float32) for image in images]
-    matches: Matches = {}
-    for i, j in tqdm(sorted(pairs), desc='matching', unit='pair', disable=not progress):
-        pose_i, pose_j = images[i].map_from_camera, images[j].map_from_camera
-        if np.linalg.norm(pose_i.translation - pose_j.translation) < 1e-9:
-            continue
-        fundamental = fundamental_from_poses(
-            images[i].camera.ideal, images[j].camera.ideal, pose_i, pose_j
-        )
-        found, _ = match_guided(
-            descriptors[i],
-            descriptors[j],
-            ideal[i],
-            ideal[j],
-            fundamental,
-            max_distance_px=settings.guided_distance_px,
-            ratio=settings.guided_ratio,
-            # Another light changes descriptors; the geometry makes up for what is lost.
-            min_similarity=settings.min_similarity - 0.1,
-        )
-        if len(found) >= settings.min_pair_matches:
-            matches[i, j] = found
-    return matches
+    return sorted(pairs)
+
+
+def _match(
+    images: Sequence[MappedImage],
+    pairs: Sequence[tuple[int, int]],
+    settings: ReconstructionConfig,
+    known: dict[tuple[str, str], NDArray[np.int64]],
+    progress: bool,
+) -> Matches:
+    """Match pairs of images along epipolar lines; `known` is used and extended."""
+    # Another light changes descriptors; the geometry makes up for what is lost.
+    lenient = replace(settings, min_similarity=max(0.0, settings.min_similarity - 0.1))
+    names = {pair: (images[pair[0]].name, images[pair[1]].name) for pair in pairs}
+    missing = [pair for pair in pairs if names[pair] not in known]
+    found = match_pairs(
+        _inputs(images),
+        [image.ideal_keypoints for image in images],
+        missing,
+        lenient,
+        StageLog(None),
+        guided=True,
+        progress=progress,
+    )
+    for pair in missing:
+        known[names[pair]] = found.get(pair, np.zeros((0, 2), np.int64))
+    return {pair: known[names[pair]] for pair in pairs if len(known[names[pair]])}
+
+
+def _inputs(images: Sequence[MappedImage]) -> list[ImageInput]:
+    """Return what reconstruction needs of the images, named by their position."""
+    return [
+        ImageInput(str(n), image.stamp_ns, image.camera, image.map_from_camera, image.features)
+        for n, image in enumerate(images)
+    ]
 
 
 def _limit_px(image: MappedImage, config: GrowthConfig) -> float:
@@ -264,12 +310,8 @@ def _add_structure(
             free[i, j] = found[unlabelled]
     if not free:
         return points
-    inputs = [
-        ImageInput(str(n), image.stamp_ns, image.camera, image.map_from_camera, image.features)
-        for n, image in enumerate(images)
-    ]
     try:
-        model = triangulate(inputs, free, settings)
+        model = triangulate(_inputs(images), free, settings)
     except InputError:
         return points
     keep = model.track_lengths >= config.min_track
@@ -362,45 +404,52 @@ def _split_prototypes(
         seen = np.flatnonzero(image.point_idx >= 0)
         np.add.at(sums, image.point_idx[seen], image.features.descriptors[seen])
     groups = point_groups(points)
-    members: dict[int, list[int]] = {}
-    for point, group in enumerate(groups):
-        members.setdefault(int(group), []).append(point)
-    added_sums: list[NDArray[np.float64]] = []
-    parents: list[int] = []
-
-    def total(point: int) -> NDArray[np.float64]:
-        value = sums[point] if point < len(points) else added_sums[point - len(points)]
-        return np.asarray(value)
-
+    # (G, max_prototypes) members of each place, -1 for none; sums grow with the copies.
+    slots = np.full((int(groups.max()) + 1, config.max_prototypes), -1, np.int64)
+    order = np.argsort(groups, kind='stable')
+    first = np.r_[True, np.diff(groups[order]) != 0]
+    starts = np.flatnonzero(first)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    fits = rank < config.max_prototypes
+    slots[groups[order[fits]], rank[fits]] = order[fits]
+    parents: list[NDArray[np.int64]] = []
     for image in images[num_old:]:
-        for keypoint in np.flatnonzero(image.point_idx >= 0):
-            point = int(image.point_idx[keypoint])
-            descriptor = image.features.descriptors[keypoint].astype(np.float64)
-            family = members[int(groups[point])]
-            similarity = []
-            for member in family:
-                norm = np.linalg.norm(total(member))
-                similarity.append(total(member) @ descriptor / norm if norm > 0 else 1.0)
-            best = int(np.argmax(similarity))
-            if similarity[best] < config.prototype_similarity and (
-                len(family) < config.max_prototypes
-            ):
-                family.append(len(points) + len(added_sums))
-                added_sums.append(descriptor.copy())
-                parents.append(point)
-                image.point_idx[keypoint] = family[-1]
-            else:
-                target = family[best]
-                if target < len(points):
-                    sums[target] += descriptor
-                else:
-                    added_sums[target - len(points)] += descriptor
-                image.point_idx[keypoint] = target
+        keypoints = np.flatnonzero(image.point_idx >= 0)
+        if len(keypoints) == 0:
+            continue
+        place = groups[image.point_idx[keypoints]]
+        descriptors = image.features.descriptors[keypoints].astype(np.float64)
+        members = slots[place]
+        member_sums = sums[members]
+        norms = np.linalg.norm(member_sums, axis=2)
+        similarity = np.einsum('nkd,nd->nk', member_sums, descriptors)
+        # A point that no old image keeps an observation of looks like whatever is seen of it.
+        similarity = np.where(norms > 0, similarity / np.maximum(norms, 1e-12), 1.0)
+        similarity[members < 0] = -np.inf
+        best = similarity.argmax(axis=1)
+        rows = np.arange(len(keypoints))
+        target = members[rows, best]
+        used = (members >= 0).sum(axis=1)
+        new = (similarity[rows, best] < config.prototype_similarity) & (
+            used < config.max_prototypes
+        )
+        # Of several views of one place in an image, one starts the new prototype.
+        _, once = np.unique(np.where(new, place, -1 - rows), return_index=True)
+        new &= np.isin(rows, once)
+        if new.any():
+            added = len(sums) + np.arange(int(new.sum()))
+            parents.append(image.point_idx[keypoints[new]])
+            slots[place[new], used[new]] = added
+            target[new] = added
+            sums = np.concatenate([sums, np.zeros((len(added), dim))])
+        np.add.at(sums, target, descriptors)
+        image.point_idx[keypoints] = target
     if not parents:
         return points, forgotten
+    source = np.concatenate(parents)
     return (
-        np.concatenate([points, points[parents]]),
-        np.concatenate([forgotten, np.zeros(len(parents), bool)]),
+        np.concatenate([points, points[source]]),
+        np.concatenate([forgotten, np.zeros(len(source), bool)]),
     )
 
 

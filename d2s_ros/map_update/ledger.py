@@ -42,12 +42,10 @@ class UpdateLedger:
             return []
         return document if isinstance(document, list) else []
 
-    def record(self, logs: Sequence[Path], verdict: str, version: str) -> None:
-        """Remember logs as used."""
+    def record(self, logs: Sequence[dict[str, Any]], verdict: str, version: str) -> None:
+        """Remember logs, given by their `identity`, as used."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-        added = [
-            {**identity(log), 'verdict': verdict, 'version': version, 'time': now} for log in logs
-        ]
+        added = [{**log, 'verdict': verdict, 'version': version, 'time': now} for log in logs]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(self.folder / _LEDGER, [*self.entries(), *added])
 

@@ -31,13 +31,14 @@ from d2s_ros.features.extractor import FeatureExtractor, create_extractor
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data
 from d2s_ros.map_update.candidate import train_as_published, train_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
-from d2s_ros.map_update.growth import grow
+from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
 from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons, select_keyframes
-from d2s_ros.map_update.ledger import UpdateLedger
+from d2s_ros.map_update.ledger import UpdateLedger, identity
 from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, statistics_of
 from d2s_ros.map_update.pseudo_labels import LabelledFrame, label_frames
 from d2s_ros.mapping.reconstruction import Reconstruction
@@ -168,7 +169,7 @@ def update_map(
             run = _Run(store, paths, config, work_dir, status, device, weights, show_progress)
             result = run.execute(dry_run)
             if not dry_run:
-                ledger.record(run.readable_logs, result.verdict, result.candidate_version)
+                ledger.record(run.used_logs, result.verdict, result.candidate_version)
                 store.prune(config.keep_versions, config.keep_megabytes * 1_000_000)
             run.clean_up()
         except D2SError as error:
@@ -208,16 +209,19 @@ class _Run:
         self.incumbent = SceneMap.open(store.root)
         if self.incumbent.landmark_table is None:
             raise InputError(
-                'maps with the regression head cannot be updated; build a map with landmarks'
+                'maps with the regression head cannot be updated: no image can be left out of '
+                'them, so nothing could judge the update; build a map with landmarks'
             )
         self.data = MappingData.from_map(self.incumbent)
         self.extractor: FeatureExtractor = create_extractor(
             self.incumbent.manifest.features, device=self.device, weights=weights
         )
+        # Taken before anything is read: what a log grows by meanwhile is new to the next update.
+        self.identities = [identity(log) for log in logs]
         signature = {
             'version': self.incumbent.manifest.version,
             'created': self.incumbent.manifest.created,
-            'logs': [str(log.resolve()) for log in logs],
+            'logs': self.identities,
             'config': to_dict(config),
         }
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
@@ -226,7 +230,7 @@ class _Run:
         if self.folder.exists():
             _logger.info('going on with an interrupted update')
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.readable_logs: list[Path] = []
+        self.used_logs: list[dict[str, Any]] = []
 
     def clean_up(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -239,7 +243,9 @@ class _Run:
         keyframes, records = self._read()
         held_out = _held_out(keyframes, self.config.holdout_every)
         self.status.step('labels', 30, keyframes=len(keyframes))
-        frames = self._label(keyframes, held_out)
+        localizer = Localizer(self.incumbent, self.extractor, device=self.device)
+        known = [localizer.localize_features(k.features, k.camera) for k in keyframes]
+        frames, grown = self._label(keyframes, held_out, known)
         records += [_record(frame) for frame in frames]
         used = [frame for frame in frames if frame.usable and not frame.held_out]
         judges = [frame for frame in frames if frame.held_out and frame.map_from_camera is not None]
@@ -249,7 +255,7 @@ class _Run:
             'held_out': len(judges),
             'dropped': sum(record.outcome == 'dropped' for record in records),
         }
-        self.status.step('growth', 55, **counts)
+        self.status.step('growth', 65, **counts)
         figures: dict[str, Any] = {**counts, 'dropped_reasons': count_reasons(records)}
         if not used:
             reasons = [f'{n} x {text}' for text, n in figures['dropped_reasons'].items()]
@@ -262,7 +268,12 @@ class _Run:
                 figures,
                 frames,
             )
-        decision, candidate, update_data = self._candidate(frames, used, judges, figures)
+        # The gate need not ask the incumbent again.
+        results = {
+            (keyframe.log, keyframe.name): result
+            for keyframe, result in zip(keyframes, known, strict=True)
+        }
+        decision, candidate, update_data = self._candidate(grown, used, judges, results, figures)
         figures['seconds'] = dict(self.status.seconds)
         manifest = replace(
             candidate.manifest,
@@ -270,7 +281,7 @@ class _Run:
                 **self.incumbent.manifest.metrics,
                 **candidate.manifest.metrics,
                 'update': {
-                    'logs': [log.name for log in self.readable_logs],
+                    'logs': [Path(log['path']).name for log in self.used_logs],
                     'recipe': self.config.recipe,
                     'promoted': decision.promote,
                     'reasons': list(decision.reasons),
@@ -322,10 +333,10 @@ class _Run:
                 _logger.warning('%s is not used: %s', log, error)
                 records.append(FrameRecord(_log_name(log), '', 0, 'dropped', str(error)))
                 continue
-            self.readable_logs.append(log)
+            self.used_logs.append(self.identities[position])
             keyframes += found
             records += dropped
-        if not self.readable_logs:
+        if not self.used_logs:
             raise InputError('no log can be read: ' + '; '.join(problems))
         return keyframes, records
 
@@ -344,38 +355,72 @@ class _Run:
         _save_keyframes(cache, found, dropped)
         return found, dropped
 
-    def _label(self, keyframes: list[Keyframe], held_out: list[bool]) -> list[LabelledFrame]:
-        localizer = Localizer(self.incumbent, self.extractor, device=self.device)
-        frames = label_frames(
-            keyframes,
-            held_out,
-            self.data,
-            'verified',
-            self.config.labels,
-            localizer=localizer,
-            progress=self.show_progress,
-        )
-        if self.config.recipe == 'verified':
-            return frames
-        published = label_frames(keyframes, held_out, self.data, 'paper', self.config.labels)
-        # Frames that judge need a reference pose whatever the recipe is.
-        return [
-            judge_frame if judge_frame.held_out else frame
-            for judge_frame, frame in zip(frames, published, strict=True)
-        ]
+    def _label(
+        self, keyframes: list[Keyframe], held_out: list[bool], known: list[LocalizationResult]
+    ) -> tuple[list[LabelledFrame], GrownMap | None]:
+        """Label the frames and let the map grow; what it learned may label more of them."""
+
+        def verified(
+            data: MappingData, before: list[LabelledFrame] | None = None
+        ) -> list[LabelledFrame]:
+            return label_frames(
+                keyframes,
+                held_out,
+                data,
+                'verified',
+                self.config.labels,
+                incumbent=known,
+                calibration=self.incumbent.manifest.calibration,
+                before=before,
+                progress=self.show_progress,
+            )
+
+        frames = verified(self.data)
+        if self.config.recipe == 'paper':
+            published = label_frames(keyframes, held_out, self.data, 'paper', self.config.labels)
+            # Frames that judge need a reference pose whatever the recipe is.
+            return [
+                judge_frame if judge_frame.held_out else frame
+                for judge_frame, frame in zip(frames, published, strict=True)
+            ], None
+        grown: GrownMap | None = None
+        matches: dict[tuple[str, str], NDArray[np.int64]] = {}
+        for current in range(self.config.growth.rounds):
+            if not any(frame.usable and not frame.held_out for frame in frames):
+                break
+            self.status.step('growth', 45 + 20 * current / self.config.growth.rounds)
+            grown = grow(
+                self.data,
+                frames,
+                self.config.growth,
+                self._build_config().reconstruction,
+                known_matches=matches,
+                progress=self.show_progress,
+            )
+            if current + 1 == self.config.growth.rounds or all(frame.usable for frame in frames):
+                break
+            more = verified(as_mapping_data(self.data, grown), frames)
+            same = all(a.usable == b.usable for a, b in zip(frames, more, strict=True))
+            frames = in_old_points(more, self.data, grown)
+            if same:
+                break
+        return frames, grown
 
     def _candidate(
         self,
-        frames: list[LabelledFrame],
+        grown: GrownMap | None,
         used: list[LabelledFrame],
         judges: list[LabelledFrame],
+        results: dict[tuple[str, str], LocalizationResult],
         figures: dict[str, Any],
     ) -> tuple[PromotionDecision, SceneMap, dict[str, NDArray[Any]]]:
         table = self.incumbent.landmark_table
         assert table is not None
         old = self.data.reconstruction()
         old_statistics = statistics_of(table, old)
-        incumbent = MapUnderTest(self.incumbent, self.extractor, old_statistics, old.images)
+        incumbent = MapUnderTest(
+            self.incumbent, self.extractor, old_statistics, old.images, results
+        )
         checkpoint = self.folder / 'training.pt'
         if self.config.recipe == 'paper':
             self.status.step('training', 70)
@@ -393,14 +438,8 @@ class _Run:
             tested = MapUnderTest(scene_map, self.extractor, old_statistics, old.images)
             update_data = self.incumbent.load_update_data()
         else:
+            assert grown is not None
             build = self._build_config()
-            grown = grow(
-                self.data,
-                frames,
-                self.config.growth,
-                build.reconstruction,
-                progress=self.show_progress,
-            )
             figures.update(grown.figures)
             self.status.step('training', 70, **grown.figures)
 

@@ -7,6 +7,7 @@ the copied coordinates imply and believes neither labels nor pose without eviden
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
-from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
+from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.config import LabelConfig
 from d2s_ros.map_update.keyframes import Keyframe
 from d2s_ros.map_update.mapping_data import MappingData, point_groups
 from d2s_ros.mapping.landmarks import detection_sigma_px
-from d2s_ros.mapping.matching import match_mutual
+from d2s_ros.mapping.matching import match_mutual, match_near
 from d2s_ros.mapping.retrieval import nearest_images
 from d2s_ros.mapping.scene_map import Calibration
 
@@ -33,6 +34,7 @@ _logger = logging.getLogger(__name__)
 _FOCAL_FACTORS = (0.8, 0.86, 0.92, 0.96, 1.0, 1.04, 1.08, 1.16, 1.25)
 #: Another focal length must explain this much more to be believed.
 _FOCAL_EVIDENCE = 1.1
+_WRONG_CALIBRATION = 'the camera calibration does not fit'
 #: Frames of the same log this close in order are tried as neighbours.
 _TIME_NEIGHBOURS = 2
 
@@ -73,6 +75,7 @@ class LabelledFrame:
         median_depth: Of the inliers.
         num_labels, num_inliers: Copied labels, and those that agree with the pose.
         round: When it was verified, from 0.
+        confirmed: The live map gives the same pose.
     """
 
     keyframe: Keyframe
@@ -85,11 +88,17 @@ class LabelledFrame:
     num_labels: int = 0
     num_inliers: int = 0
     round: int = -1
+    confirmed: bool = False
 
     @property
     def usable(self) -> bool:
         """Whether the frame was labelled."""
         return not self.reason
+
+    @property
+    def image_name(self) -> str:
+        """Its name among the mapping images."""
+        return f'{self.keyframe.log}/{self.keyframe.name}'
 
 
 class LabelDatabase:
@@ -102,7 +111,7 @@ class LabelDatabase:
         self.point_idx = [image.point_idx for image in data.images]
         self.poses = [image.map_from_camera for image in data.images]
         self.global_descriptors = data.global_descriptors
-        self.keys: list[tuple[str, str] | None] = [None] * len(data.images)
+        self.names = [image.name for image in data.images]
 
     def add(self, frame: LabelledFrame) -> None:
         """Make a verified frame a source of labels."""
@@ -113,7 +122,7 @@ class LabelDatabase:
         self.poses.append(frame.map_from_camera)
         described = self.data.vlad.describe(features.descriptors)[None]
         self.global_descriptors = np.concatenate([self.global_descriptors, described])
-        self.keys.append((frame.keyframe.log, frame.keyframe.name))
+        self.names.append(frame.image_name)
 
     def nearest(self, keyframe: Keyframe, count: int) -> list[int]:
         """Return the nearest images by global descriptor, best first."""
@@ -130,19 +139,50 @@ class LabelDatabase:
         return [int(i) for i in np.argsort(cost)[:count] if turned[i] < np.radians(75)]
 
     def copy_labels(
-        self, keyframe: Keyframe, neighbours: Sequence[int], ratio: float
+        self,
+        keyframe: Keyframe,
+        neighbours: Sequence[int],
+        ratio: float,
+        *,
+        guess: RigidTransform | None = None,
+        radius_px: float = 0.0,
+        min_similarity: float = 0.0,
     ) -> CopiedLabels:
-        """Match a frame with neighbours and merge the labels they give."""
+        """Match a frame with neighbours and merge the labels they give.
+
+        With a guess of the frame's pose, a neighbour's labelled keypoints are looked for only
+        within `radius_px` of where their points project.
+        """
         descriptors = torch.from_numpy(keyframe.features.descriptors)
         keypoints, points, similarities, support = [], [], [], {}
+        ideal = keyframe.camera.undistort(keyframe.features.keypoints).astype(np.float32)
         for neighbour in neighbours:
-            pairs, similarity = match_mutual(descriptors, self.descriptors[neighbour], ratio=ratio)
-            point = self.point_idx[neighbour][pairs[:, 1]]
-            labelled = point >= 0
-            keypoints.append(pairs[labelled, 0])
-            points.append(point[labelled])
-            similarities.append(similarity[labelled])
-            support[neighbour] = np.stack([pairs[labelled, 0], self.groups[point[labelled]]], 1)
+            point_idx = self.point_idx[neighbour]
+            if guess is None:
+                pairs, similarity = match_mutual(
+                    descriptors, self.descriptors[neighbour], ratio=ratio
+                )
+            else:
+                labelled = np.flatnonzero(point_idx >= 0)
+                projected = keyframe.camera.ideal.project(
+                    guess.inverse().apply(self.data.points_in_map[point_idx[labelled]])
+                )
+                pairs, similarity = match_near(
+                    descriptors,
+                    self.descriptors[neighbour][torch.from_numpy(labelled)],
+                    ideal,
+                    projected.astype(np.float32),
+                    max_distance_px=radius_px,
+                    ratio=ratio,
+                    min_similarity=min_similarity,
+                )
+                pairs = np.stack([pairs[:, 0], labelled[pairs[:, 1]]], axis=1)
+            point = point_idx[pairs[:, 1]]
+            seen = point >= 0
+            keypoints.append(pairs[seen, 0])
+            points.append(point[seen])
+            similarities.append(similarity[seen])
+            support[neighbour] = np.stack([pairs[seen, 0], self.groups[point[seen]]], 1)
         return self._merge(
             np.concatenate(keypoints or [np.zeros(0, np.int64)]),
             np.concatenate(points or [np.zeros(0, np.int64)]),
@@ -180,8 +220,9 @@ def label_frames(
     recipe: str,
     config: LabelConfig,
     *,
-    localizer: Localizer | None = None,
+    incumbent: Sequence[LocalizationResult] | None = None,
     calibration: Calibration | None = None,
+    before: Sequence[LabelledFrame] | None = None,
     progress: bool = False,
 ) -> list[LabelledFrame]:
     """Label keyframes of one or several logs, each log in order of time.
@@ -192,8 +233,9 @@ def label_frames(
         data: The mapping images.
         recipe: 'verified' or 'paper'.
         config: Options.
-        localizer: The incumbent; its poses find neighbours, and contradict.
-        calibration: Noise of keypoints; the incumbent's if None.
+        incumbent: What the live map says of each frame; its poses find neighbours, and contradict.
+        calibration: Noise of keypoints, from the live map.
+        before: What is known of the frames already; `data` holds those of them that are verified.
         progress: Show a progress bar.
 
     Returns:
@@ -203,46 +245,45 @@ def label_frames(
     frames = [
         LabelledFrame(keyframe, held) for keyframe, held in zip(keyframes, held_out, strict=True)
     ]
+    if before is not None:
+        frames = list(before)
     if recipe == 'paper':
         return [
             _label_as_published(frame, database, config)
             for frame in tqdm(frames, desc='labels', disable=not progress)
         ]
-    if calibration is None:
-        calibration = localizer.scene_map.manifest.calibration if localizer else Calibration()
-    incumbent: dict[int, RigidTransform] = {}
-    if localizer is not None:
-        for index, keyframe in enumerate(keyframes):
-            result = localizer.localize_features(keyframe.features, keyframe.camera)
-            if result.map_from_camera is not None:
-                incumbent[index] = result.map_from_camera
-    refused_logs: dict[str, str] = {}
+    calibration = calibration or Calibration()
+    poses = [result.map_from_camera for result in incumbent or ()] or [None] * len(frames)
+    tried: dict[int, list[int]] = {}
+    refused_logs = {
+        frame.keyframe.log: frame.reason
+        for frame in frames
+        if frame.reason.startswith(_WRONG_CALIBRATION)
+    }
     for current in range(config.rounds):
         pending = [i for i, frame in enumerate(frames) if not frame.usable]
         fresh = []
         for index in tqdm(pending, desc=f'labels, round {current + 1}', disable=not progress):
             if keyframes[index].log in refused_logs:
                 continue
-            neighbours = _neighbours(index, frames, database, incumbent.get(index), config)
-            labels = database.copy_labels(keyframes[index], neighbours, config.ratio)
+            neighbours = _neighbours(index, frames, database, poses[index], config)
+            if neighbours == tried.get(index):
+                continue
+            tried[index] = neighbours
             frames[index] = replace(
-                _verify(frames[index], labels, database, incumbent.get(index), calibration, config),
+                _label(frames[index], neighbours, poses[index], database, calibration, config),
                 round=current,
             )
             if frames[index].usable:
                 fresh.append(index)
-        if current == 0:
+        if current == 0 and before is None:
             refused_logs = _wrong_focal_lengths(frames, database, calibration, config)
             for index, frame in enumerate(frames):
                 reason = refused_logs.get(frame.keyframe.log)
                 if reason:
                     frames[index] = replace(frame, reason=reason, map_from_camera=None)
-        for index in _jumps(frames, config):
-            frames[index] = replace(
-                frames[index],
-                reason='its pose jumps away from those of the frames before and after',
-                map_from_camera=None,
-            )
+        for index, reason in _unconnected(frames, config).items():
+            frames[index] = replace(frames[index], reason=reason, map_from_camera=None)
         fresh = [index for index in fresh if frames[index].usable]
         for index in fresh:
             if not frames[index].held_out:
@@ -269,9 +310,8 @@ def _neighbours(
                 continue
             if frames[other].keyframe.log != frame.keyframe.log:
                 continue
-            key = (frames[other].keyframe.log, frames[other].keyframe.name)
-            if key in database.keys:
-                neighbours.append(database.keys.index(key))
+            if frames[other].image_name in database.names:
+                neighbours.append(database.names.index(frames[other].image_name))
             guess = guess or frames[other].map_from_camera
     if guess is not None:
         neighbours += database.nearest_by_pose(guess, config.neighbours // 2)
@@ -318,13 +358,55 @@ def _solve(
     return estimate, order
 
 
+def _label(
+    frame: LabelledFrame,
+    neighbours: Sequence[int],
+    incumbent: RigidTransform | None,
+    database: LabelDatabase,
+    calibration: Calibration,
+    config: LabelConfig,
+) -> LabelledFrame:
+    """Find labels that one pose explains: near the incumbent's if there is one, else anywhere."""
+    camera = frame.keyframe.camera
+    radius = config.search_px * 0.5 * (camera.fx + camera.fy) / 1000.0
+
+    def near(guess: RigidTransform) -> LabelledFrame:
+        images = [*neighbours, *database.nearest_by_pose(guess, config.neighbours)]
+        labels = database.copy_labels(
+            frame.keyframe,
+            list(dict.fromkeys(images)),
+            config.ratio,
+            guess=guess,
+            radius_px=radius,
+            min_similarity=config.min_search_similarity,
+        )
+        return _verify(frame, labels, database, guess, calibration, config, config.min_spread)
+
+    if incumbent is not None:
+        confirmed = near(incumbent)
+        if confirmed.usable:
+            return replace(confirmed, confirmed=True)
+    labels = database.copy_labels(frame.keyframe, neighbours, config.ratio)
+    found = _verify(frame, labels, database, incumbent, calibration, config, config.min_spread)
+    if found.map_from_camera is None:
+        return found
+    # A right pose predicts where much more is to be seen, a wrong one only what misled it.
+    refined = near(found.map_from_camera)
+    if refined.usable and refined.num_inliers < found.num_inliers:
+        return replace(
+            refined, reason='its pose predicts nothing else that is seen', map_from_camera=None
+        )
+    return refined
+
+
 def _verify(
     frame: LabelledFrame,
     labels: CopiedLabels,
     database: LabelDatabase,
-    incumbent: RigidTransform | None,
+    expected: RigidTransform | None,
     calibration: Calibration,
     config: LabelConfig,
+    min_spread: float,
 ) -> LabelledFrame:
     """Judge the labels of a frame by the pose they imply."""
     frame = replace(frame, num_labels=len(labels), num_inliers=0, map_from_camera=None)
@@ -336,7 +418,7 @@ def _verify(
         return replace(frame, reason='no pose explains the copied labels')
     inliers = order[estimate.inlier_mask]
     frame = replace(frame, num_inliers=len(inliers))
-    reason = _doubt(estimate, len(inliers), len(order), frame, config)
+    reason = _doubt(estimate, len(inliers), len(order), frame, config, min_spread)
     if reason:
         return replace(frame, reason=reason)
     supporting = _supporting(labels, inliers, database, config)
@@ -346,8 +428,8 @@ def _verify(
             reason=f'{supporting} images support the pose, {config.min_agreeing_images} needed',
         )
     pose = estimate.camera_from_map.inverse()
-    if incumbent is not None:
-        distance, _ = pose_error(pose, incumbent)
+    if expected is not None:
+        distance, _ = pose_error(pose, expected)
         if distance > config.max_incumbent_difference * estimate.median_depth:
             return replace(frame, reason='copied labels and the incumbent give different poses')
     point_idx = np.full(len(keyframe.features), -1, np.int64)
@@ -368,6 +450,7 @@ def _doubt(
     num_labels: int,
     frame: LabelledFrame,
     config: LabelConfig,
+    min_spread: float,
 ) -> str:
     """Return why a pose is not believed, or nothing."""
     if num_inliers < config.min_inliers:
@@ -376,7 +459,7 @@ def _doubt(
         share = 100 * num_inliers / num_labels
         return f'{share:.0f} % of the labels agree with one pose, too few'
     spread = estimate.spread(frame.keyframe.camera)
-    if spread < config.min_spread:
+    if spread < min_spread:
         return f'the agreeing labels cover {100 * spread:.1f} % of the image, too little'
     if estimate.rank_deficient:
         return 'the labels leave the pose undetermined'
@@ -438,32 +521,46 @@ def _wrong_focal_lengths(
         given = counts[_FOCAL_FACTORS.index(1.0)]
         if abs(best - 1) >= config.max_focal_error and counts.max() > _FOCAL_EVIDENCE * given:
             refused[log] = (
-                f'the camera calibration does not fit: the focal length seems wrong by '
-                f'{100 * abs(best - 1):.0f} %'
+                f'{_WRONG_CALIBRATION}: the focal length seems wrong by {100 * abs(best - 1):.0f} %'
             )
             _logger.warning('%s: %s', log, refused[log])
     return refused
 
 
-def _jumps(frames: list[LabelledFrame], config: LabelConfig) -> list[int]:
-    """Return frames whose pose is too far from both verified neighbours in time."""
-    jumps = []
+def _unconnected(frames: list[LabelledFrame], config: LabelConfig) -> dict[int, str]:
+    """Return frames that no believable motion connects with those that the live map confirms.
+
+    Moved furniture can make a wrong pose look right in all frames that it fills. At the ends of
+    such a stretch the pose jumps.
+    """
+    found = {}
     for log in dict.fromkeys(frame.keyframe.log for frame in frames):
         indices = [
             i for i, frame in enumerate(frames) if frame.keyframe.log == log and frame.usable
         ]
-        poses = [frames[i].map_from_camera for i in indices]
-        if len(indices) < 3 or any(pose is None for pose in poses):
+        poses = [pose for i in indices if (pose := frames[i].map_from_camera) is not None]
+        if len(indices) < 3 or len(poses) < len(indices):
             continue
-        centres = np.stack([pose.translation for pose in poses if pose is not None])
-        stamps = np.array([frames[i].keyframe.stamp_ns for i in indices]) / 1e9
-        speeds = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-        speeds /= np.maximum(np.diff(stamps), 1e-3)
+        seconds = np.array([frames[i].keyframe.stamp_ns for i in indices]) / 1e9
+        steps = [pose_error(a, b) for a, b in itertools.pairwise(poses)]
         depth = float(np.median([frames[i].median_depth for i in indices]))
-        # Where the camera stands still, a speed of nothing must not forbid all motion.
-        usual = max(float(np.median(speeds)), 0.02 * depth)
-        fast = speeds > config.jump_factor * usual
-        before, after = np.r_[True, fast], np.r_[fast, True]
-        before[0], after[-1] = after[0], before[-1]
-        jumps += [i for i, jump in zip(indices, before & after, strict=True) if jump]
-    return jumps
+        # Where the camera stands still, a usual step of nothing must not forbid all motion.
+        far = config.jump_factor * max(float(np.median([m for m, _ in steps])), 0.02 * depth)
+        turned = config.jump_factor * max(float(np.median([d for _, d in steps])), 5.0)
+        long = config.jump_factor * float(np.median(np.diff(seconds)))
+        part = np.arange(len(indices))
+        for skip in (1, 2):
+            # Over one frame as well, so that a single wrong pose does not cut the log.
+            for i in range(len(indices) - skip):
+                metres, degrees = pose_error(poses[i], poses[i + skip])
+                if seconds[i + skip] - seconds[i] <= long and metres <= far and degrees <= turned:
+                    part[part == part[i + skip]] = part[i]
+        names, sizes = np.unique(part, return_counts=True)
+        confirmed = np.array([frames[i].confirmed for i in indices])
+        votes = np.array([confirmed[part == name].sum() for name in names])
+        largest = names[np.lexsort((sizes, votes))[-1]]
+        for name, count in zip(names, votes, strict=True):
+            if name != largest and count < config.min_confirmed:
+                for row in np.flatnonzero(part == name):
+                    found[indices[row]] = 'its pose jumps away from those of the rest of the log'
+    return found

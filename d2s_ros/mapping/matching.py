@@ -105,9 +105,8 @@ def match_guided(
     Returns:
         (M, 2) int64 indices and (M,) float32 cosines.
     """
-    empty = np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
     if len(descriptors_1) == 0 or len(descriptors_2) == 0:
-        return empty
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
     similarity = descriptors_1 @ descriptors_2.T
     # Dense and one-sided first (two matrix products), exact and symmetric on what is left.
     matrix = fundamental.astype(np.float32)
@@ -120,11 +119,57 @@ def match_guided(
     rows, columns = np.divmod(flat, similarity.shape[1])
     near = epipolar_distances(fundamental, points_1[rows], points_2[columns]) <= max_distance_px
     rows, columns = rows[near], columns[near]
-    if len(rows) == 0:
-        return empty
     values = similarity.numpy()[rows, columns]
-    best_rows, second_rows = _best_two(rows, values, len(points_1))
-    best_columns, second_columns = _best_two(columns, values, len(points_2))
+    return _mutual(rows, columns, values, (len(points_1), len(points_2)), ratio)
+
+
+def match_near(
+    descriptors_1: torch.Tensor,
+    descriptors_2: torch.Tensor,
+    points_1: NDArray[np.float32],
+    points_2: NDArray[np.float32],
+    *,
+    max_distance_px: float,
+    ratio: float,
+    min_similarity: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Match mutual nearest neighbours among the pairs that lie close to each other.
+
+    Args:
+        descriptors_1, descriptors_2: (N1, D), (N2, D) float32, L2-normalised.
+        points_1, points_2: (N1, 2), (N2, 2) float32 px of the same image; NaN matches nothing.
+        max_distance_px: Largest distance of a pair.
+        ratio: As in `match_mutual`, among the candidates of a keypoint; both images.
+        min_similarity: Smallest accepted cosine.
+
+    Returns:
+        (M, 2) int64 indices and (M,) float32 cosines.
+    """
+    here, there = (np.isfinite(p).all(axis=1) for p in (points_1, points_2))
+    first, second = np.flatnonzero(here), np.flatnonzero(there)
+    if len(first) == 0 or len(second) == 0:
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    distance = torch.cdist(torch.from_numpy(points_1[first]), torch.from_numpy(points_2[second]))
+    flat = np.flatnonzero((distance <= max_distance_px).numpy().ravel())
+    rows, columns = first[flat // len(second)], second[flat % len(second)]
+    similarity = (descriptors_1[rows] * descriptors_2[columns]).sum(dim=1).numpy()
+    keep = similarity > min_similarity
+    rows, columns, similarity = rows[keep], columns[keep], similarity[keep]
+    return _mutual(rows, columns, similarity, (len(points_1), len(points_2)), ratio)
+
+
+def _mutual(
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    values: NDArray[np.float32],
+    shape: tuple[int, int],
+    ratio: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the pairs among candidates (K,) that are best on both sides and pass the ratio."""
+    if len(rows) == 0:
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    best_rows, second_rows = _best_two(rows, values, shape[0])
+    best_columns, second_columns = _best_two(columns, values, shape[1])
     keep = (values >= best_rows[rows]) & (values >= best_columns[columns])
     second = np.maximum(second_rows[rows], second_columns[columns])
     keep &= (1 - values) <= ratio * ratio * (1 - second)

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -230,6 +231,19 @@ def test_projection_beside_the_weights_shortens_descriptors(tmp_path, network, t
     expected = long.descriptors @ matrix.numpy()
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found.descriptors, expected, atol=1e-5)
+
+
+def test_smoothing_beside_the_weights_is_applied(tmp_path, network, texture):
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, tmp_path / 'a.safetensors')
+    tensors = {'projection': torch.eye(256), 'smoothing': torch.tensor([1.5])}
+    save_file(tensors, tmp_path / 'a.projection.safetensors')
+    found = SuperPoint.from_pretrained(tmp_path / 'a.safetensors').extract(texture)
+    expected = make(network).extract(cv2.GaussianBlur(texture, (0, 0), 1.5))
+    np.testing.assert_array_equal(found.keypoints, expected.keypoints)
+    save_file({**tensors, 'smoothing': torch.tensor([-1.0])}, tmp_path / 'a.projection.safetensors')
+    with pytest.raises(WeightsError, match='smoothing'):
+        SuperPoint.from_pretrained(tmp_path / 'a.safetensors')
 
 
 @pytest.mark.parametrize('matrix', [torch.zeros(255, 8), torch.full((256, 8), float('nan'))])

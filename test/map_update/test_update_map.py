@@ -10,52 +10,19 @@ import numpy as np
 import pytest
 
 from d2s_ros.cli.main import main
-from d2s_ros.data.sources import open_source
 from d2s_ros.errors import InputError, MapFormatError
-from d2s_ros.features.extractor import FeatureConfig
-from d2s_ros.map_building.pipeline import BuildConfig, build_map
-from d2s_ros.map_update.config import GateConfig, KeyframeConfig, UpdateConfig
+from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
-from d2s_ros.simulation.config import SimulationConfig
-from d2s_ros.simulation.simulate import simulate_log
-from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig
 
-SMALL = SimulationConfig(seed=4, width=320, height=240, frames=14, rate_hz=1.0)
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
+    labels=LabelConfig(min_inliers=20),
     gate=GateConfig(min_new_frames=1),
     steps=15,
     min_free_megabytes=1,
 )
-
-
-@pytest.fixture(scope='module')
-def logs(tmp_path_factory):
-    root = tmp_path_factory.mktemp('logs')
-    unlabelled = replace(SMALL, frames=8, trajectory_seed=3, poses=False)
-    simulate_log(SMALL, root / 'map', progress=False)
-    simulate_log(replace(unlabelled, lighting='dusk'), root / 'dusk', progress=False)
-    simulate_log(replace(unlabelled, other_place=True), root / 'other', progress=False)
-    return root
-
-
-@pytest.fixture(scope='module')
-def built(logs, tmp_path_factory):
-    path = tmp_path_factory.mktemp('maps') / 'map'
-    config = BuildConfig(
-        features=FeatureConfig(name='rootsift', max_keypoints=1024),
-        training=LandmarkTrainingConfig(steps=30, images_per_step=2),
-        num_layers=1,
-    )
-    build_map(open_source(logs / 'map'), path, config, device='cpu', progress=False)
-    return path
-
-
-@pytest.fixture
-def map_path(built, tmp_path):
-    return shutil.copytree(built, tmp_path / 'map')
 
 
 def everything(path):
@@ -71,7 +38,7 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
     statuses = []
     result = update_map(map_path, [logs / 'dusk'], CONFIG, device='cpu', progress=statuses.append)
     assert result.verdict in ('promoted', 'refused')
-    assert result.figures['used'] >= 3
+    assert result.figures['used'] >= 2
     assert result.decision.metrics['new']['with_reference'] >= 1
     assert result.decision.metrics['old']['frames'] == 14
     store = MapStore(map_path)
@@ -163,7 +130,20 @@ def test_updates_are_refused_with_a_reason(logs, map_path, tmp_path):
         update_map(map_path, [logs / 'dusk'], CONFIG)
 
 
-def test_pruning_spares_the_live_version_and_its_parent(built, map_path):
+def test_what_a_log_grows_by_during_an_update_is_new(logs, map_path, tmp_path):
+    growing = shutil.copytree(logs / 'dusk', tmp_path / 'growing')
+
+    def grow(status):
+        if status['step'] == 'labels':
+            (growing / 'more.txt').write_text('written after the frames were read')
+
+    update_map(map_path, [growing], CONFIG, device='cpu', progress=grow)
+    assert UpdateLedger(map_path).unused([growing]) == [growing]
+    (growing / 'more.txt').unlink()
+    assert UpdateLedger(map_path).unused([growing]) == []
+
+
+def test_pruning_spares_the_live_version_and_its_parent(map_path):
     store = MapStore(map_path)
     scene_map = SceneMap.open(map_path)
     for promote in (False, False, True, False):

@@ -18,6 +18,8 @@ from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
 
 #: Power of the variances that each direction is divided by: 0 keeps distances, 0.5 whitens.
 WHITENING = 0.125
+#: Sigma in px: views in training are resampled, and so smoother than what a camera delivers.
+SMOOTHING = 0.7
 
 
 def fit_projection(
@@ -33,7 +35,7 @@ def fit_projection(
         InputError: if the photographs have no keypoints.
     """
     config = FeatureConfig(name='superpoint', max_keypoints=512)
-    extractor = SuperPoint(network, config, weights_hash='', device=device)
+    extractor = SuperPoint(network, config, weights_hash='', device=device, smoothing=SMOOTHING)
     second_moment = np.zeros((256, 256))
     count = 0
     for photograph in photographs:
@@ -50,8 +52,9 @@ def fit_projection(
 
 
 def save_projection(projection: Tensor, path: Path) -> None:
-    """Write a projection as float16 safetensors; written aside, then renamed."""
+    """Write a projection and the smoothing as safetensors; written aside, then renamed."""
     temporary = path.with_suffix('.partial')
     matrix = projection.half().cpu().contiguous()
-    temporary.write_bytes(save({'projection': matrix}, {'format': 'pt'}))
+    tensors = {'projection': matrix, 'smoothing': torch.tensor([SMOOTHING])}
+    temporary.write_bytes(save(tensors, {'format': 'pt'}))
     os.replace(temporary, path)
