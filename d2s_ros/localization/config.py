@@ -36,9 +36,9 @@ class LocalizerConfig:
     )
     min_inliers: int = option(14, 'Poses with fewer inliers are refused.', minimum=4)
     min_inlier_share: float = option(
-        0.12,
-        'Poses with a smaller share of inliers are refused; so are those with less than a third '
-        'of it among all reliable keypoints.',
+        0.25,
+        'Poses with a smaller share of the inliers that the reliabilities promise are refused; so '
+        'are those with less than a sixth of it among all reliable keypoints.',
         minimum=0.0,
         maximum=1.0,
     )

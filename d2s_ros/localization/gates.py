@@ -29,7 +29,7 @@ _SEEN_WELL = 0.25
 #: So many inliers must be missing around it.
 _MISSING = 25.0
 #: Other hypotheses may hold so many times more of the reliable keypoints.
-_AMONG_ALL = 3.0
+_AMONG_ALL = 6.0
 #: Squared Mahalanobis distances in the image within which inliers lie, and beyond which none do.
 _WITHIN, _BEYOND = 6.0, 9.0
 #: Correspondences that make a pose: they agree with it always.
@@ -44,6 +44,7 @@ def judge(
     calibration: Calibration,
     threshold_px: float,
     num_reliable: int = 0,
+    expected: float | None = None,
 ) -> tuple[LocalizationStatus, str]:
     """Return whether a pose is given out, with the reason if it is not.
 
@@ -55,6 +56,8 @@ def judge(
         calibration: Of the map.
         threshold_px: How close inliers are, px.
         num_reliable: Reliable keypoints, those of other hypotheses included.
+        expected: Inliers expected of the correspondences: the sum of their reliabilities. Far fewer
+            are a sign of wrong intrinsics. All of them by default.
     """
     status = LocalizationStatus
     if num_used < max(4, config.min_inliers):
@@ -71,11 +74,13 @@ def judge(
             status.TOO_FEW_INLIERS,
             f'{count} inliers, {config.min_inliers} needed',
         )
-    share = min(count / num_used, _AMONG_ALL * count / max(1, num_reliable))
+    wanted = min(float(num_used), expected if expected is not None else np.inf)
+    share = min(count / max(1.0, wanted), _AMONG_ALL * count / max(1, num_reliable))
     if share < config.min_inlier_share:
         return (
             status.LOW_INLIER_SHARE,
-            f'{100 * share:.0f} % inliers, {100 * config.min_inlier_share:.0f} % needed',
+            f'{100 * share:.0f} % of the expected inliers, {100 * config.min_inlier_share:.0f} % '
+            'needed (another place, or a wrong camera_info)',
         )
     needed = needed_evidence(calibration, config.false_accept_rate)
     if evidence(count, num_used, camera, threshold_px) < needed:

@@ -242,6 +242,7 @@ class Localizer:
             calibration,
             self.error_threshold_px(camera),
             num_reliable,
+            float(coordinates.reliability[used].sum()),
         )
         table = self.scene_map.landmark_table
         if outcome is LocalizationStatus.LOCALIZED and estimate is not None and table is not None:

@@ -486,7 +486,12 @@ def test_ctrl_c_leaves_the_old_map_or_nothing(bag, small_map, tmp_path):
         try:
             wait_for_bar(process, bar)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=120)
+            try:
+                out, err = process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                # A library that is being loaded may swallow an interrupt: users press again.
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=120)
         finally:
             process.kill()
             process.wait(timeout=30)

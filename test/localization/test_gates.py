@@ -74,7 +74,7 @@ def test_the_needed_evidence_keeps_the_rate_of_an_exponential_tail(rng):
 def test_chance_is_refused_at_a_stricter_rate(rng):
     estimate = estimate_of(patch(rng, 12, 3.0, thickness=2.0), total=400)
     calibration = Calibration(scene_depth=DEPTH, chance_evidence=5.0, chance_scale=2.0)
-    config = LocalizerConfig(min_inlier_share=0.01)
+    config = LocalizerConfig(min_inliers=10, min_inlier_share=0.01)
     found = evidence(12, 400, CAMERA, 4.0)
     threshold = 0.5 * np.exp(-(found - 5.0) / 2.0)
     for factor, expected in (
@@ -158,3 +158,17 @@ def test_a_moved_picture_is_doubted(rng, seen, around, depth, doubted):
         DEPTH,
     )
     assert bool(reason) == doubted
+
+
+def test_far_fewer_inliers_than_the_reliabilities_promise_are_refused(rng):
+    """As with a wrong focal length: keypoints find their landmarks, which then do not fit."""
+    estimate = estimate_of(patch(rng, 60, 3.0, thickness=2.0), total=400)
+    calibration = Calibration(scene_depth=DEPTH)
+    for expected, wanted in (
+        (320.0, LocalizationStatus.LOW_INLIER_SHARE),
+        (150.0, LocalizationStatus.LOCALIZED),
+    ):
+        status, reason = judge(
+            estimate, CAMERA, 400, LocalizerConfig(), calibration, 4.0, expected=expected
+        )
+        assert status is wanted, reason

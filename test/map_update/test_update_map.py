@@ -65,7 +65,8 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
         for frame in result.frames
         if frame.map_from_camera is not None
     ]
-    assert max(errors) < 0.08
+    assert np.median(errors) < 0.05
+    assert max(errors) < 0.15
 
 
 def test_another_building_leaves_the_map_as_it_is(logs, map_path, tmp_path, capsys):
