@@ -1,10 +1,11 @@
 """Rows of the ablation: variants of the map against matching the whole mapping database.
 
     python benchmarks/ablation.py DATA --scene fox --row layers-0 [--json OUT.json]
-    python benchmarks/ablation.py --simulated FOLDER --scene 'building 1' --row all
+    python benchmarks/ablation.py --simulated FOLDER --scene 'building 1' --row all --changed
 
 Every row uses the same features, the same points and the same queries as the matching baseline of
 the same run; 'train' is the time from points to map. `--steps` limits the training of every row.
+With `--changed` a building is also asked at dusk, at night and with furniture moved.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from pathlib import Path
 
 # First: it decides how threads wait, before any is started.
 from accuracy import Built, Scene, compare, finite, real_scenes, simulated_scenes
+from places import Places
 
 from d2s_ros.evaluation.baseline import TableBaseline
-from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import (
-    BYTES_BESIDE_KEY,
     BuildConfig,
     budget,
     collect_images,
@@ -51,7 +51,7 @@ def training(**changes: float) -> Callable[[BuildConfig], BuildConfig]:
 LANDMARK_ROWS: dict[str, dict] = {
     'landmark': {},
     **{f'layers-{count}': {'num_layers': count} for count in (0, 1, 2, 3)},
-    **{f'landmarks-{count}': {'num_landmarks': count} for count in (1024, 2048, 4096, 8192)},
+    **{f'landmarks-{count}': {'max_landmarks': count} for count in (1024, 2048, 4096, 8192, 16384)},
     'without-descriptors': {'hidden_inputs': ('descriptors',)},
     'without-keypoints': {'hidden_inputs': ('keypoints',)},
     'without-candidate-points': {'hidden_inputs': ('candidate_points',)},
@@ -69,21 +69,17 @@ REGRESSION_ROWS: dict[str, tuple[str, Callable[[BuildConfig], BuildConfig]]] = {
 }
 #: Rows of the default map that change only how it is used.
 LOCALIZER_ROWS: dict[str, dict] = {'without-guided-refinement': {'guided_refinement': False}}
+#: States of a building that a map by day is asked in.
+CHANGED = ('dusk', 'night', 'moved')
 #: The bare table, by its number of landmarks.
 TABLE_ROWS = {f'table-{count}': count for count in (1024, 2048, 4096, 8192)}
 ROWS = ('table', *TABLE_ROWS, *LANDMARK_ROWS, *LOCALIZER_ROWS, *REGRESSION_ROWS)
 
 
-def config_of(
-    row: str, name: str, features: FeatureConfig, dim: int, steps: int | None
-) -> BuildConfig:
-    """Return the build configuration of a row that trains, for descriptors of length `dim`."""
+def config_of(row: str, name: str, features: FeatureConfig, steps: int | None) -> BuildConfig:
+    """Return the build configuration of a row that trains."""
     if row in LANDMARK_ROWS or row in LOCALIZER_ROWS:
-        changes = dict(LANDMARK_ROWS.get(row, {}))
-        if 'num_landmarks' in changes:
-            # The limit is a size; half a landmark more is safe from rounding.
-            count = changes.pop('num_landmarks') + 0.5
-            changes['max_landmarks_mb'] = count * (dim + BYTES_BESIDE_KEY) / 1e6
+        changes = LANDMARK_ROWS.get(row, {})
         config = replace(budget(name, features=features), **changes)
     else:
         recipe, change = REGRESSION_ROWS[row]
@@ -120,6 +116,14 @@ def build_row(
     return Built(localizer, reconstruction, size / 1e6, seconds)
 
 
+def changed(folder: Path, seed: int) -> Iterator[Scene]:
+    """Yield the queries under each change, every third frame, without mapping frames."""
+    places = Places(folder, logs=folder)
+    for name in CHANGED:
+        frames = list(places.source(f'b{seed}', f'query_{name}'))[::3]
+        yield Scene(name, [], frames)
+
+
 def main() -> int:
     """Print a markdown table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,8 +131,10 @@ def main() -> int:
     parser.add_argument('--simulated', type=Path, metavar='FOLDER')
     parser.add_argument('--scene', required=True)
     parser.add_argument('--row', nargs='+', required=True, metavar='NAME', help=', '.join(ROWS))
+    parser.add_argument('--changed', action='store_true', help='ask a building under change too')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--weights')
+    parser.add_argument('--keypoints', type=int, help='most keypoints of an image')
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     parser.add_argument('--steps', type=int)
     parser.add_argument('--json', type=Path)
@@ -146,31 +152,38 @@ def main() -> int:
     if scene is None:
         parser.error(f'scene {args.scene!r} is not there')
     features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
+    if args.keypoints:
+        features = replace(features, max_keypoints=args.keypoints)
     extractor = create_extractor(features, weights=args.weights)
     base = budget(args.budget, features=features)
     images, _ = collect_images(scene.mapping, extractor, base)
     reconstruction = reconstruct(images, base.reconstruction)
     print(
-        '| row | localized | baseline | median | ratio to baseline | median [deg] | inlier share | '
-        'map [MB] | train [s] |'
+        '| row | queries | localized | baseline | median | ratio to baseline | median [deg] | '
+        'inlier share | map [MB] | train [s] |'
     )
-    print('|---|---|---|---|---|---|---|---|---|')
+    print('|---|---|---|---|---|---|---|---|---|---|')
+    parts = [Scene('as mapped', [], scene.queries)]
+    if args.changed:
+        parts += changed(args.simulated, int(args.scene.split()[-1]))
     results = []
     for row in rows:
         config = base
         if row != 'table' and row not in TABLE_ROWS:
-            config = config_of(row, args.budget, features, extractor.dim, args.steps)
+            config = config_of(row, args.budget, features, args.steps)
         built = build_row(row, config, reconstruction, scene, extractor)
-        result = compare(scene, features, built, weights=args.weights)
-        results.append({'row': row, 'budget': args.budget, **result})
-        ours = result['ours']
-        print(
-            f'| {row} | {ours["localized"]} | {result["baseline"]["localized"]} | '
-            f'{ours["median"]:.5f} | {result["ratio"]:.2f} | {ours["median_deg"]:.4f} | '
-            f'{ours["inlier_share"] or 0:.2f} | {result["map_mb"]:.2f} | '
-            f'{result["build_seconds"]:.0f} |',
-            flush=True,
-        )
+        for part in parts:
+            result = compare(part, features, built, weights=args.weights)
+            results.append({'row': row, 'budget': args.budget, **result})
+            ours = result['ours']
+            print(
+                f'| {row} | {part.name} | {ours["localized"]} | '
+                f'{result["baseline"]["localized"]} | {ours["median"]:.5f} | '
+                f'{result["ratio"]:.2f} | {ours["median_deg"]:.4f} | '
+                f'{ours["inlier_share"] or 0:.2f} | {result["map_mb"]:.2f} | '
+                f'{result["build_seconds"]:.0f} |',
+                flush=True,
+            )
     if args.json:
         args.json.write_text(json.dumps(finite(results), indent=1) + '\n')
     return 0

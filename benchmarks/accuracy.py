@@ -2,23 +2,24 @@
 
     python benchmarks/accuracy.py DATA [--scenes fox castle-P30 ...] [--json OUT.json]
     python benchmarks/accuracy.py --simulated FOLDER [--buildings 1 2 3]
+    python benchmarks/accuracy.py DATA --folds 4 --scenes castle-P30
 
 DATA is a folder of scenes, each with images/, a COLMAP text model and split files that name the
 mapping and the query images. Simulated buildings are rendered into FOLDER (60 mapping images, 40
 queries on another way through the building) and used again from there. Both methods use the same
 features, the same pycolmap points and the same queries; the ratio of their median errors is what
-counts.
+counts. With --folds every image of a scene is a query once, in a map of the other folds: the splits
+of small scenes have only two to ten queries.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from d2s_ros.evaluation.metrics import metrics_from_errors
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map
 from d2s_ros.mapping.reconstruction import Reconstruction
 from d2s_ros.simulation.config import SimulationConfig
@@ -50,6 +52,9 @@ SCENES = (
     ('redkitchen', 'split.json'),
     ('redkitchen', 'split_block.json'),
 )
+
+#: By method, the result and the error of each query.
+Outcomes = dict[str, list[tuple[LocalizationResult, tuple[float, float] | None]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +105,20 @@ def real_scenes(data: Path, only: list[str] | None) -> Iterator[Scene]:
         )
 
 
+def folds_of(folder: Path, count: int) -> Iterator[Scene]:
+    """Yield a scene `count` times, each time with other images as queries."""
+    names = json.loads((folder / 'split.json').read_text())
+    images = sorted(names['map'] + names['query'])
+    for fold in range(count):
+        queries = images[fold::count]
+        mapping = [name for name in images if name not in queries]
+        yield Scene(
+            f'{folder.name} ({count} folds)',
+            ColmapSource(folder, mapping),
+            ColmapSource(folder, queries),
+        )
+
+
 def simulated_scenes(folder: Path, seeds: list[int]) -> Iterator[Scene]:
     """Yield simulated buildings, rendered if they are not there yet."""
     for seed in seeds:
@@ -116,45 +135,65 @@ def simulated_scenes(folder: Path, seeds: list[int]) -> Iterator[Scene]:
         yield Scene(f'building {seed}', *logs)
 
 
-def compare(scene: Scene, features: FeatureConfig, built: Built, *, weights: str | None) -> dict:
-    """Localize the scene's queries with a method and with matching the whole database."""
+def localize_queries(
+    scene: Scene, features: FeatureConfig, built: Built, *, weights: str | None
+) -> Outcomes:
+    """Localize the scene's queries with a method and with matching the whole database.
+
+    Returns:
+        For 'ours' and 'baseline' the result and the error (unit of the map, degrees) of each query.
+    """
     baseline = MatchingBaseline(built.reconstruction)
     extractor = create_extractor(features, weights=weights)
-    outcomes: dict[str, list] = {'ours': [], 'baseline': []}
-    count = 0
+    outcomes: Outcomes = {'ours': [], 'baseline': []}
     for frame in scene.queries:
-        count += 1
         found = extractor.extract(frame.image)
         for name, method in (('ours', built.method), ('baseline', baseline)):
             outcome = method.localize_features(found, frame.camera)
             error = None
             if outcome.map_from_camera is not None:
                 error = pose_error(outcome.map_from_camera, frame.map_from_camera)
-            outcomes[name].append((outcome, error, frame.map_from_camera))
+            outcomes[name].append((outcome, error))
+    return outcomes
+
+
+def row_of(name: str, builts: list[Built], outcomes: Outcomes) -> dict:
+    """Return the figures of the queries of one or more maps of a scene."""
+
+    def mean(values: Iterable[float]) -> float:
+        return float(np.mean(list(values)))
+
+    sizes = [MatchingBaseline(built.reconstruction).size_bytes() / 1e6 for built in builts]
     row: dict = {
-        'scene': scene.name,
-        'mapping_images': len(built.reconstruction.images),
-        'build_seconds': round(built.build_seconds, 1),
-        'map_mb': round(built.map_mb, 2),
-        'database_mb': round(baseline.size_bytes() / 1e6, 1),
+        'scene': name,
+        'mapping_images': round(mean(len(built.reconstruction.images) for built in builts)),
+        'build_seconds': round(mean(built.build_seconds for built in builts), 1),
+        'map_mb': round(mean(built.map_mb for built in builts), 2),
+        'database_mb': round(mean(sizes), 1),
     }
-    for name, entries in outcomes.items():
-        errors = [error for _, error, _ in entries if error is not None]
-        metrics = metrics_from_errors(errors, count)
-        shares = [o.num_inliers / max(1, o.num_used) for o, _, _ in entries if o.localized]
-        row[name] = {
-            'localized': f'{metrics.num_localized}/{count}',
+    for method, entries in outcomes.items():
+        errors = [error for _, error in entries if error is not None]
+        metrics = metrics_from_errors(errors, len(entries))
+        shares = [o.num_inliers / max(1, o.num_used) for o, _ in entries if o.localized]
+        row[method] = {
+            'localized': f'{metrics.num_localized}/{len(entries)}',
             'median': metrics.median_m,
             'median_deg': metrics.median_deg,
             'max': metrics.max_m,
             'inlier_share': float(np.median(shares)) if shares else None,
-            'inliers': float(np.median([o.num_inliers for o, _, _ in entries])),
+            'inliers': float(np.median([o.num_inliers for o, _ in entries])),
             'search_and_pose_ms': float(
-                np.median([o.latency_ms.get('total', np.nan) for o, _, _ in entries])
+                np.median([o.latency_ms.get('total', np.nan) for o, _ in entries])
             ),
         }
     row['ratio'] = row['ours']['median'] / row['baseline']['median']
     return row
+
+
+def compare(scene: Scene, features: FeatureConfig, built: Built, *, weights: str | None) -> dict:
+    """Return the figures of a method and of matching the whole database on a scene's queries."""
+    outcomes = localize_queries(scene, features, built, weights=weights)
+    return row_of(scene.name, [built], outcomes)
 
 
 def finite(document: Any) -> Any:
@@ -174,6 +213,21 @@ def passes(row: dict[str, Any], ratio: float) -> bool:
     return found == count and row['ratio'] <= ratio
 
 
+def wanted(args: argparse.Namespace) -> Iterator[tuple[str, list[Scene]]]:
+    """Yield the name of each row and the scenes that it is made of."""
+    if args.data and args.folds:
+        for name in dict.fromkeys(name for name, _ in SCENES):
+            if not args.scenes or name in args.scenes:
+                parts = list(folds_of(args.data / name, args.folds))
+                yield parts[0].name, parts
+    elif args.data:
+        for scene in real_scenes(args.data, args.scenes):
+            yield scene.name, [scene]
+    if args.simulated:
+        for scene in simulated_scenes(args.simulated, args.buildings):
+            yield scene.name, [scene]
+
+
 def main() -> int:
     """Print a markdown table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -181,6 +235,7 @@ def main() -> int:
     parser.add_argument('--simulated', type=Path, metavar='FOLDER')
     parser.add_argument('--buildings', type=int, nargs='+', default=[1, 2, 3], metavar='SEED')
     parser.add_argument('--scenes', nargs='*')
+    parser.add_argument('--folds', type=int, help='ask every image of DATA once, in so many maps')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--weights')
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
@@ -195,19 +250,23 @@ def main() -> int:
     args = parser.parse_args()
     print(
         '| scene | images | build [s] | map [MB] | database [MB] | localized | median ours | '
-        'median baseline | ratio | deg ours | deg baseline | inlier share ours | baseline |'
+        'median baseline | ratio | deg ours | deg baseline | inlier share ours | baseline | '
+        'search and pose ours [ms] | baseline [ms] |'
     )
-    print('|---|---|---|---|---|---|---|---|---|---|---|---|---|')
+    print('|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|')
     rows = []
-    scenes = itertools.chain(
-        real_scenes(args.data, args.scenes) if args.data else (),
-        simulated_scenes(args.simulated, args.buildings) if args.simulated else (),
-    )
-    for scene in scenes:
-        features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
-        config = budget(args.budget, features=features)
-        built = build(scene.mapping, config, weights=args.weights, progress=args.progress)
-        row = compare(scene, features, built, weights=args.weights)
+    features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
+    config = budget(args.budget, features=features)
+    for name, parts in wanted(args):
+        builts = []
+        outcomes: Outcomes = {'ours': [], 'baseline': []}
+        for scene in parts:
+            built = build(scene.mapping, config, weights=args.weights, progress=args.progress)
+            builts.append(built)
+            found = localize_queries(scene, features, built, weights=args.weights)
+            for method, entries in found.items():
+                outcomes[method] += entries
+        row = row_of(name, builts, outcomes)
         rows.append(row)
         ours, base = row['ours'], row['baseline']
         print(
@@ -215,7 +274,8 @@ def main() -> int:
             f'{row["map_mb"]:.2f} | {row["database_mb"]:.1f} | {ours["localized"]} | '
             f'{ours["median"]:.5f} | {base["median"]:.5f} | **{row["ratio"]:.2f}** | '
             f'{ours["median_deg"]:.4f} | {base["median_deg"]:.4f} | '
-            f'{ours["inlier_share"] or 0:.2f} | {base["inlier_share"] or 0:.2f} |',
+            f'{ours["inlier_share"] or 0:.2f} | {base["inlier_share"] or 0:.2f} | '
+            f'{ours["search_and_pose_ms"]:.0f} | {base["search_and_pose_ms"]:.0f} |',
             flush=True,
         )
     if args.json:

@@ -1,16 +1,17 @@
-"""Recall before and after self-updates from unlabelled logs, in a simulated building.
+"""Recall before and after self-updates from unlabelled logs, in simulated buildings.
 
     python benchmarks/map_update.py [--work DIR] [--json OUT.json] [--plot OUT.png]
-    python benchmarks/map_update.py --rounds 10 [--work DIR] [--json OUT.json]
+    python benchmarks/map_update.py --rounds 10 --seeds 2 [--work DIR] [--json OUT.json]
 
-The building is mapped by day with true poses. Logs at dusk, at night, and with a third of the
+Each building is mapped by day with true poses. Logs at dusk, at night, and with a third of the
 furniture moved come without poses. Query logs of each condition, and of moved furniture at night,
 which no log shows, are localized with the first map, with the updated one, with one updated as
-published, and with a map built from all logs with their true poses, which is what an update can
-hope for at best. Every lap is driven in one of two directions; the mapping log shows only one.
+published if that is asked for, and with a map built from all logs with their true poses, which is
+what an update can hope for at best. Every lap is driven in one of two directions; the mapping log
+shows only one.
 
 With --rounds, small logs of one changed condition after the other each make an update of their own,
-and all conditions are measured after each. Logs and maps in DIR are used again.
+and all conditions are measured after each. Logs, maps and finished results in DIR are used again.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ class Condition:
 
 
 CONDITIONS = {
-    'day': Condition({}, 21, 40),
+    'day': Condition({}, 21, 120),
     'dusk': Condition({'lighting': 'dusk'}, 22, 120),
     'night': Condition({'lighting': 'night'}, 23, 120),
     'moved': Condition({'change': 'moved'}, 24, 120),
-    'moved_night': Condition({'change': 'moved', 'lighting': 'night'}, 26, 40),
+    'moved_night': Condition({'change': 'moved', 'lighting': 'night'}, 26, 120),
 }
 CHANGED = tuple(name for name in CONDITIONS if name != 'day')
 #: Conditions that logs show, and the seeds of these.
@@ -122,7 +123,7 @@ def simulate(args: argparse.Namespace, work: Path, logs: bool = True) -> dict[st
 
 
 def base_config(args: argparse.Namespace) -> SimulationConfig:
-    """Return what all logs have in common."""
+    """Return what all logs of a building have in common."""
     return SimulationConfig(
         seed=args.seed, width=args.width, height=args.width * 3 // 4, poses=False
     )
@@ -247,10 +248,13 @@ def run_rounds(args: argparse.Namespace, work: Path) -> dict:
             **CONDITIONS[name].change,
         )
         log = render(config, work / f'round_{number + 1}_{name}', args)
+        before = list(result['maps'].values())[-1]
         _, figures = update(path, [log], 'verified', args)
         title = f'{number + 1} {name}: {figures["verdict"]}'
         result['updates'][title] = figures
-        result['maps'][title] = recalls(path, folders, args)
+        promoted = figures['verdict'] == 'promoted'
+        # Of the same map, queries get the same poses.
+        result['maps'][title] = recalls(path, folders, args) if promoted else before
     losses = {}
     for name in CONDITIONS:
         values = [rows[name]['recall'] for rows in result['maps'].values()]
@@ -259,20 +263,62 @@ def run_rounds(args: argparse.Namespace, work: Path) -> dict:
     return result
 
 
+def all_buildings(args: argparse.Namespace, work: Path) -> dict:
+    """Run every building in a folder of its own; what one has given is kept there."""
+    result: dict = {'buildings': {}, 'updates': {}, 'largest_loss_against_best': {}}
+    for seed in args.seeds:
+        args.seed = seed
+        folder = work / f'building_{seed}'
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / ('rounds.json' if args.rounds else 'result.json')
+        if kept.exists() and not args.rebuild:
+            one = json.loads(kept.read_text())
+        else:
+            one = run_rounds(args, folder) if args.rounds else run(args, folder)
+            kept.write_text(json.dumps(one, indent=1))
+        title = f'building {seed}'
+        result['buildings'][title] = one['maps']
+        result['updates'] |= {f'{title}, {name}': one['updates'][name] for name in one['updates']}
+        for name, loss in one.get('largest_loss_against_best', {}).items():
+            result['largest_loss_against_best'][f'{title}, {name}'] = loss
+    result['maps'] = summed(list(result['buildings'].values()))
+    return result
+
+
+def summed(buildings: list[dict[str, dict]]) -> dict[str, dict]:
+    """Return the figures of the maps that all buildings have, over all of their queries."""
+    maps: dict[str, dict] = {}
+    for title in buildings[0]:
+        if not all(title in maps_of_one for maps_of_one in buildings):
+            continue
+        maps[title] = {}
+        for name in CONDITIONS:
+            rows = [maps_of_one[title][name] for maps_of_one in buildings]
+            frames = sum(row['frames'] for row in rows)
+            maps[title][name] = {
+                'frames': frames,
+                **{
+                    figure: sum((row[figure] or 0) * row['frames'] for row in rows) / frames
+                    for figure in ('recall', 'fine_recall')
+                },
+            }
+    return maps
+
+
 def together(rows: dict[str, dict], names: tuple[str, ...], figure: str = 'recall') -> float:
     """Return the recall on several conditions taken together, in percent."""
     total = sum(rows[name]['frames'] for name in names)
     return 100 * sum((rows[name][figure] or 0) * rows[name]['frames'] for name in names) / total
 
 
-def table(result: dict) -> str:
+def table(maps: dict[str, dict]) -> str:
     """Return recall by map and condition as Markdown."""
     lines = [
         '| map | ' + ' | '.join(name.replace('_', ' at ') for name in CONDITIONS) + ' | changed '
         'ones together | of these within 1 cm, 1 degree |',
         '|---|' + '---|' * (len(CONDITIONS) + 2),
     ]
-    for title, rows in result['maps'].items():
+    for title, rows in maps.items():
         cells = [f'{together(rows, (name,)):.1f} %' for name in CONDITIONS]
         cells.append(f'**{together(rows, CHANGED):.1f} %**')
         cells.append(f'{together(rows, CHANGED, "fine_recall"):.1f} %')
@@ -304,16 +350,14 @@ def main() -> int:
     parser.add_argument('--work', type=Path, help='folder to keep logs and maps in')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--plot', type=Path)
-    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], help='buildings')
     parser.add_argument('--width', type=int, default=640)
     parser.add_argument('--map-frames', type=int, default=60)
     parser.add_argument('--log-frames', type=int, default=67)
     parser.add_argument('--most-queries', type=int, default=40, help='of each condition')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
-    parser.add_argument(
-        '--recipes', nargs='+', default=['verified', 'paper'], choices=('verified', 'paper')
-    )
+    parser.add_argument('--recipes', nargs='+', default=['verified'], choices=('verified', 'paper'))
     parser.add_argument('--rounds', type=int, default=0, help='updates in a row')
     parser.add_argument('--without-truth', action='store_true')
     parser.add_argument('--rebuild', action='store_true', help='build the maps in DIR again')
@@ -323,13 +367,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        result = run_rounds(args, work) if args.rounds else run(args, work)
-    print(table(result))
+        result = all_buildings(args, work)
+    for title, maps in result['buildings'].items():
+        print(f'\n{title}\n\n{table(maps)}')
+    if len(result['buildings']) > 1:
+        print(f'\nall buildings\n\n{table(result["maps"])}')
     for name, figures in result['updates'].items():
         print(f'\n{name}: {figures["verdict"]} in {figures["seconds"]} s')
         for reason in figures['reasons']:
             print(f'  {reason}')
-    for name, loss in result.get('largest_loss_against_best', {}).items():
+    for name, loss in result['largest_loss_against_best'].items():
         print(f'{name}: at most {100 * loss:.1f} points below its best')
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))

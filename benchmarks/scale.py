@@ -4,9 +4,10 @@
 
 A camera goes along a wall and sees half of its keypoints on points of the wall, in tracks of five
 images on average; descriptors are made up. Features come from a memory-mapped file, as in a build.
-Measured are the stages whose cost depends on the whole scene: choice of pairs, landmarks, samples,
-training with few steps, calibration, and the data kept for updates. Matching and triangulation cost
-the same for each pair. FOLDER must have room for 1.1 kB per keypoint.
+Measured are the stages whose cost depends on the whole scene: choice of pairs, triangulation of the
+true matches by pycolmap, landmarks, samples, training with few steps, calibration, and the data
+kept for updates. Matching costs the same for each pair. FOLDER must have room for 1.1 kB per
+keypoint.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from d2s_ros.mapping.reconstruction import (
     Reconstruction,
     ReconstructionConfig,
     select_pairs,
+    triangulate,
 )
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 500.0, 319.5, 239.5)
@@ -165,9 +167,27 @@ def simulate(count: int, keypoints: int, stages: BuildStages) -> tuple[list, Rec
     return inputs, Reconstruction(mapped, points, np.full(len(points), 0.4), lengths, True)
 
 
-def measure(count: int, keypoints: int, work: Path, landmarks_mb: float) -> dict:
+def true_matches(
+    reconstruction: Reconstruction, pairs: list[tuple[int, int]]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Return (M, 2) keypoints of the same points, for each pair with at least 15 of them."""
+    seen = [np.flatnonzero(image.point_idx >= 0) for image in reconstruction.images]
+    point_idx = [
+        image.point_idx[rows] for image, rows in zip(reconstruction.images, seen, strict=True)
+    ]
+    matches = {}
+    for i, j in pairs:
+        _, first, second = np.intersect1d(
+            point_idx[i], point_idx[j], assume_unique=True, return_indices=True
+        )
+        if len(first) >= 15:
+            matches[i, j] = np.stack([seen[i][first], seen[j][second]], axis=1)
+    return matches
+
+
+def measure(count: int, keypoints: int, work: Path, landmarks: int) -> dict:
     """Return the figures of a scene of `count` images."""
-    config = BuildConfig(max_landmarks_mb=landmarks_mb, max_images=count)
+    config = BuildConfig(max_landmarks=landmarks, max_images=count)
     # Enough steps to see their cost: the samples are those of the images they look at.
     config = replace(config, training=replace(config.training, steps=50, images_per_step=4))
     folder = Path(tempfile.mkdtemp(prefix='d2s_scale_', dir=work))
@@ -185,6 +205,10 @@ def measure(count: int, keypoints: int, work: Path, landmarks_mb: float) -> dict
             with Watch() as watch:
                 pairs = select_pairs(inputs, ReconstructionConfig())
             row['pairs'] = {'count': len(pairs), **watch.figures()}
+            with Watch() as watch:
+                triangulated = triangulate(inputs, true_matches(reconstruction, pairs))
+            row['triangulation'] = {**watch.figures(), 'points': len(triangulated.points_in_map)}
+            del triangulated
             with Watch() as watch:
                 _, figures = train_map(reconstruction, MadeUpFeatures(), config, stages=stages)
             row['train_map'] = watch.figures()
@@ -205,25 +229,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--images', type=int, nargs='*', default=[500, 2000, 10_000])
     parser.add_argument('--keypoints', type=int, default=1024)
-    parser.add_argument('--landmarks-mb', type=float, default=3.4, help='3.4: 20,000 landmarks')
+    parser.add_argument('--landmarks', type=int, default=20_000)
     parser.add_argument('--work', type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument('--json', type=Path)
     args = parser.parse_args()
     print(
-        '| images | points | landmarks | read [MB] | pairs | [s] | [MB] | training [s] | [MB] | '
-        'update data [MB] | [s] | [MB] |\n|' + '---|' * 12
+        '| images | points | landmarks | read [MB] | pairs | [s] | [MB] | '
+        'triangulation [s] | [MB] | training [s] | [MB] | update data [MB] | [s] | [MB] |\n|'
+        + '---|'
+        * 14
     )
     rows = []
     for count in args.images:
         # Freed memory stays with a process: each scene gets one of its own.
         with multiprocessing.get_context('spawn').Pool(1) as process:
-            row = process.apply(measure, (count, args.keypoints, args.work, args.landmarks_mb))
+            row = process.apply(measure, (count, args.keypoints, args.work, args.landmarks))
+            process.close()
+            process.join()
         rows.append(row)
-        pairs, train, update = row['pairs'], row['train_map'], row['update_data']
+        pairs, points = row['pairs'], row['triangulation']
+        train, update = row['train_map'], row['update_data']
         print(
             f'| {count} | {row["points"]} | {row["num_landmarks"]} | '
             f'{row["held"]["peak_mb"]} | {pairs["count"]} | '
-            f'{pairs["seconds"]} | {pairs["peak_mb"]} | {train["seconds"]} | {train["peak_mb"]} | '
+            f'{pairs["seconds"]} | {pairs["peak_mb"]} | '
+            f'{points["seconds"]} | {points["peak_mb"]} | '
+            f'{train["seconds"]} | {train["peak_mb"]} | '
             f'{update["mb"]} | {update["seconds"]} | {update["peak_mb"]} |',
             flush=True,
         )

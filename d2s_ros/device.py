@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 from d2s_ros.errors import DeviceError, UsageError
 
 
@@ -36,4 +39,24 @@ def has_fast_bfloat16(device: str) -> bool:
     # oneDNN has it from AVX512 on; real speed needs the dot products of AVX512-BF16 or AMX.
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
         torch.cpu._is_avx512_bf16_supported()
+    )
+
+
+@functools.cache
+def has_fast_int8() -> bool:
+    """Return whether this CPU multiplies bytes fast and exactly, and PyTorch has the operations.
+
+    Without VNNI, sums of products of bytes saturate in 16 bits.
+    """
+    import torch
+
+    try:
+        flags = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return (
+        ('avx512_vnni' in flags or 'avx_vnni' in flags)
+        and bool(torch.backends.mkldnn.is_available())
+        and hasattr(torch.ops.onednn, 'qconv2d_pointwise')
+        and hasattr(torch.ops.onednn, 'qlinear_pointwise')
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from d2s_ros.cli.options import add_device, add_precision, add_source, open_input
+from d2s_ros.cli.options import add_device, add_precision, add_source, add_weights, open_input
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument('map', metavar='MAP', help='map folder')
     add_source(parser)
-    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    add_weights(parser)
     add_device(parser)
     add_precision(parser)
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from d2s_ros.cli.options import add_device, add_source, open_input
+from d2s_ros.cli.options import add_device, add_source, add_weights, open_input
 from d2s_ros.errors import UsageError
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help='local features (default: the packaged default)',
     )
-    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    add_weights(parser)
     parser.add_argument(
         '--budget',
         choices=('quick', 'standard', 'full'),

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2s_ros.cli.options import add_device, add_source_options, open_input
+from d2s_ros.cli.options import add_device, add_source_options, add_weights, open_input
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     maps.add_argument(
         '--pictures', type=int, default=4, metavar='N', help='reliability maps (default: 4)'
     )
-    maps.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    add_weights(maps)
     add_source_options(parser)
     add_device(parser)
 

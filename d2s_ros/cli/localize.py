@@ -8,7 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from d2s_ros.cli.options import add_device, add_precision, add_source, open_input
+from d2s_ros.cli.options import (
+    add_device,
+    add_precision,
+    add_source,
+    add_weights,
+    check_outputs,
+    open_input,
+)
 from d2s_ros.errors import InputError, NothingLocalizedError
 
 
@@ -18,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument('--trajectory', metavar='OUT.txt', help='TUM lines of the localized frames')
     parser.add_argument('--report', metavar='OUT.json', help='every frame and a summary')
-    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    add_weights(parser)
     add_device(parser)
     add_precision(parser)
 
@@ -33,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.evaluation.run import localize_log, summarise
     from d2s_ros.localization.localizer import Localizer
 
-    for output in (args.trajectory, args.report):
-        if output and not Path(output).resolve().parent.is_dir():
-            raise InputError(f'the folder of {output} does not exist; make it first')
+    check_outputs(args.trajectory, args.report)
     localizer = Localizer.from_map(
         args.map, device=args.device, weights=args.weights, precision=args.precision
     )

@@ -25,6 +25,7 @@ _COMMANDS = {
     'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
     'benchmark': ('d2s_ros.cli.benchmark', 'measure what localizing costs, stage by stage'),
+    'export': ('d2s_ros.cli.export', 'write the networks of a map as ONNX files'),
     'features': ('d2s_ros.cli.features', 'compare local features'),
     'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),
     'demo': ('d2s_ros.cli.demo', 'simulate, map, localize through the ROS node, and report'),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from d2s_ros.data.frames import FrameSource
+from d2s_ros.errors import InputError
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +52,25 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         '--precision',
         choices=('auto', 'fp32', 'bf16', 'int8'),
         default='auto',
-        help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32)',
+        help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32); '
+        'with fp32, search and network are in float32 too',
     )
+
+
+def add_weights(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --weights."""
+    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Refuse files to write whose folder does not exist, before any work is done.
+
+    Raises:
+        InputError: a folder is missing.
+    """
+    for path in paths:
+        if path and not Path(path).resolve().parent.is_dir():
+            raise InputError(f'the folder of {path} does not exist; make it first')
 
 
 def open_input(

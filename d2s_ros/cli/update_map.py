@@ -8,8 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from d2s_ros.cli.options import add_device
-from d2s_ros.errors import InputError, NothingLocalizedError
+from d2s_ros.cli.options import add_device, add_weights, check_outputs
+from d2s_ros.errors import NothingLocalizedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--report', metavar='OUT.html', help='what happened to each frame, figures')
     parser.add_argument('--status-file', metavar='FILE', help='JSON, replaced as work goes on')
     parser.add_argument('--work-dir', metavar='DIR', help='where an interrupted run goes on from')
-    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    add_weights(parser)
     parser.add_argument('--max-keyframes', type=int, metavar='N', help='most frames of one log')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
     add_device(parser)
@@ -53,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.map_update.pipeline import update_map
     from d2s_ros.map_update.report import write_report
 
-    for output in (args.report, args.status_file):
-        if output and not Path(output).resolve().parent.is_dir():
-            raise InputError(f'the folder of {output} does not exist; make it first')
+    check_outputs(args.report, args.status_file)
     config = UpdateConfig(recipe=args.recipe, seed=args.seed)
     if args.max_keyframes is not None:
         keyframes = replace(config.keyframes, max_keyframes=args.max_keyframes)

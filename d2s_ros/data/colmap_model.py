@@ -67,7 +67,11 @@ def read_colmap_model(folder: str | os.PathLike[str]) -> ColmapModel:
     """
     place = Path(folder)
     if (place / 'cameras.txt').is_file() and (place / 'images.txt').is_file():
-        cameras = _read_cameras(place / 'cameras.txt')
+        path = place / 'cameras.txt'
+        try:
+            cameras = {int(key): camera for key, camera in read_cameras(path, 'CAMERA_ID').items()}
+        except ValueError as error:
+            raise InputError(f'{path}: a CAMERA_ID is not a number: {error}') from error
         return ColmapModel(cameras, _read_images(place / 'images.txt', cameras))
     if (place / 'cameras.bin').is_file() and (place / 'images.bin').is_file():
         return _read_binary(place)
@@ -137,22 +141,32 @@ class ColmapSource(ImageFiles):
         self.model = model
 
 
-def _read_cameras(path: Path) -> dict[int, Camera]:
-    cameras: dict[int, Camera] = {}
+def read_cameras(path: Path, key: str) -> dict[str, Camera]:
+    """Return the cameras of a file with lines `KEY MODEL WIDTH HEIGHT PARAMS[]` by their key.
+
+    Args:
+        path: The file.
+        key: What the first field is, for messages.
+
+    Raises:
+        InputError: a line is not a camera, a key comes twice, or there is no camera.
+        CalibrationError: a model is unknown or its parameters are wrong.
+    """
+    cameras: dict[str, Camera] = {}
     for number, line in data_lines(path):
         where = f'{path}:{number}'
         fields = line.split()
         if len(fields) < 5:
-            raise InputError(f'{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]')
+            raise InputError(f'{where}: expected {key} MODEL WIDTH HEIGHT PARAMS[]')
         try:
-            camera_id, width, height = int(fields[0]), int(fields[2]), int(fields[3])
+            width, height = int(fields[2]), int(fields[3])
             params = [float(field) for field in fields[4:]]
         except ValueError as error:
             raise InputError(f'{where}: not a camera: {error}') from error
-        if camera_id in cameras:
-            raise InputError(f'{where}: camera {camera_id} appears twice')
+        if fields[0] in cameras:
+            raise InputError(f'{where}: {key} {fields[0]} appears twice')
         try:
-            cameras[camera_id] = Camera.from_colmap(fields[1], width, height, params)
+            cameras[fields[0]] = Camera.from_colmap(fields[1], width, height, params)
         except CalibrationError as error:
             raise CalibrationError(f'{where}: {error}') from error
     if not cameras:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2s_ros.data.colmap_model import find_colmap_model, read_colmap_model
+from d2s_ros.data.colmap_model import find_colmap_model, read_cameras, read_colmap_model
 from d2s_ros.data.image_codec import decode_compressed
 from d2s_ros.data.image_folder import ImageEntry, ImageFiles, list_images, natural_key
 from d2s_ros.data.tum import data_lines, read_text
@@ -190,7 +190,7 @@ def load_colmap_with_queries(
     model = read_colmap_model(place)
     images = root / 'images' if (root / 'images').is_dir() else root
     folder_of_queries = images if query_images is None else Path(query_images)
-    cameras = _read_query_list(query_list)
+    cameras = read_cameras(Path(query_list), 'NAME')
     poses = {} if query_poses is None else _read_query_poses(query_poses)
     on_disk = set(list_images(images))
     registered = [image for image in model.images if image.name in on_disk]
@@ -275,28 +275,6 @@ def _read_query_poses(path: str | os.PathLike[str]) -> dict[str, RigidTransform]
         rotation = _rotation(values[:4], f'{path}:{number}').rotation
         result[name] = RigidTransform(rotation, np.array(values[4:])).inverse()
     return result
-
-
-def _read_query_list(path: str | os.PathLike[str]) -> dict[str, Camera]:
-    cameras: dict[str, Camera] = {}
-    for number, line in data_lines(path):
-        where = f'{path}:{number}'
-        fields = line.split()
-        if len(fields) < 5:
-            raise InputError(f'{where}: expected name MODEL width height params...')
-        try:
-            params = [float(field) for field in fields[4:]]
-            camera = Camera.from_colmap(fields[1], int(fields[2]), int(fields[3]), params)
-        except CalibrationError as error:
-            raise CalibrationError(f'{where}: {error}') from error
-        except ValueError as error:
-            raise InputError(f'{where}: expected name MODEL width height params...') from error
-        if fields[0] in cameras:
-            raise InputError(f'{where}: {fields[0]} appears twice')
-        cameras[fields[0]] = camera
-    if not cameras:
-        raise InputError(f'{path} names no images')
-    return cameras
 
 
 def _read_indoor6_camera(path: Path) -> Camera:

@@ -47,6 +47,7 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], int]] = {
     'aten::_convolution': _convolution,
     'aten::mkldnn_convolution': _convolution,
     'onednn::qconv2d_pointwise': _integer_convolution,
+    'onednn::qlinear_pointwise': _matrix,
     'aten::_scaled_dot_product_flash_attention_for_cpu': _attention,
     'aten::_scaled_dot_product_efficient_attention': _attention,
     'aten::_scaled_dot_product_flash_attention': _attention,
@@ -95,7 +96,7 @@ class OperationCounter(TorchDispatchMode):
         if name in _ARITHMETIC:
             first = outputs[0]
             self.flops += _ARITHMETIC[name](args, first)
-            if name.endswith('mm'):
+            if name.endswith('mm') or name == 'onednn::qlinear_pointwise':
                 self.largest_product = max(self.largest_product, first.numel())
         known = {_storage(item) for item in inputs}
         for item in outputs:

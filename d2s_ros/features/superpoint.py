@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from d2s_ros.device import has_fast_bfloat16, has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.extractor import FeatureConfig, to_grey
-from d2s_ros.features.superpoint_int8 import Int8SuperPoint, int8_available
+from d2s_ros.features.superpoint_int8 import Int8SuperPoint
 from d2s_ros.features.types import LocalFeatures
 
 _logger = logging.getLogger(__name__)
@@ -136,7 +137,14 @@ class SuperPointNet(nn.Module):
         Args:
             image: (B, 1, H, W) grey in [0, 1], H and W multiples of 8.
         """
-        x = self._first_stage(image)
+        return self._from_first_stage(self._first_stage(image))
+
+    def whole(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, the first stage in one piece; for exports, whose sizes are open."""
+        x = self._layer('conv1b', self._layer('conv1a', image))
+        return self._from_first_stage(functional.max_pool2d(x, 2))
+
+    def _from_first_stage(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for stage in ('2', '3', '4'):
             x = self._layer(f'conv{stage}b', self._layer(f'conv{stage}a', x))
             if stage != '4':
@@ -148,10 +156,10 @@ class SuperPointNet(nn.Module):
 
 def score_map(logits: Tensor) -> Tensor:
     """Turn logits (B, 65, h, w) into keypoint probabilities (B, 8h, 8w)."""
-    probabilities = torch.softmax(logits.float(), dim=1)[:, :-1]
-    # As `pixel_shuffle`, in one copy for any memory format.
-    batch, _, height, width = probabilities.shape
-    cells = probabilities.unflatten(1, (CELL, CELL)).permute(0, 3, 1, 4, 2)
+    # Channels last, as the networks give them: one pass each for softmax and `pixel_shuffle`.
+    probabilities = torch.softmax(logits.permute(0, 2, 3, 1).float(), dim=-1)[..., :-1]
+    batch, height, width, _ = probabilities.shape
+    cells = probabilities.unflatten(-1, (CELL, CELL)).permute(0, 1, 3, 2, 4)
     return cells.reshape(batch, CELL * height, CELL * width)
 
 
@@ -185,9 +193,10 @@ def local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
     square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     kept = scores == cv2.dilate(scores, square)
     for _ in range(2):
-        suppressed = cv2.dilate(kept.view(np.uint8), square).view(bool)
-        rest = np.where(suppressed, np.float32(0.0), scores)
-        kept |= (rest == cv2.dilate(rest, square)) & ~suppressed
+        # 1 where no maximum is near: the only pixels that are copied, the others are zero.
+        free = 1 - cv2.dilate(kept.view(np.uint8), square)
+        rest = cv2.copyTo(scores, free)
+        kept |= (rest == cv2.dilate(rest, square)) & free.view(bool)
     return kept
 
 
@@ -211,7 +220,7 @@ def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
 def read_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
     """As `sample_descriptors` for one image, (C, h, w) and (K, 2): three times as fast on a CPU."""
     channels, height, width = raw.shape
-    cells = functional.normalize(raw.permute(1, 2, 0).reshape(height * width, channels), dim=1)
+    cells = raw.permute(1, 2, 0).reshape(height * width, channels)
     u = ((keypoints[:, 0] - (CELL - 1) / 2) / CELL).clamp(0, width - 1)
     v = ((keypoints[:, 1] - (CELL - 1) / 2) / CELL).clamp(0, height - 1)
     left, top = u.floor().clamp(max=max(width - 2, 0)), v.floor().clamp(max=max(height - 2, 0))
@@ -220,6 +229,9 @@ def read_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
     first = (top * width + left).long()
     neighbours = torch.stack([first, first + right, first + below, first + right + below], dim=1)
     weights = torch.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b], dim=1)
+    # Cells are normalised by their weights: that saves a copy of the map.
+    lengths = torch.linalg.vector_norm(cells, dim=1).clamp_min(1e-12)
+    weights /= lengths[neighbours]
     mixed = functional.embedding_bag(neighbours, cells, per_sample_weights=weights, mode='sum')
     return functional.normalize(mixed, dim=1)
 
@@ -233,22 +245,23 @@ def refine_keypoints(scores: Tensor, keypoints: Tensor) -> Tensor:
         scores: (H, W) before suppression.
         keypoints: (K, 2) int64 x, y, at least one pixel from the border.
     """
+    width = scores.shape[1]
     steps = torch.arange(-1, 2, device=scores.device)
-    dy, dx = torch.meshgrid(steps, steps, indexing='ij')
-    window = scores[keypoints[:, 1, None, None] + dy, keypoints[:, 0, None, None] + dx]
-    window = (window + REFINEMENT_FLOOR).log()
-    x_slope = 0.5 * (window[:, 1, 2] - window[:, 1, 0])
-    y_slope = 0.5 * (window[:, 2, 1] - window[:, 0, 1])
-    xx = window[:, 1, 2] + window[:, 1, 0] - 2 * window[:, 1, 1]
-    yy = window[:, 2, 1] + window[:, 0, 1] - 2 * window[:, 1, 1]
-    xy = 0.25 * (window[:, 2, 2] + window[:, 0, 0] - window[:, 0, 2] - window[:, 2, 0])
+    around = (steps[:, None] * width + steps).flatten()
+    center = keypoints[:, 1] * width + keypoints[:, 0]
+    window = scores.flatten().index_select(0, (around[:, None] + center).flatten())
+    # From left to right, then from top to bottom.
+    nw, n, ne, w, c, e, sw, s, se = (window.view(9, -1) + REFINEMENT_FLOOR).log().unbind()
+    x_slope, y_slope = 0.5 * (e - w), 0.5 * (s - n)
+    c2 = c + c
+    xx, yy, xy = e + w - c2, s + n - c2, 0.25 * (se + nw - ne - sw)
     determinant = xx * yy - xy * xy
-    # A saddle or a plateau says nothing about where the top is.
+    # A saddle or a plateau says nothing about where the top is: divided by infinity.
     peak = (determinant > 1e-6) & (xx < 0)
-    divisor = torch.where(peak, determinant, torch.ones_like(determinant))
+    divisor = determinant.masked_fill(~peak, torch.inf)
     offset = torch.stack([xy * y_slope - yy * x_slope, xy * x_slope - xx * y_slope], dim=1)
-    offset = torch.where(peak[:, None], offset / divisor[:, None], torch.zeros_like(offset))
-    return keypoints.to(scores.dtype) + offset.clamp(-0.75, 0.75)
+    offset = (offset / divisor[:, None]).clamp_(-0.75, 0.75)
+    return keypoints.to(scores.dtype) + offset
 
 
 class SuperPoint:
@@ -302,6 +315,9 @@ class SuperPoint:
             self._integer_network = Int8SuperPoint(self.network)
         elif self.precision == 'bf16':
             self.network = self.network.to(torch.bfloat16)
+        half = self.precision != 'fp32' and has_fast_bfloat16(self.device.type)
+        if half and self.projection is not None:
+            self.projection = self.projection.to(torch.bfloat16)
 
     @classmethod
     def from_pretrained(
@@ -399,7 +415,8 @@ class SuperPoint:
             keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
             descriptors = read_descriptors(raw[0].float(), keypoints)
             if self.projection is not None:
-                descriptors = functional.normalize(descriptors @ self.projection, dim=-1)
+                projected = descriptors.to(self.projection.dtype) @ self.projection
+                descriptors = functional.normalize(projected.float(), dim=-1)
             if scores.device.type == 'cpu':
                 return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
             # One transfer for all of it.
@@ -421,20 +438,24 @@ class SuperPoint:
     ) -> tuple[Tensor, Tensor]:
         """Return the strongest maxima: pixels (K, 2) int64 x, y and scores (K,), best first."""
         array = scores.numpy()
-        height, width = array.shape
-        peaks = local_maxima(array, self.nms_radius)
+        edge = self.border
+        inside = (slice(edge, -edge), slice(edge, -edge))
+        peaks = np.zeros(array.shape, bool)
+        peaks[inside] = local_maxima(array, self.nms_radius)[inside]
+        peaks &= array > self.threshold
         if allowed is not None:
             peaks &= allowed > 0
         index = np.flatnonzero(peaks)
-        strength = array.reshape(-1)[index]
-        rows, columns = index // width, index % width
-        edge = self.border
-        inside = (rows >= edge) & (rows < height - edge)
-        inside &= (columns >= edge) & (columns < width - edge) & (strength > self.threshold)
-        rows, columns, strength = rows[inside], columns[inside], strength[inside]
-        order = np.argsort(-strength, kind='stable')[: self.config.max_keypoints]
-        pixels = np.stack([columns[order], rows[order]], axis=1)
-        return torch.from_numpy(pixels), torch.from_numpy(strength[order])
+        # Scores are positive: as integers they are ordered alike. Of equal ones, the first is best.
+        last = np.uint64(array.size - 1)
+        order = array.reshape(-1)[index].view(np.uint32).astype(np.uint64) << np.uint64(32)
+        order |= last - index.astype(np.uint64)
+        count = min(self.config.max_keypoints, len(order))
+        order = np.sort(np.partition(order, len(order) - count)[len(order) - count :])[::-1]
+        index = (last - (order & np.uint64(0xFFFFFFFF))).astype(np.int64)
+        rows, columns = np.divmod(index, array.shape[1])
+        pixels = np.stack([columns, rows], axis=1)
+        return torch.from_numpy(pixels), torch.from_numpy(array.reshape(-1)[index])
 
     def _strongest(
         self, scores: Tensor, allowed: NDArray[np.uint8] | None
@@ -476,7 +497,7 @@ def resolve_precision(name: str, device: torch.device, network: SuperPointNet) -
     """
     if name not in PRECISIONS:
         raise UsageError(f'precision {name!r} is unknown; use {", ".join(PRECISIONS)}')
-    possible = device.type == 'cpu' and not network.affine and int8_available()
+    possible = device.type == 'cpu' and not network.affine and has_fast_int8()
     if name == 'auto':
         return 'int8' if possible else 'fp32'
     if name == 'int8' and not possible:

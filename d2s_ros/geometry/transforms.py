@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +37,13 @@ class RigidTransform:
                 f'a rigid transform needs a (3, 3) rotation and 3 translations, found '
                 f'{rotation.shape} and {translation.shape}'
             )
-        if not (np.isfinite(rotation).all() and np.isfinite(translation).all()):
+        # Plain numbers: a frame makes some dozen of these, and NumPy's calls would cost more.
+        a, b, c = rotation.tolist()
+        if not all(map(math.isfinite, (*a, *b, *c, *translation.tolist()))):
             raise InputError('a rigid transform has values that are not finite')
-        orthonormal = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-5)
-        if not orthonormal or np.linalg.det(rotation) < 0:
+        products = (_dot(a, a) - 1, _dot(b, b) - 1, _dot(c, c) - 1, _dot(a, b), _dot(a, c))
+        orthonormal = max(map(abs, (*products, _dot(b, c)))) <= 2e-5
+        if not orthonormal or _dot(a, _cross(b, c)) < 0:
             raise InputError('the rotation of a rigid transform is not orthonormal')
         object.__setattr__(self, 'rotation', rotation)
         object.__setattr__(self, 'translation', translation)
@@ -104,6 +108,14 @@ class RigidTransform:
         if array.shape != (7,):
             raise InputError(f'a pose needs 7 numbers tx ty tz qx qy qz qw, found {array.shape}')
         return cls.from_quaternion(array[3:], array[:3])
+
+
+def _dot(a: list[float], b: list[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _cross(a: list[float], b: list[float]) -> list[float]:
+    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
 def rotation_from_quaternion(xyzw: ArrayLike) -> Array:

@@ -34,7 +34,17 @@ class LocalizerConfig:
         minimum=1e-12,
         maximum=0.5,
     )
-    min_inliers: int = option(14, 'Poses with fewer inliers are refused.', minimum=4)
+    min_inliers: int = option(
+        14,
+        'Poses with fewer inliers are refused; with guided_refinement half of them are enough with '
+        'min_support, and twice as many are needed without.',
+        minimum=4,
+    )
+    min_support: int = option(
+        20,
+        'Landmarks that a pose must find beside its inliers where these are few or close together.',
+        minimum=1,
+    )
     min_inlier_share: float = option(
         0.25,
         'Poses with a smaller share of the inliers that the reliabilities promise are refused; so '
@@ -56,7 +66,7 @@ class LocalizerConfig:
     )
     safe_extent: float = option(
         0.25,
-        'From this width on, a quarter of min_spread is enough.',
+        'From this width on, half of min_spread is enough.',
         minimum=0.0,
     )
     max_flat_extent: float = option(

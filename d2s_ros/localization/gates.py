@@ -28,10 +28,17 @@ _OFF_PLANE, _OFF_PLANE_SHARE = 3, 0.03
 _SEEN_WELL = 0.25
 #: So many inliers must be missing around it.
 _MISSING = 25.0
+#: If support is less than this share of what is missing, the thing is doubted.
+_FOUND_AROUND = 0.02
+#: With support, so much of the smallest share of inliers is enough.
+_SUPPORTED_SHARE = 0.8
 #: Other hypotheses may hold so many times more of the reliable keypoints.
 _AMONG_ALL = 6.0
 #: Squared Mahalanobis distances in the image within which inliers lie, and beyond which none do.
 _WITHIN, _BEYOND = 6.0, 9.0
+#: With so much spread, and extent over the depth of the scene, support makes up for inliers that
+#: lie close together.
+_SUPPORT_SPREAD, _SUPPORT_EXTENT = 0.15, 0.4
 #: Correspondences that make a pose: they agree with it always.
 _MINIMAL = 3
 
@@ -69,17 +76,26 @@ def judge(
     if estimate is None:
         return status.NO_POSE, 'no pose explains the correspondences (another place?)'
     count = int(estimate.inlier_mask.sum())
-    if count < config.min_inliers:
-        return (
-            status.TOO_FEW_INLIERS,
-            f'{count} inliers, {config.min_inliers} needed',
-        )
+    if estimate.support is None:
+        min_inliers = config.min_inliers
+    elif _supported(estimate, config):
+        min_inliers = max(4, config.min_inliers // 2)
+    else:
+        min_inliers = 2 * config.min_inliers
+    if count < min_inliers:
+        reason = f'{count} inliers, {min_inliers} needed'
+        if estimate.support is not None:
+            reason += f' with {estimate.support.count} landmarks found beside them'
+        return status.TOO_FEW_INLIERS, reason
     wanted = min(float(num_used), expected if expected is not None else np.inf)
     share = min(count / max(1.0, wanted), _AMONG_ALL * count / max(1, num_reliable))
-    if share < config.min_inlier_share:
+    min_share = config.min_inlier_share * (
+        _SUPPORTED_SHARE if _supported(estimate, config) else 1.0
+    )
+    if share < min_share:
         return (
             status.LOW_INLIER_SHARE,
-            f'{100 * share:.0f} % of the expected inliers, {100 * config.min_inlier_share:.0f} % '
+            f'{100 * share:.0f} % of the expected inliers, {100 * min_share:.0f} % '
             'needed (another place, or a wrong camera_info)',
         )
     needed = needed_evidence(calibration, config.false_accept_rate)
@@ -89,6 +105,10 @@ def judge(
             f'{count} inliers of {num_used} correspondences may be chance',
         )
     return judge_geometry(estimate, camera, config, calibration.scene_depth)
+
+
+def _supported(estimate: PoseEstimate, config: LocalizerConfig) -> bool:
+    return estimate.support is not None and estimate.support.count >= config.min_support
 
 
 def evidence(count: int, num_used: int, camera: Camera, threshold_px: float) -> float:
@@ -156,11 +176,35 @@ def doubt_lone_thing(
     center = ideal_keypoints.mean(axis=0)
     scatter = np.linalg.inv(np.cov(ideal_keypoints.T) + 25.0 * np.eye(2))
     distance = np.einsum('ni,ij,nj->n', pixels - center, scatter, pixels - center)
-    seen = len(inlier_points) / max(1, int((distance < _WITHIN).sum()))
-    missing = seen * float((distance > _BEYOND).sum())
-    if seen >= _SEEN_WELL and missing > _MISSING:
+    within = max(1, int((distance < _WITHIN).sum()))
+    beyond = int((distance > _BEYOND).sum())
+    seen = len(inlier_points) / within
+    missing = seen * beyond
+    if estimate.support is None:
+        doubted = seen >= _SEEN_WELL and missing > _MISSING
+    else:
+        around = estimate.support.keypoints - center
+        distance = np.einsum('ni,ij,nj->n', around, scatter, around)
+        all_seen = seen + int((distance < _WITHIN).sum()) / within
+        missing = all_seen * beyond
+        found = int((distance > _BEYOND).sum())
+        small = estimate.extent < config.safe_extent * scene_depth
+        doubted = all_seen >= _SEEN_WELL and missing > _MISSING
+        doubted &= found < _FOUND_AROUND * missing or (small and seen >= _SEEN_WELL)
+    if doubted:
         return f'only one flat thing is seen, {missing:.0f} more inliers were expected around it'
     return ''
+
+
+def _spread_by_support(estimate: PoseEstimate, config: LocalizerConfig, scene_depth: float) -> bool:
+    """Return whether a pose shows enough of the place by what it found beside its inliers."""
+    return (
+        estimate.support is not None
+        and _supported(estimate, config)
+        and scene_depth > 0
+        and estimate.support.spread >= max(_SUPPORT_SPREAD, config.min_spread)
+        and estimate.support.extent >= max(_SUPPORT_EXTENT, config.min_extent) * scene_depth
+    )
 
 
 def count_off_plane(points: NDArray[np.float64], tolerance: float) -> int:
@@ -189,7 +233,9 @@ def judge_geometry(
     status = LocalizationStatus
     spread = estimate.spread(camera)
     min_spread = config.min_spread
-    if scene_depth > 0:
+    if _spread_by_support(estimate, config, scene_depth):
+        min_spread = 0.0
+    elif scene_depth > 0:
         extent = estimate.extent / scene_depth
         if extent < config.min_extent:
             return (
@@ -198,7 +244,7 @@ def judge_geometry(
                 f'{100 * config.min_extent:.1f} % needed',
             )
         if extent >= config.safe_extent:
-            min_spread *= 0.25
+            min_spread *= 0.5
     if spread < min_spread:
         return (
             status.POOR_SPREAD,

@@ -5,6 +5,7 @@ The only place that chains features, network, pose solver and gates.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from dataclasses import replace
@@ -22,15 +23,17 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.effort import FULL, Effort
 from d2s_ros.localization.gates import doubt_lone_thing, judge
-from d2s_ros.localization.pose_solver import PoseEstimate, refine_guided, solve_pose
+from d2s_ros.localization.pose_solver import PoseEstimate, find_support, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
     LandmarkIndex,
+    LandmarkTable,
     detection_sigma_px,
-    network_inputs,
+    keypoint_inputs,
 )
 from d2s_ros.mapping.scene_map import SceneMap
+from d2s_ros.network.landmark_inference import LandmarkJudge
 from d2s_ros.network.types import SceneCoordinates
 
 #: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.
@@ -49,6 +52,7 @@ class Localizer:
         *,
         device: str = 'cpu',
         config: LocalizerConfig | None = None,
+        precision: str = 'auto',
     ) -> None:
         self.scene_map = scene_map
         self.extractor = extractor
@@ -63,10 +67,19 @@ class Localizer:
             )
         self._solver_config = self.config.solver
         self._index: LandmarkIndex | None = None
-        self._half = has_fast_bfloat16(device)
-        if scene_map.landmark_table is not None and scene_map.landmark_network is not None:
-            self._index = LandmarkIndex(scene_map.landmark_table.keys, device=device)
-            scene_map.landmark_network.to(device).eval()
+        self._judge_candidates: LandmarkJudge | None = None
+        table, network = scene_map.landmark_table, scene_map.landmark_network
+        if table is not None and network is not None:
+            exact = precision == 'fp32'
+            half = not exact and has_fast_bfloat16(device)
+            self._index = LandmarkIndex(table.keys, device=device, exact=exact)
+            self._judge_candidates = LandmarkJudge(
+                network,
+                torch.from_numpy(table.normalized(table.points_in_map)),
+                device=device,
+                dtype=torch.bfloat16 if half else torch.float32,
+            )
+            self._keep_points(table)
         elif scene_map.regression is not None:
             scene_map.regression.to(device).eval()
             limit = max(self.config.solver.max_reprojection_error_px, REGRESSION_ERROR_PX)
@@ -89,7 +102,8 @@ class Localizer:
             device: 'auto', 'cpu' or 'cuda'.
             weights: Weight file of network features.
             config: Thresholds.
-            precision: Of network features: 'fp32', 'bf16', 'int8', or 'auto' for the fastest here.
+            precision: 'fp32' computes everything in float32: the reference; 'bf16' and 'int8' are
+                those of network features, 'auto' the fastest here.
 
         Raises:
             MapFormatError: the map is missing, damaged, or of other features than the extractor.
@@ -102,7 +116,24 @@ class Localizer:
         extractor = create_extractor(
             scene_map.manifest.features, device=device, weights=weights, precision=precision
         )
-        return cls(scene_map, extractor, device=device, config=config)
+        return cls(scene_map, extractor, device=device, config=config, precision=precision)
+
+    def with_points(self, table: LandmarkTable) -> Localizer:
+        """Return a localizer in whose map landmarks with the same keys have other points."""
+        assert self._judge_candidates is not None
+        other = copy.copy(self)
+        other.scene_map = replace(self.scene_map, landmark_table=table)
+        other._judge_candidates = self._judge_candidates.with_points(
+            torch.from_numpy(table.normalized(table.points_in_map))
+        )
+        other._keep_points(table)
+        return other
+
+    def _keep_points(self, table: LandmarkTable) -> None:
+        """Keep points and covariances as the pose solver takes them, not converted each frame."""
+        variance = self.scene_map.manifest.calibration.sigma_px**2
+        self._points = table.points_in_map.astype(np.float64)
+        self._point_covariances = table.covariances.astype(np.float64) * variance
 
     def localize(
         self,
@@ -285,25 +316,26 @@ class Localizer:
                 np.where(finite[:, None], points_in_map, 0.0),
                 np.where(finite, z, 0.0).astype(np.float32),
             )
-        table, network = self.scene_map.landmark_table, self.scene_map.landmark_network
         if candidates is None:
             candidates = self.find_candidates(features)
-        assert table is not None
-        assert network is not None
+        assert self._judge_candidates is not None
         assert candidates is not None
-        inputs = network_inputs(features, camera, candidates, table)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, self._half):
-            logits = network(
-                **{name: value[None].to(self.device) for name, value in inputs.items()}
-            )
-        probability = torch.softmax(logits[0].float(), dim=-1)[:, :-1]
+        inputs = (
+            features.descriptors,
+            candidates.landmark_idx,
+            candidates.similarity,
+            candidates.best_of_landmark,
+            *keypoint_inputs(features, camera),
+        )
+        logits = self._judge_candidates(*(torch.from_numpy(i).to(self.device) for i in inputs))
+        probability = torch.softmax(logits, dim=-1)[:, :-1]
         reliability, choice = probability.max(dim=-1)
         rows = np.arange(len(features))
         landmark_idx = candidates.landmark_idx[rows, choice.cpu().numpy()]
         return SceneCoordinates(
-            table.points_in_map[landmark_idx].astype(np.float64),
+            self._points[landmark_idx],
             reliability.cpu().numpy(),
-            table.covariances[landmark_idx].astype(np.float64),
+            self._point_covariances[landmark_idx],
             landmark_idx,
         )
 
@@ -372,7 +404,7 @@ class Localizer:
         valid = np.isfinite(ideal).all(axis=1)
         covariances = None
         if coordinates.covariances is not None:
-            covariances = coordinates.covariances[used[valid]] * calibration.sigma_px**2
+            covariances = coordinates.covariances[used[valid]]
         estimate = solve_pose(
             ideal[valid],
             coordinates.points_in_map[used[valid]],
@@ -383,20 +415,34 @@ class Localizer:
         )
         if estimate is None:
             return None
-        table = self.scene_map.landmark_table
-        if self.config.guided_refinement and table is not None and candidates is not None:
+        if self.config.guided_refinement and candidates is not None:
             estimate = refine_guided(
                 estimate,
                 all_ideal,
-                table.points_in_map.astype(np.float64),
-                candidates.similarity.astype(np.float64),
+                self._points,
+                candidates.similarity,
                 candidates.landmark_idx,
                 camera.ideal,
                 sigmas_px=all_sigmas,
-                point_covariances=table.covariances.astype(np.float64) * calibration.sigma_px**2,
+                point_covariances=self._point_covariances,
                 min_similarity=self.config.guided_min_similarity,
                 config=self._solver_config,
             )
+            inlier_idx = used[valid][estimate.inlier_mask]
+            assert coordinates.landmark_idx is not None
+            support = find_support(
+                estimate.camera_from_map,
+                all_ideal,
+                self._points,
+                candidates.similarity,
+                candidates.landmark_idx,
+                camera.ideal,
+                inlier_idx,
+                coordinates.landmark_idx[inlier_idx],
+                min_similarity=self.config.guided_min_similarity,
+                config=self._solver_config,
+            )
+            estimate = replace(estimate, support=support)
         inliers = np.zeros(len(used), bool)
         inliers[valid] = estimate.inlier_mask
         errors = np.full(len(used), np.inf)

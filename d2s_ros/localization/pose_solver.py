@@ -17,7 +17,7 @@ import poselib
 from numpy.typing import NDArray
 
 from d2s_ros.config import option, validate
-from d2s_ros.geometry.cameras import Camera, projection_jacobian
+from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 
 Array = NDArray[np.float64]
@@ -26,6 +26,10 @@ Array = NDArray[np.float64]
 _PRIOR_COUNT = 50
 #: Where most residuals are outliers the robust loss is flat: the covariance ends here.
 _MIN_SLOPE = 0.1
+#: Support lies within this share of the inlier threshold.
+_SUPPORT_RADIUS = 0.6
+#: Times that a refined pose names the candidates it is refined on.
+_GUIDED_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,13 @@ class PoseSolverConfig:
         8.0, 'RANSAC inlier threshold at 1000 px focal length.', unit='px', minimum=0.5
     )
     max_iterations: int = option(10_000, 'Most RANSAC iterations.', minimum=10)
-    min_iterations: int = option(100, 'Fewest RANSAC iterations.', minimum=10)
+    min_iterations: int = option(20, 'Fewest RANSAC iterations.', minimum=10)
     refine_iterations: int = option(10, 'Most iterations of the refinement.', minimum=0)
     inlier_sigmas: float = option(
         4.0, 'Correspondences within this many sigmas are inliers.', minimum=1.0
     )
     cauchy_scale: float = option(
-        1.5, 'Where the robust loss starts to give way, in sigmas.', minimum=0.1
+        1.0, 'Where the robust loss starts to give way, in sigmas.', minimum=0.1
     )
     min_sigma_px: float = option(
         0.2, 'Noise added to that of each keypoint: no detection is exact.', unit='px', minimum=0.0
@@ -55,6 +59,26 @@ class PoseSolverConfig:
     def threshold_px(self, camera: Camera) -> float:
         """Return the RANSAC inlier threshold for images of a camera, px."""
         return max(self.max_reprojection_error_px * 0.5 * (camera.fx + camera.fy) / 1000.0, 3.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """Landmarks that a pose finds at keypoints which RANSAC was not given, or took for outliers.
+
+    Attributes:
+        keypoints: (S, 2) float64 ideal px.
+        spread: Area of the two-sigma ellipse of these keypoints and the inliers over the image's.
+        extent: Width of these landmarks and the inliers', as `PoseEstimate.extent`.
+    """
+
+    keypoints: Array
+    spread: float
+    extent: float
+
+    @property
+    def count(self) -> int:
+        """Return how many there are."""
+        return len(self.keypoints)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +96,7 @@ class PoseEstimate:
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
         extent: Width of the inliers' points, two sigma to both sides, in the second widest
             direction; unit of the map.
+        support: What the pose found beside its inliers, if it was asked to.
     """
 
     camera_from_map: RigidTransform
@@ -82,11 +107,11 @@ class PoseEstimate:
     median_depth: float
     inlier_scatter_px: Array
     extent: float
+    support: Support | None = None
 
     def spread(self, camera: Camera) -> float:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
-        determinant = float(np.linalg.det(self.inlier_scatter_px))
-        return float(4 * np.pi * np.sqrt(max(determinant, 0.0)) / (camera.width * camera.height))
+        return _ellipse_area(self.inlier_scatter_px) / (camera.width * camera.height)
 
 
 def solve_pose(
@@ -131,7 +156,8 @@ def solve_pose(
             'progressive_sampling': True,
             'seed': config.seed,
         },
-        {'loss_type': 'CAUCHY', 'loss_scale': 1.0},
+        # Its last refinement is left to ours.
+        {'max_iterations': 0},
     )
     if info['num_inliers'] < 4 or not np.isfinite(pose.t).all() or not np.isfinite(pose.q).all():
         return None
@@ -149,10 +175,9 @@ def solve_pose(
     )
     errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
     sigmas = np.hypot(sigmas_px, config.min_sigma_px)
-    whitening, _ = _whitening(refined, in_camera, camera, sigmas, point_covariances)
-    residuals = _project(in_camera, camera) - ideal_keypoints
-    squared = np.square(np.einsum('nij,nj->ni', whitening, residuals)).sum(axis=1)
-    inliers = (in_camera[:, 2] > 1e-6) & (squared <= config.inlier_sigmas**2)
+    problem = _Residuals(ideal_keypoints, points_in_map, camera, sigmas, point_covariances)
+    problem.whiten(refined)
+    inliers = (in_camera[:, 2] > 1e-6) & (problem.at(refined).squared <= config.inlier_sigmas**2)
     inliers &= errors <= threshold
     if inliers.sum() < 4:
         return None
@@ -169,6 +194,10 @@ def solve_pose(
     )
 
 
+def _ellipse_area(scatter: Array) -> float:
+    return float(4 * np.pi * np.sqrt(max(float(np.linalg.det(scatter)), 0.0)))
+
+
 def _extent(points: Array) -> float:
     variances = np.linalg.eigvalsh(np.cov(points.T))
     return float(4.0 * np.sqrt(max(variances[1], 0.0)))
@@ -178,7 +207,7 @@ def refine_guided(
     estimate: PoseEstimate,
     ideal_keypoints: Array,
     points_in_map: Array,
-    similarity: Array,
+    similarity: NDArray[np.float32],
     landmark_idx: NDArray[np.int64],
     camera: Camera,
     *,
@@ -190,8 +219,9 @@ def refine_guided(
     """Refine a pose on every candidate landmark that it brings close to its keypoint.
 
     The pose knows better than descriptors which candidates are right, so it is given many more
-    correspondences than RANSAC was. Inliers and spread stay those of RANSAC: matches chosen by a
-    pose are no evidence for it.
+    correspondences than RANSAC was. A pose of few inliers may be some px off where it has none: the
+    refined one is asked again, until it names the same candidates. Inliers and spread stay those of
+    RANSAC: matches chosen by a pose are no evidence for it.
 
     Args:
         estimate: From `solve_pose`.
@@ -208,40 +238,107 @@ def refine_guided(
     Returns:
         The refined estimate, or the given one if the candidates are fewer than its inliers.
     """
-    shape = landmark_idx.shape
-    in_camera = estimate.camera_from_map.apply(points_in_map[landmark_idx.reshape(-1)])
+    candidates = points_in_map[landmark_idx]
+    similar = similarity >= min_similarity
+    radius = 1.5 * config.threshold_px(camera)
+    before = np.empty((0, 2), np.int64)
+    for _ in range(_GUIDED_ROUNDS):
+        close = similar & _close(
+            estimate.camera_from_map, candidates, ideal_keypoints, camera, radius
+        )
+        # The most similar of those that are close, and each landmark's most similar keypoint.
+        keypoint_idx = np.flatnonzero(close.any(axis=1))
+        choice = close[keypoint_idx].argmax(axis=1)
+        landmarks = landmark_idx[keypoint_idx, choice]
+        order = np.argsort(-similarity[keypoint_idx, choice], kind='stable')
+        _, first = np.unique(landmarks[order], return_index=True)
+        chosen = order[first]
+        keypoint_idx, landmarks = keypoint_idx[chosen], landmarks[chosen]
+        pairs = np.stack([keypoint_idx, landmarks], axis=1)
+        if len(chosen) < estimate.inlier_mask.sum() or np.array_equal(pairs, before):
+            break
+        before = pairs
+        refined, information, scatter = refine_pose(
+            estimate.camera_from_map,
+            ideal_keypoints[keypoint_idx],
+            points_in_map[landmarks],
+            camera,
+            sigmas_px[keypoint_idx],
+            point_covariances[landmarks],
+            np.ones(len(landmarks), bool),
+            config,
+        )
+        covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
+        estimate = replace(
+            estimate,
+            camera_from_map=refined,
+            covariance=covariance,
+            rank_deficient=rank_deficient,
+        )
+    return estimate
+
+
+def _close(
+    camera_from_map: RigidTransform,
+    candidates: Array,
+    ideal_keypoints: Array,
+    camera: Camera,
+    radius_px: float,
+) -> NDArray[np.bool_]:
+    """Return which candidates (N, C, 3) in the map project close to their keypoint (N, 2)."""
+    shape = candidates.shape[:2]
+    in_camera = camera_from_map.apply(candidates.reshape(-1, 3))
     projected = _project(in_camera, camera).reshape(*shape, 2)
     error = np.linalg.norm(projected - ideal_keypoints[:, None], axis=-1)
+    # Keypoints without an ideal pixel are NaN.
     with np.errstate(invalid='ignore'):
-        close = error <= 1.5 * config.threshold_px(camera)
-    close &= (similarity >= min_similarity) & (in_camera[:, 2] > 1e-6).reshape(shape)
-    # The most similar of those that are close, and each landmark's most similar keypoint.
-    keypoint_idx = np.flatnonzero(close.any(axis=1))
-    choice = close[keypoint_idx].argmax(axis=1)
-    landmarks = landmark_idx[keypoint_idx, choice]
-    order = np.argsort(-similarity[keypoint_idx, choice], kind='stable')
-    _, first = np.unique(landmarks[order], return_index=True)
-    chosen = order[first]
-    if len(chosen) < estimate.inlier_mask.sum():
-        return estimate
-    keypoint_idx, landmarks = keypoint_idx[chosen], landmarks[chosen]
-    refined, information, scatter = refine_pose(
-        estimate.camera_from_map,
-        ideal_keypoints[keypoint_idx],
-        points_in_map[landmarks],
-        camera,
-        sigmas_px[keypoint_idx],
-        point_covariances[landmarks],
-        np.ones(len(landmarks), bool),
-        config,
+        close = error <= radius_px
+    return np.asarray(close & (in_camera[:, 2] > 1e-6).reshape(shape))
+
+
+def find_support(
+    camera_from_map: RigidTransform,
+    ideal_keypoints: Array,
+    points_in_map: Array,
+    similarity: NDArray[np.float32],
+    landmark_idx: NDArray[np.int64],
+    camera: Camera,
+    inlier_idx: NDArray[np.int64],
+    inlier_landmarks: NDArray[np.int64],
+    *,
+    min_similarity: float,
+    config: PoseSolverConfig,
+) -> Support:
+    """Count the candidates that a pose finds beside its inliers.
+
+    A pose that is chance finds a few. The right one finds many, also where the network trusts
+    little, as at night.
+
+    Args:
+        camera_from_map: The pose.
+        ideal_keypoints, points_in_map, similarity, landmark_idx, camera: As for `refine_guided`.
+        inlier_idx: (K,) keypoints that are inliers.
+        inlier_landmarks: (K,) their landmarks.
+        min_similarity: Candidates below do not count.
+        config: Options.
+    """
+    others = np.ones(len(ideal_keypoints), bool)
+    others[inlier_idx] = False
+    keypoint_idx = np.flatnonzero(others & (similarity[:, 0] >= min_similarity))
+    found = landmark_idx[keypoint_idx]
+    radius = _SUPPORT_RADIUS * config.threshold_px(camera)
+    close = _close(
+        camera_from_map, points_in_map[found], ideal_keypoints[keypoint_idx], camera, radius
     )
-    covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
-    return replace(
-        estimate,
-        camera_from_map=refined,
-        covariance=covariance,
-        rank_deficient=rank_deficient,
-    )
+    close &= similarity[keypoint_idx] >= min_similarity
+    close &= ~np.isin(found, inlier_landmarks)
+    row = np.flatnonzero(close.any(axis=1))
+    landmarks, first = np.unique(found[row, close[row].argmax(axis=1)], return_index=True)
+    supporting = ideal_keypoints[keypoint_idx[row[first]]]
+    keypoints = np.concatenate([ideal_keypoints[inlier_idx], supporting])
+    points = points_in_map[np.concatenate([inlier_landmarks, landmarks])]
+    spread = _ellipse_area(np.cov(keypoints.T)) / (camera.width * camera.height)
+    return Support(supporting, spread, _extent(points))
 
 
 def reprojection_errors(
@@ -259,29 +356,86 @@ def _project(in_camera: Array, camera: Camera) -> Array:
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
 
-def _whitening(
-    camera_from_map: RigidTransform,
-    in_camera: Array,
-    camera: Camera,
-    sigmas_px: Array,
-    point_covariances: Array | None,
-) -> tuple[Array, Array]:
-    """Return W (N, 2, 2) with W S W^T = I for each residual's covariance S, and the Jacobians."""
-    jacobian = projection_jacobian(in_camera, camera)
-    covariance = np.square(sigmas_px)[:, None, None] * np.eye(2)
-    if point_covariances is not None:
-        by_point = jacobian @ camera_from_map.rotation
-        covariance = covariance + by_point @ point_covariances @ by_point.transpose(0, 2, 1)
-    # Closed form of the inverse of a 2x2 Cholesky factor.
-    a, b, c = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
-    l11 = np.sqrt(np.maximum(a, 1e-12))
-    l21 = b / l11
-    l22 = np.sqrt(np.maximum(c - l21**2, 1e-12))
-    whitening = np.zeros_like(covariance)
-    whitening[:, 0, 0] = 1 / l11
-    whitening[:, 1, 1] = 1 / l22
-    whitening[:, 1, 0] = -l21 / (l11 * l22)
-    return whitening, jacobian
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """Whitened residuals at a pose: (2, N), their squared lengths (N,), and x/z, y/z, 1/z (N,)."""
+
+    residual: Array
+    squared: Array
+    a: Array
+    b: Array
+    inverse_depth: Array
+    all_in_front: bool
+
+
+class _Residuals:
+    """Reprojection errors of correspondences, whitened; one array per component of a vector.
+
+    A frame evaluates them a dozen times, for some hundred points: what counts is the number of
+    calls.
+    """
+
+    def __init__(
+        self,
+        keypoints: Array,
+        points: Array,
+        camera: Camera,
+        sigmas_px: Array,
+        point_covariances: Array | None,
+    ) -> None:
+        self._keypoints = np.ascontiguousarray(keypoints.T)
+        self._points = np.ascontiguousarray(points.T)
+        self._camera = camera
+        self._variances = np.square(sigmas_px)
+        self._covariances: Array | None = None
+        if point_covariances is not None:
+            self._covariances = np.ascontiguousarray(point_covariances.transpose(1, 2, 0))
+
+    def whiten(self, pose: RigidTransform) -> None:
+        """Fix the weights W (2x2 each) to W S W^T = 1 for the covariances S of the residuals."""
+        a, b, inverse = self._rays(pose)[:3]
+        uu, vv = self._variances, self._variances
+        uv = np.zeros(len(uu))
+        if self._covariances is not None:
+            # Rows of d pixel / d point in the map.
+            x, y, z = pose.rotation[:, :, None]
+            by_u = self._camera.fx * inverse * (x - a * z)
+            by_v = self._camera.fy * inverse * (y - b * z)
+            moved = (self._covariances * by_v).sum(axis=1)
+            uu = uu + (by_u * (self._covariances * by_u).sum(axis=1)).sum(axis=0)
+            uv = (by_u * moved).sum(axis=0)
+            vv = vv + (by_v * moved).sum(axis=0)
+        # Closed form of the inverse of a 2x2 Cholesky factor.
+        first = np.sqrt(np.maximum(uu, 1e-12))
+        mixed = uv / first
+        second = np.sqrt(np.maximum(vv - np.square(mixed), 1e-12))
+        self._uu, self._vv, self._vu = 1 / first, 1 / second, -mixed / (first * second)
+
+    def _rays(self, pose: RigidTransform) -> tuple[Array, Array, Array, Array]:
+        x, y, z = pose.rotation @ self._points + pose.translation[:, None]
+        inverse = 1.0 / np.maximum(z, 1e-6)
+        return x * inverse, y * inverse, inverse, z
+
+    def at(self, pose: RigidTransform) -> _Evaluation:
+        """Evaluate at a pose."""
+        camera = self._camera
+        a, b, inverse, z = self._rays(pose)
+        u = camera.fx * a + (camera.cx - self._keypoints[0])
+        v = camera.fy * b + (camera.cy - self._keypoints[1])
+        residual = np.stack([self._uu * u, self._vu * u + self._vv * v])
+        return _Evaluation(
+            residual, np.square(residual).sum(axis=0), a, b, inverse, bool(z.min(initial=1.0) > 0)
+        )
+
+    def jacobian(self, at: _Evaluation) -> Array:
+        """Return (6, 2, N): by rotation and translation on the left of the pose, whitened."""
+        a, b, inverse = at.a, at.b, at.inverse_depth
+        ab, zero = a * b, np.zeros_like(a)
+        by_u = np.stack([-ab, 1 + np.square(a), -b, inverse, zero, -a * inverse])
+        by_v = np.stack([-1 - np.square(b), ab, a, zero, inverse, -b * inverse])
+        by_u *= self._camera.fx
+        by_v *= self._camera.fy
+        return np.stack([self._uu * by_u, self._vu * by_u + self._vv * by_v], axis=1)
 
 
 def refine_pose(
@@ -302,66 +456,73 @@ def refine_pose(
         The pose, the information matrix (6, 6), rotation first, at the optimum, and the scatter
         (6, 6) of the gradient there: see `covariance_of_pose`.
     """
-    keypoints, points = ideal_keypoints[mask], points_in_map[mask]
-    sigmas = np.hypot(sigmas_px[mask], config.min_sigma_px)
-    covariances = None if point_covariances is None else point_covariances[mask]
+    problem = _Residuals(
+        ideal_keypoints[mask],
+        points_in_map[mask],
+        camera,
+        np.hypot(sigmas_px[mask], config.min_sigma_px),
+        None if point_covariances is None else point_covariances[mask],
+    )
     pose = camera_from_map
-    in_camera = pose.apply(points)
-    # Whitening depends weakly on the pose: it is fixed at the start of each of two rounds.
-    information = np.zeros((6, 6))
-    scores, slopes = np.zeros((0, 6)), np.zeros(0)
     scale = config.cauchy_scale**2
+
+    def cost_of(evaluation: _Evaluation) -> float:
+        return float(scale * np.log1p(evaluation.squared / scale).sum())
+
+    # Whitening depends weakly on the pose: it is fixed at the start of each of two rounds.
     for _ in range(2):
-        whitening, _ = _whitening(pose, in_camera, camera, sigmas, covariances)
-        damping, cost = 1e-6, np.inf
+        problem.whiten(pose)
+        damping = 1e-6
+        at = problem.at(pose)
+        cost = cost_of(at)
         for _ in range(max(1, config.refine_iterations // 2)):
-            residual = np.einsum('nij,nj->ni', whitening, _project(in_camera, camera) - keypoints)
-            squared = np.square(residual).sum(axis=1)
-            weight = 1.0 / (1.0 + squared / scale)
-            cost = float((scale * np.log1p(squared / scale)).sum())
-            by_point = projection_jacobian(in_camera, camera)
-            jacobian = np.concatenate([-by_point @ _skews(in_camera), by_point], axis=2)
-            jacobian = whitening @ jacobian
-            flat = (jacobian * np.sqrt(weight)[:, None, None]).reshape(-1, 6)
-            information = flat.T @ flat
-            scores = np.einsum('nij,ni->nj', jacobian, residual * weight[:, None])
-            slopes = weight * (1.0 - weight * squared / scale)
-            gradient = scores.sum(axis=0)
+            weight = 1.0 / (1.0 + at.squared / scale)
+            jacobian = problem.jacobian(at)
+            weighted = jacobian * weight
+            information = weighted.reshape(6, -1) @ jacobian.reshape(6, -1).T
+            scores = (weighted * at.residual).sum(axis=1)
+            slopes = weight * (1.0 - weight * at.squared / scale)
             if config.refine_iterations == 0:
                 break
-            step = -np.linalg.lstsq(
-                information + damping * np.diag(np.diag(information)), gradient, rcond=None
-            )[0]
+            step = _damped_step(information, scores.sum(axis=1), damping)
             rotation = rotation_from_vector(step[:3])
             candidate = RigidTransform(
                 rotation @ pose.rotation, rotation @ pose.translation + step[3:]
             )
-            moved = candidate.apply(points)
-            new_residual = np.einsum('nij,nj->ni', whitening, _project(moved, camera) - keypoints)
-            new_cost = float((scale * np.log1p(np.square(new_residual).sum(axis=1) / scale)).sum())
-            if new_cost > cost or (moved[:, 2] <= 0).any():
+            there = problem.at(candidate)
+            new_cost = cost_of(there)
+            if new_cost > cost or not there.all_in_front:
                 damping = max(damping, 1e-4) * 10
                 if damping > 1e3:
                     break
                 continue
-            pose, in_camera = candidate, moved
+            gain, cost = cost - new_cost, new_cost
+            pose, at = candidate, there
             damping = max(damping / 10, 1e-9)
-            if cost - new_cost < 1e-6 * cost:
+            if gain < 1e-6 * (cost + gain):
                 break
     # An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
     # psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
-    count = len(scores)
+    count = scores.shape[1]
     slope = max(float(slopes.mean() / max(weight.mean(), 1e-12)), _MIN_SLOPE)
-    observed = scores.T @ scores * (count / max(1, count - 6)) / slope**2
+    # A residual is smaller than its noise by the share that it had in the pose (HC3).
+    moved = np.tensordot(np.linalg.pinv(information), jacobian, axes=1)
+    share = (weighted * moved).sum(axis=(0, 1))
+    scores = scores / np.maximum(1.0 - share, 0.5)
+    observed = scores @ scores.T / slope**2
     expected = information * robust_inflation(config.cauchy_scale)
     scatter = (count * observed + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
     return pose, information, scatter
 
 
-def _skews(vectors: Array) -> Array:
-    zero = np.zeros(len(vectors))
-    x, y, z = vectors.T
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+def _damped_step(information: Array, gradient: Array, damping: float) -> Array:
+    """Return the step of Levenberg and Marquardt, (6,)."""
+    damped = information + damping * np.diag(np.diag(information))
+    try:
+        return np.asarray(-np.linalg.solve(damped, gradient))
+    except np.linalg.LinAlgError:
+        # Something has no influence at all, as the depth of points that lie infinitely far away.
+        return np.asarray(-np.linalg.lstsq(damped, gradient, rcond=None)[0])
 
 
 @lru_cache(maxsize=16)

@@ -94,11 +94,12 @@ def calibrate(
     for index in chosen:
         image = reconstruction.images[index]
         found = None if candidates is None else candidates[index]
+        without = localizer
         if others is not None and found is not None:
             table, gone = others.without(index)
-            localizer.scene_map = replace(scene_map, landmark_table=table)
+            without = localizer.with_points(table)
             found = _without_landmarks(found, gone)
-        result = localizer.localize_features(
+        result = without.localize_features(
             image.features, image.camera, candidates=found, details=True
         )
         if result.map_from_camera is None or result.covariance is None:
@@ -166,7 +167,7 @@ def chance_evidence(
     values = []
     for index in chosen:
         image = reconstruction.images[index]
-        features = image.features
+        features, by_chance = image.features, localizer
         if table is not None:
             order = rng.permutation(len(table))
             shuffled = replace(
@@ -174,11 +175,11 @@ def chance_evidence(
                 points_in_map=table.points_in_map[order],
                 covariances=table.covariances[order],
             )
-            localizer.scene_map = replace(scene_map, landmark_table=shuffled)
+            by_chance = localizer.with_points(shuffled)
         else:
             order = rng.permutation(len(features))
             features = replace(features, keypoints=features.keypoints[order])
-        result = localizer.localize_features(features, image.camera)
+        result = by_chance.localize_features(features, image.camera)
         values.append(
             evidence(
                 result.num_inliers,

@@ -67,8 +67,6 @@ from d2s_ros.training.samples import LandmarkSample, make_sample, pack_sample, u
 
 _logger = logging.getLogger(__name__)
 
-#: A landmark's key scale (float16), point (3 float32) and covariance (6 float32).
-BYTES_BESIDE_KEY = 2 + 12 + 24
 #: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
 _UPDATE_BYTES = 2 + 8 + 2 + 4
 #: Of the held-out images, the most that the early stop looks at.
@@ -101,10 +99,8 @@ class BuildConfig:
     steps_per_image: int = option(
         10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
     )
-    max_landmarks_mb: float = option(
-        2.75, 'Size of the landmarks kept in the map.', unit='MB', minimum=0.01
-    )
-    num_layers: int = option(2, 'Attention layers.', minimum=0)
+    max_landmarks: int = option(24_576, 'Landmarks kept in the map.', minimum=64)
+    num_layers: int = option(0, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
     hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
     correct_px: float = option(
@@ -171,10 +167,10 @@ def budget(
             max_images=max_images,
             reliability_threshold=_RELIABILITY_THRESHOLDS['regression'],
         )
-    steps, images, layers, max_images = {
-        'quick': (150, 3, 1, 80),
-        'standard': (500, 4, 2, 400),
-        'full': (3000, 8, 3, 2000),
+    steps, images, max_images = {
+        'quick': (150, 3, 80),
+        'standard': (500, 4, 400),
+        'full': (3000, 8, 2000),
     }[name]
     return BuildConfig(
         features=features,
@@ -185,7 +181,6 @@ def budget(
             # Short runs improve on held-out images up to their last step.
             patience=12 if name == 'full' else 0,
         ),
-        num_layers=layers,
         max_images=max_images,
     )
 
@@ -330,7 +325,10 @@ def _build(
     }
     manifest = replace(scene_map.manifest, metrics=metrics)
     update_data = collect_update_data(reconstruction, config) if config.keep_update_data else None
-    written = store.write(replace(scene_map, manifest=manifest), update_data)
+    # A build that was killed after its map was written goes on as if it was not.
+    written = store.write(
+        replace(scene_map, manifest=manifest), update_data, unless_live=stages.resumed
+    )
     return BuildResult(written, reconstruction, dropped)
 
 
@@ -506,8 +504,9 @@ def _train_landmarks(
 ) -> tuple[SceneMap, dict[str, Any], dict[int, Candidates], LandmarkStatistics]:
     table, statistics = build_landmarks(
         reconstruction,
-        max_landmarks=int(1e6 * config.max_landmarks_mb / (extractor.dim + BYTES_BESIDE_KEY)),
+        max_landmarks=config.max_landmarks,
     )
+    table = table.coded()
     network_config = LandmarkConfig(
         descriptor_dim=extractor.dim,
         num_landmarks=len(table),
@@ -709,14 +708,19 @@ def _median(values: list[float]) -> float | None:
 
 
 def collect_update_data(
-    reconstruction: Reconstruction, config: BuildConfig
+    reconstruction: Reconstruction, config: BuildConfig, logs: Sequence[str] | None = None
 ) -> dict[str, NDArray[Any]]:
     """Return what self-supervised updates need of the mapping images; no image is stored.
+
+    Args:
+        reconstruction: The images with their points.
+        config: How much is kept.
+        logs: Name of the log that an update took each image from; all '' if None.
 
     Returns:
         descriptors (T, D) int8 with descriptor_scales (T,), keypoints (T, 2) px of the image,
         scales (T,), point_idx (T,) into points (P, 3), offsets (I + 1,) of each image in T,
-        poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names and cameras as JSON bytes,
+        poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names, logs and cameras as JSON,
         vlad_centroids (K, D) and global_descriptors (I, K * D) float16.
     """
     rows: dict[str, list[NDArray[Any]]] = {}
@@ -743,6 +747,7 @@ def collect_update_data(
         globals_.append(vlad.describe(image.features.descriptors).astype(np.float16))
     data = {name: np.concatenate(values) for name, values in rows.items()}
     names = json.dumps([image.name for image in reconstruction.images]).encode()
+    log_names = json.dumps(list(logs or [''] * len(reconstruction.images))).encode()
     camera_list = json.dumps([camera.to_dict() for camera in cameras]).encode()
     return {
         **data,
@@ -754,6 +759,7 @@ def collect_update_data(
         ),
         'stamps_ns': np.array([image.stamp_ns for image in reconstruction.images], np.int64),
         'names': np.frombuffer(names, np.uint8),
+        'logs': np.frombuffer(log_names, np.uint8),
         'cameras': np.frombuffer(camera_list, np.uint8),
         'vlad_centroids': vlad.centroids.numpy(),
         'global_descriptors': np.stack(globals_),

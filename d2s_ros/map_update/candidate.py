@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from d2s_ros.config import from_dict, to_dict
 from d2s_ros.errors import InputError
@@ -62,12 +63,26 @@ def train_candidate(
     *,
     device: str = 'cpu',
     checkpoint: Path | None = None,
+    keep: NDArray[np.int64] | None = None,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Candidate:
     """Make landmarks of old and new images and train the incumbent's network on for them.
 
     Every old image is replayed with its labels, so that the network does not forget.
+
+    Args:
+        incumbent: The live map.
+        grown: Old and new images with their points.
+        extractor: Of the map's features.
+        config: Options.
+        device: To train on.
+        checkpoint: File from which an interrupted training goes on.
+        keep: (K,) points of the incumbent's landmarks, for a candidate that only adds: these stay
+            unless they were forgotten, and so does the network. If None, landmarks compete by
+            their use and the network is trained.
+        progress: Show a progress bar.
+        on_step: Called with step and loss.
 
     Raises:
         InputError: the incumbent has the regression head, which has no landmarks to update.
@@ -78,9 +93,13 @@ def train_candidate(
             'maps with the regression head cannot be updated; build a map with landmarks'
         )
     limit = min(config.growth.max_landmarks, round(config.growth.landmark_growth * len(table)))
+    if keep is not None:
+        priority = grown.priority.copy()
+        priority[keep[priority[keep] >= 0]] = np.inf
+        grown = replace(grown, priority=priority)
     new_table, statistics = landmarks_of(grown, max(limit, len(table)))
     # Coordinates stay centred as the network learned them.
-    new_table = replace(new_table, center=table.center, extent=table.extent)
+    new_table = replace(new_table, center=table.center, extent=table.extent).coded()
     network_config = replace(
         from_dict(LandmarkConfig, incumbent.manifest.network), num_landmarks=len(new_table)
     )
@@ -102,7 +121,7 @@ def train_candidate(
             held_out.append(index)
         else:
             samples.append(sample)
-    steps = min(config.steps, 50 + config.steps_per_image * len(samples))
+    steps = 0 if keep is not None else min(config.steps, 50 + config.steps_per_image * len(samples))
     new_network, figures = train_landmark_network(
         samples,
         network_config,

@@ -108,7 +108,7 @@ class GrowthConfig:
     landmark_growth: float = option(
         1.5, 'Landmarks of the new map over those of the old one.', minimum=1.0
     )
-    max_landmarks: int = option(24576, 'Landmarks of the new map at most.', minimum=64)
+    max_landmarks: int = option(32768, 'Landmarks of the new map at most.', minimum=64)
     forget_chance: float = option(
         1e-3,
         'A point is forgotten when its misses would be this unlikely were it still there.',
@@ -117,6 +117,9 @@ class GrowthConfig:
     )
     forget_min_frames: int = option(
         6, 'Frames that must have missed a point before it is forgotten.', minimum=1
+    )
+    forget_min_logs: int = option(
+        3, 'Logs in a row that must have missed a point before it is forgotten.', minimum=1
     )
 
     def __post_init__(self) -> None:
@@ -150,7 +153,14 @@ class GateConfig:
     min_new_frames: int = option(
         3, 'Held-out frames with a reference that a verdict needs.', minimum=1
     )
-    max_old_images: int = option(60, 'Frames of the old map that are tried.', minimum=1)
+    max_old_images: int = option(
+        120, 'Frames of the old map that are tried, shared evenly by its logs.', minimum=1
+    )
+    max_old_logs: int = option(
+        10,
+        'Logs judged one by one; with more, those between the first and the latest are one.',
+        minimum=3,
+    )
     confidence: float = option(0.9, 'Of the bootstrap interval.', minimum=0.5, maximum=0.999)
     resamples: int = option(2000, 'Of the bootstrap.', minimum=10)
 

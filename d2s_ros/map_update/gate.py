@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from d2s_ros.mapping.landmarks import LandmarkStatistics, find_training_candidat
 from d2s_ros.mapping.reconstruction import MappedImage
 from d2s_ros.mapping.scene_map import SceneMap
 
+#: Logs that are judged as one.
+_EARLIER = 'earlier logs'
+
 
 @dataclass(frozen=True)
 class PromotionDecision:
@@ -33,6 +37,12 @@ class PromotionDecision:
     promote: bool
     reasons: tuple[str, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lost_frames(self) -> bool:
+        """Whether recall fell anywhere."""
+        compared = (self.metrics['old'], self.metrics['new'], *self.metrics['old_logs'].values())
+        return any((figures['gain'] or 0.0) < 0 for figures in compared)
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,15 @@ class MapUnderTest:
         self._statistics = statistics
         self._images = images
         self._known = known or {}
+        self._scores: dict[int, FrameScore] = {}
 
     def mapping_image(self, index: int) -> FrameScore:
-        """Localize a mapping image without its own observations."""
-        image = self._images[index]
+        """Localize a mapping image without its own observations; later calls know the answer."""
+        if index not in self._scores:
+            self._scores[index] = self._mapping_image(self._images[index])
+        return self._scores[index]
+
+    def _mapping_image(self, image: MappedImage) -> FrameScore:
         table = self.localizer.scene_map.landmark_table
         network = self.localizer.scene_map.landmark_network
         assert table is not None
@@ -177,10 +192,24 @@ def compare(
     }
 
 
-def decide(old: dict[str, Any], new: dict[str, Any], config: GateConfig) -> PromotionDecision:
-    """Judge the figures of `compare` on old and on new frames."""
+def decide(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    config: GateConfig,
+    old_logs: Mapping[str, dict[str, Any]] | None = None,
+) -> PromotionDecision:
+    """Judge the figures of `compare` on old and on new frames.
+
+    Args:
+        old: On all old frames.
+        new: On held-out new frames.
+        config: Limits.
+        old_logs: On the old frames of each log that earlier updates took: what the map learned of
+            another light must not be lost for what it learns of this one.
+    """
     against: list[str] = []
-    metrics = {'old': old, 'new': new}
+    old_logs = old_logs or {}
+    metrics = {'old': old, 'new': new, 'old_logs': dict(old_logs)}
     if not old['with_reference']:
         against.append('no frame of the old map could be tried')
     else:
@@ -201,6 +230,10 @@ def decide(old: dict[str, Any], new: dict[str, Any], config: GateConfig) -> Prom
             against.append(
                 f'the median error on the old map grows from {before:.4f} to {after:.4f}'
             )
+    for log, figures in old_logs.items():
+        if (figures['gain'] or 0.0) < -config.max_old_loss:
+            name = f'frames of {log}' if log else 'frames of the first mapping'
+            against.append(f'recall on {name} falls by {-100 * figures["gain"]:.1f} points')
     if not new['with_reference']:
         against.append('no held-out frame of the logs has a verified pose to judge by')
     elif new['with_reference'] < config.min_new_frames:
@@ -231,38 +264,64 @@ def decide(old: dict[str, Any], new: dict[str, Any], config: GateConfig) -> Prom
 def judge(
     incumbent: MapUnderTest,
     candidate: MapUnderTest,
-    num_old_images: int,
+    old_logs: Sequence[str],
     held_out: Sequence[LabelledFrame],
     config: GateConfig,
 ) -> PromotionDecision:
     """Let both maps localize old mapping images and held-out new frames, and decide.
 
     Args:
-        incumbent, candidate: The maps; the first `num_old_images` images of both are the same.
-        num_old_images: Number of old mapping images.
+        incumbent, candidate: The maps; they begin with the same old mapping images.
+        old_logs: The log of each old mapping image.
         held_out: New frames that taught the candidate nothing.
         config: Limits.
     """
-    count = min(num_old_images, config.max_old_images)
-    chosen = np.unique(np.linspace(0, num_old_images - 1, count).round().astype(int))
+    chosen = images_to_try(old_logs, config)
     manifest = incumbent.localizer.scene_map.manifest
     table = incumbent.localizer.scene_map.landmark_table
     max_error = config.max_error_m
     if not manifest.metric and table is not None:
         max_error = config.relative_error * table.extent
+    before = {log: [incumbent.mapping_image(i) for i in rows] for log, rows in chosen.items()}
+    after = {log: [candidate.mapping_image(i) for i in rows] for log, rows in chosen.items()}
     old = compare(
-        [incumbent.mapping_image(int(i)) for i in chosen],
-        [candidate.mapping_image(int(i)) for i in chosen],
+        list(chain.from_iterable(before.values())),
+        list(chain.from_iterable(after.values())),
         config,
         max_error,
     )
+    by_log = {log: compare(before[log], after[log], config, max_error) for log in chosen}
     new = compare(
         [incumbent.frame(frame) for frame in held_out],
         [candidate.frame(frame) for frame in held_out],
         config,
         max_error,
     )
-    return decide(old, new, config)
+    return decide(old, new, config, by_log if len(by_log) > 1 else None)
+
+
+def images_to_try(logs: Sequence[str], config: GateConfig) -> dict[str, list[int]]:
+    """Choose old images evenly from each log, as many of one as of the other; at least one.
+
+    Args:
+        logs: The log of each image, '' for the first mapping, in the order they were learned in.
+        config: How many.
+
+    Returns:
+        Indices of images by log. Of many logs, those between the first and the latest are one.
+    """
+    names = list(dict.fromkeys(logs))
+    pooled = names[1 : len(names) - config.max_old_logs + 2] if len(names) > 1 else []
+    if len(pooled) > 1:
+        logs = [_EARLIER if log in pooled else log for log in logs]
+        names = list(dict.fromkeys(logs))
+    share = max(1, config.max_old_images // max(1, len(names)))
+    chosen = {}
+    for name in names:
+        rows = np.flatnonzero([log == name for log in logs])
+        places = np.linspace(0, len(rows) - 1, min(share, len(rows))).round().astype(int)
+        chosen[name] = rows[np.unique(places)].tolist()
+    return chosen
 
 
 def _percent(value: float | None) -> str:

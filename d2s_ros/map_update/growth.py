@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,12 +38,14 @@ class GrownMap:
     Attributes:
         reconstruction: Points with several prototypes occur several times in it.
         num_old_images: The first so many images are the old ones.
+        logs: Name of the log of each image; '' for the first mapping.
         priority: (P,) usefulness of a point as a landmark; negative for forgotten ones.
         figures: Counts of what happened.
     """
 
     reconstruction: Reconstruction
     num_old_images: int
+    logs: list[str]
     priority: NDArray[np.float64]
     figures: dict[str, int]
 
@@ -80,9 +83,15 @@ def grow(
         *(replace(image, point_idx=image.point_idx.copy()) for image in old),
         *(_mapped_image(frame) for frame in posed),
     ]
+    logs = [*data.logs, *(frame.keyframe.log for frame in posed)]
     pairs = _pairs(images, len(old), data, posed, config)
     matches = _match(
-        images, pairs, settings, {} if known_matches is None else known_matches, progress
+        images,
+        len(old),
+        pairs,
+        settings,
+        {} if known_matches is None else known_matches,
+        progress,
     )
     points = data.points_in_map
     figures = {'frames_added': len(posed)}
@@ -95,7 +104,7 @@ def grow(
     figures['observations_by_guided_matching'] = figures['observations_added'] - before
     points = _add_structure(images, points, matches, config, settings)
     figures['points_added'] = len(points) - len(data.points_in_map)
-    forgotten = _forgotten(images, len(old), points, len(data.points_in_map), config)
+    forgotten = _forgotten(images, logs, points, len(data.points_in_map), config)
     figures['points_forgotten'] = int(forgotten.sum())
     for image in images:
         # Without observations they do not come back with the next update either.
@@ -105,9 +114,9 @@ def grow(
     points, forgotten = _split_prototypes(images, len(old), points, forgotten, config)
     figures['prototypes_added'] = len(points) - count
     reconstruction = make_reconstruction(images, points, data.metric)
-    priority = _usefulness(images, len(old), len(points))
+    priority = _usefulness(images, logs, len(points))
     priority[forgotten | (reconstruction.track_lengths == 0)] = -1.0
-    return GrownMap(reconstruction, len(old), priority, figures)
+    return GrownMap(reconstruction, len(old), logs, priority, figures)
 
 
 def as_mapping_data(data: MappingData, grown: GrownMap) -> MappingData:
@@ -120,6 +129,7 @@ def as_mapping_data(data: MappingData, grown: GrownMap) -> MappingData:
         data.vlad,
         np.concatenate([data.global_descriptors, *(row[None] for row in described)]),
         data.metric,
+        grown.logs,
     )
 
 
@@ -216,6 +226,7 @@ def _pairs(
 
 def _match(
     images: Sequence[MappedImage],
+    num_old: int,
     pairs: Sequence[tuple[int, int]],
     settings: ReconstructionConfig,
     known: dict[tuple[str, str], NDArray[np.int64]],
@@ -224,7 +235,9 @@ def _match(
     """Match pairs of images along epipolar lines; `known` is used and extended."""
     # Another light changes descriptors; the geometry makes up for what is lost.
     lenient = replace(settings, min_similarity=max(0.0, settings.min_similarity - 0.1))
-    names = {pair: (images[pair[0]].name, images[pair[1]].name) for pair in pairs}
+    # A log that grew comes again with frames of the same names, but other keypoints were kept.
+    name = [str(n) if n < num_old else image.name for n, image in enumerate(images)]
+    names = {(i, j): (name[i], name[j]) for i, j in pairs}
     missing = [pair for pair in pairs if names[pair] not in known]
     found = match_pairs(
         _inputs(images),
@@ -325,21 +338,22 @@ def _add_structure(
 
 def _forgotten(
     images: Sequence[MappedImage],
-    num_old: int,
+    logs: Sequence[str],
     points: NDArray[np.float64],
     num_old_points: int,
     config: GrowthConfig,
 ) -> NDArray[np.bool_]:
-    """Find old points that new frames should see and do not.
+    """Find old points that frames should see and do not, in several logs since they were seen last.
 
-    A frame should see a point that falls into it and that an old image saw from nearly the same
-    direction and distance. How often frames find what they should see is measured, so a night in
-    which little is found is weak evidence, and a bright day strong.
+    A frame should see a point that falls into it and that others saw from nearly the same direction
+    and distance. How often frames find what they should see is measured, so a night in which little
+    is found is weak evidence, and a bright day strong. What one log misses may stand there again in
+    the next.
     """
     groups = point_groups(points)
     direction_sum = np.zeros((len(points), 3))
     distance_sum, observers = np.zeros(len(points)), np.zeros(len(points))
-    for image in images[:num_old]:
+    for image in images:
         point_idx = np.unique(image.point_idx[image.point_idx >= 0])
         ray = image.map_from_camera.translation - points[point_idx]
         distance = np.linalg.norm(ray, axis=1)
@@ -351,37 +365,44 @@ def _forgotten(
     norms = np.linalg.norm(direction_sum, axis=1)
     log_chance = np.zeros(len(points))
     misses = np.zeros(len(points), np.int64)
-    seen_again = np.zeros(len(points), bool)
-    for image in images[num_old:]:
-        seen_groups = np.zeros(groups.max() + 1, bool)
-        seen_groups[groups[image.point_idx[image.point_idx >= 0]]] = True
-        seen = seen_groups[groups]
-        seen_again |= seen
-        in_camera = image.map_from_camera.inverse().apply(points)
-        pixel = image.camera.ideal.project(in_camera)
-        ray = image.map_from_camera.translation - points
-        distance = np.linalg.norm(ray, axis=1)
-        cosine = (ray * direction_sum).sum(1) / np.maximum(distance * norms, 1e-9)
-        ratio = distance / np.maximum(mean_distance, 1e-9)
-        with np.errstate(invalid='ignore'):
-            expected = (
-                known
-                & (in_camera[:, 2] > 0)
-                & (pixel > [0, 0]).all(axis=1)
-                & (pixel < [image.camera.width - 1, image.camera.height - 1]).all(axis=1)
-                & (cosine > np.cos(np.radians(20)))
-                & (ratio > 0.67)
-                & (ratio < 1.5)
-            )
-        if expected.sum() < 20:
-            continue
-        rate = float(np.clip(seen[expected].mean(), 0.0, 0.95))
-        missed = expected & ~seen
-        log_chance[missed] += np.log1p(-rate)
-        misses += missed
+    missed_logs = np.zeros(len(points), np.int64)
+    for log in dict.fromkeys(logs):
+        seen_in_log = np.zeros(len(points), bool)
+        missed_in_log = np.zeros(len(points), bool)
+        for image in (image for image, its_log in zip(images, logs, strict=True) if its_log == log):
+            seen_groups = np.zeros(groups.max() + 1, bool)
+            seen_groups[groups[image.point_idx[image.point_idx >= 0]]] = True
+            seen = seen_groups[groups]
+            seen_in_log |= seen
+            in_camera = image.map_from_camera.inverse().apply(points)
+            pixel = image.camera.ideal.project(in_camera)
+            ray = image.map_from_camera.translation - points
+            distance = np.linalg.norm(ray, axis=1)
+            cosine = (ray * direction_sum).sum(1) / np.maximum(distance * norms, 1e-9)
+            ratio = distance / np.maximum(mean_distance, 1e-9)
+            with np.errstate(invalid='ignore'):
+                expected = (
+                    known
+                    & (in_camera[:, 2] > 0)
+                    & (pixel > [0, 0]).all(axis=1)
+                    & (pixel < [image.camera.width - 1, image.camera.height - 1]).all(axis=1)
+                    & (cosine > np.cos(np.radians(20)))
+                    & (ratio > 0.67)
+                    & (ratio < 1.5)
+                )
+            if expected.sum() < 20:
+                continue
+            rate = float(np.clip(seen[expected].mean(), 0.0, 0.95))
+            missed = expected & ~seen
+            log_chance[missed] += np.log1p(-rate)
+            misses += missed
+            missed_in_log |= missed
+        missed_logs += missed_in_log
+        log_chance[seen_in_log] = 0.0
+        misses[seen_in_log] = missed_logs[seen_in_log] = 0
     return (
         known
-        & ~seen_again
+        & (missed_logs >= config.forget_min_logs)
         & (misses >= config.forget_min_frames)
         & (log_chance < np.log(max(config.forget_chance, 1e-300)))
     )
@@ -453,13 +474,16 @@ def _split_prototypes(
     )
 
 
-def _usefulness(images: Sequence[MappedImage], num_old: int, count: int) -> NDArray[np.float64]:
-    """Return the share of the old images plus the share of the new frames that see each point.
+def _usefulness(
+    images: Sequence[MappedImage], logs: Sequence[str], count: int
+) -> NDArray[np.float64]:
+    """Return the sum of the shares of each log's images that see each point.
 
-    A new log is short, so its landmarks would lose against those of the first mapping by number.
+    A new log is short, so its landmarks would lose against those of the first mapping by number,
+    and those of earlier logs against both.
     """
     result = np.zeros(count)
-    for part in (images[:num_old], images[num_old:]):
-        for image in part:
-            result[np.unique(image.point_idx[image.point_idx >= 0])] += 1.0 / len(part)
+    lengths = Counter(logs)
+    for image, log in zip(images, logs, strict=True):
+        result[np.unique(image.point_idx[image.point_idx >= 0])] += 1.0 / lengths[log]
     return result

@@ -29,6 +29,7 @@ class MappingData:
         vlad: Codebook of the global descriptors.
         global_descriptors: (I, G) float32.
         metric: Whether the map's scale is that of the world.
+        logs: Name of the log that an update took each image from; '' for the first mapping.
     """
 
     images: list[MappedImage]
@@ -36,6 +37,7 @@ class MappingData:
     vlad: Vlad
     global_descriptors: NDArray[np.float32]
     metric: bool
+    logs: list[str]
 
     @classmethod
     def from_map(cls, scene_map: SceneMap) -> MappingData:
@@ -87,6 +89,7 @@ class MappingData:
             Vlad(tensors['vlad_centroids']),
             tensors['global_descriptors'].astype(np.float32),
             metric,
+            json.loads(bytes(tensors['logs'])) if 'logs' in tensors else [''] * len(images),
         )
 
     def reconstruction(self) -> Reconstruction:

@@ -33,7 +33,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data
-from d2s_ros.map_update.candidate import train_as_published, train_candidate
+from d2s_ros.map_update.candidate import Candidate, train_as_published, train_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
 from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
@@ -421,7 +421,6 @@ class _Run:
         incumbent = MapUnderTest(
             self.incumbent, self.extractor, old_statistics, old.images, results
         )
-        checkpoint = self.folder / 'training.pt'
         if self.config.recipe == 'paper':
             self.status.step('training', 70)
             scene_map = train_as_published(
@@ -432,51 +431,80 @@ class _Run:
                 old_statistics,
                 self.config,
                 device=self.device,
-                checkpoint=checkpoint,
+                checkpoint=self._checkpoint,
                 progress=self.show_progress,
             )
             tested = MapUnderTest(scene_map, self.extractor, old_statistics, old.images)
-            update_data = self.incumbent.load_update_data()
-        else:
-            assert grown is not None
-            build = self._build_config()
-            figures.update(grown.figures)
-            self.status.step('training', 70, **grown.figures)
-
-            def on_step(step: int, loss: float) -> None:
-                if step % 25 == 0:
-                    share = min(1.0, step / max(1, self.config.steps))
-                    self.status.step('training', 70 + 18 * share, training_step=step)
-
-            candidate = train_candidate(
-                self.incumbent,
-                grown,
-                self.extractor,
-                self.config,
-                device=self.device,
-                checkpoint=checkpoint,
-                progress=self.show_progress,
-                on_step=on_step,
-            )
-            scene_map = replace(
-                candidate.scene_map,
-                manifest=replace(
-                    candidate.scene_map.manifest,
-                    metrics={
-                        **candidate.figures,
-                        'num_images': len(grown.reconstruction.images),
-                        'num_points': len(grown.reconstruction.points_in_map),
-                    },
-                ),
-            )
-            tested = MapUnderTest(
-                scene_map, self.extractor, candidate.statistics, grown.reconstruction.images
-            )
-            limited = _limit_images(grown.reconstruction, self.config.max_update_images)
-            update_data = collect_update_data(limited, build)
+            self.status.step('gate', 88)
+            decision = judge(incumbent, tested, self.data.logs, judges, self.config.gate)
+            return decision, scene_map, self.incumbent.load_update_data()
+        assert grown is not None
+        figures.update(grown.figures)
+        self.status.step('training', 70, **grown.figures)
+        candidate = self._grown_candidate(grown, None)
         self.status.step('gate', 88)
-        decision = judge(incumbent, tested, len(old.images), judges, self.config.gate)
-        return decision, scene_map, update_data
+        decision = self._judge(incumbent, candidate, judges)
+        if not decision.promote and decision.lost_frames:
+            # What only adds may lose nothing.
+            self.status.step('second candidate', 91)
+            keep = np.flatnonzero(old_statistics.landmark_of_point >= 0)
+            second = self._grown_candidate(grown, keep)
+            second_decision = self._judge(incumbent, second, judges)
+            first_reasons, reasons = decision.reasons, second_decision.reasons
+            if second_decision.promote:
+                why = f'it only adds; with training: {"; ".join(first_reasons)}'
+                candidate, decision = second, replace(second_decision, reasons=(*reasons, why))
+            else:
+                why = f'what only adds was refused too: {"; ".join(reasons)}'
+                decision = replace(decision, reasons=(*first_reasons, why))
+        scene_map = replace(
+            candidate.scene_map,
+            manifest=replace(
+                candidate.scene_map.manifest,
+                metrics={
+                    **candidate.figures,
+                    'num_images': len(grown.reconstruction.images),
+                    'num_points': len(grown.reconstruction.points_in_map),
+                },
+            ),
+        )
+        limited, logs = _limit_images(grown, self.config.max_update_images)
+        return decision, scene_map, collect_update_data(limited, self._build_config(), logs)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / 'training.pt'
+
+    def _grown_candidate(self, grown: GrownMap, keep: NDArray[np.int64] | None) -> Candidate:
+        """Make a candidate of the grown map; with `keep` one that only adds."""
+
+        def on_step(step: int, loss: float) -> None:
+            if keep is None and step % 25 == 0:
+                share = min(1.0, step / max(1, self.config.steps))
+                self.status.step('training', 70 + 18 * share, training_step=step)
+
+        return train_candidate(
+            self.incumbent,
+            grown,
+            self.extractor,
+            self.config,
+            device=self.device,
+            checkpoint=self._checkpoint if keep is None else None,
+            keep=keep,
+            progress=self.show_progress,
+            on_step=on_step,
+        )
+
+    def _judge(
+        self, incumbent: MapUnderTest, candidate: Candidate, judges: list[LabelledFrame]
+    ) -> PromotionDecision:
+        tested = MapUnderTest(
+            candidate.scene_map,
+            self.extractor,
+            candidate.statistics,
+            candidate.grown.reconstruction.images,
+        )
+        return judge(incumbent, tested, self.data.logs, judges, self.config.gate)
 
     def _build_config(self) -> BuildConfig:
         try:
@@ -531,17 +559,19 @@ def _record(frame: LabelledFrame) -> FrameRecord:
     )
 
 
-def _limit_images(reconstruction: Reconstruction, count: int) -> Reconstruction:
-    """Thin the images evenly, so that later updates stay affordable."""
+def _limit_images(grown: GrownMap, count: int) -> tuple[Reconstruction, list[str]]:
+    """Thin the images and their logs evenly, so that later updates stay affordable."""
+    reconstruction = grown.reconstruction
     total = len(reconstruction.images)
     if total <= count:
-        return reconstruction
+        return reconstruction, grown.logs
     keep = np.unique(np.linspace(0, total - 1, count).round().astype(int))
-    return make_reconstruction(
+    thinned = make_reconstruction(
         [reconstruction.images[i] for i in keep],
         reconstruction.points_in_map,
         reconstruction.metric,
     )
+    return thinned, [grown.logs[i] for i in keep]
 
 
 def _log_name(log: Path) -> str:

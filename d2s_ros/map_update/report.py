@@ -98,8 +98,12 @@ def report_html(result: UpdateResult, title: str) -> str:
 
 def _comparison(metrics: dict[str, Any]) -> str:
     rows = []
-    for name, label in (('old', 'frames of the old map'), ('new', 'held-out frames of the logs')):
-        figures = metrics[name]
+    compared = [('frames of the old map', metrics['old'])]
+    compared += [
+        (f'of these, from {name}' if name else 'of these, from the first mapping', figures)
+        for name, figures in metrics['old_logs'].items()
+    ]
+    for label, figures in [*compared, ('held-out frames of the logs', metrics['new'])]:
         before, after = figures['incumbent'], figures['candidate']
         gain = '-'
         if figures['gain'] is not None:

@@ -8,27 +8,30 @@ compared by the mean of its other observations. What the network learns then hol
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.mapping.product_codes import ProductCodes
 from d2s_ros.mapping.reconstruction import Reconstruction
 from d2s_ros.network.landmark import GROUP, candidate_evidence, nearest_keys
 
 #: Keypoints searched at once: their sums stay in the cache.
 _ROWS_AT_ONCE = 256
-#: `torch._int_mm` asks for more rows than this.
-_FEWEST_ROWS = 16
-#: Largest integer of keys and descriptors.
-_INT8_RANGE = 127
+#: Largest integers of keys and descriptors, and of cosines.
+_INT8_RANGE, _UINT8_RANGE = 127, 255
+#: Candidates found beyond those that are asked for: cosines of 8 bits do not order them exactly.
+_SPARE_CANDIDATES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,7 @@ class LandmarkTable:
         points_in_map: (M, 3) float32.
         covariances: (M, 3, 3) float32, of the points for a keypoint noise of 1 px.
         center: (3,) and `extent`: where coordinates are centred and scaled for the network.
+        codes: What `keys` were decoded from, if they were: how a map keeps them.
     """
 
     keys: NDArray[np.float32]
@@ -47,6 +51,7 @@ class LandmarkTable:
     covariances: NDArray[np.float32]
     center: NDArray[np.float32]
     extent: float
+    codes: ProductCodes | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,6 +60,13 @@ class LandmarkTable:
     def index(self) -> LandmarkIndex:
         """The keys arranged for search on the CPU."""
         return LandmarkIndex(self.keys)
+
+    def coded(self) -> LandmarkTable:
+        """Return the table as a map keeps it: with keys that product codes can stand for."""
+        if self.codes is not None:
+            return self
+        codes = ProductCodes.encode(self.keys)
+        return replace(self, keys=codes.decode(), codes=codes)
 
     def normalized(self, points_in_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return points (..., 3) centred and scaled so that most lie within 1."""
@@ -112,7 +124,8 @@ def build_landmarks(
     Args:
         reconstruction: Points and their observations.
         max_landmarks: Most landmarks.
-        priority: (P,) largest first, instead of the track lengths; negative: never chosen.
+        priority: (P,) largest first, instead of the track lengths; negative: never chosen,
+            infinite: before all others.
 
     Raises:
         InputError: if there are too few points to localize with.
@@ -190,6 +203,7 @@ def _choose_points(
         seen = seen[priority[seen] >= 0]
         ranked = seen[np.argsort(quality[seen])]
         np.minimum.at(best_rank, ranked, np.arange(len(ranked)))
+    best_rank[np.isposinf(priority)] = -1
     order: NDArray[np.int64] = np.lexsort((quality, best_rank))
     return order[priority[order] >= 0][:count]
 
@@ -197,32 +211,41 @@ def _choose_points(
 class LandmarkIndex:
     """The keys of a table, arranged for the search of nearest landmarks.
 
-    On processors with fast integer products the search runs on keys and descriptors of 8 bits;
-    the cosines of the candidates that it finds are then computed exactly.
+    On processors with fast integer products the search runs on keys and descriptors of 8 bits and
+    gives cosines of 8 bits: a little more than the candidates that are asked for are taken from
+    it, and ordered by their exact cosines.
     """
 
-    def __init__(self, keys: NDArray[np.float32], *, device: str = 'cpu') -> None:
-        """Arrange keys (M, D), L2-normalised float32."""
-        self._count = len(keys)
+    def __init__(
+        self, keys: NDArray[np.float32], *, device: str = 'cpu', exact: bool = False
+    ) -> None:
+        """Arrange keys (M, D), L2-normalised float32; `exact` searches them as they are."""
         self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
-        self._by_integers = device == 'cpu' and has_fast_int8()
+        self._by_integers = device == 'cpu' and not exact and has_fast_int8()
         if self._by_integers:
-            # One scale for all keys and descriptors: sums can be compared as they are.
             self._scale = _INT8_RANGE / max(float(np.abs(keys).max(initial=0.0)), 1e-6)
+            # Zeros at the end: their cosine is that of no landmark at all.
             padded = -(-len(keys) // GROUP) * GROUP
             self._small = torch.zeros((padded, keys.shape[1]), dtype=torch.int8)
-            self._small[: len(keys)] = self._quantise(self._keys)
-            self._sums = torch.empty((_ROWS_AT_ONCE, padded), dtype=torch.int32)
+            self._small[: len(keys)] = self._quantised(self._keys).to(torch.int8)
+            self._key_scales = torch.full((padded,), 1 / self._scale)
+            self._key_zeros = torch.zeros(padded, dtype=torch.int64)
+            self._pack()
+
+    def _pack(self) -> None:
+        shape = [_ROWS_AT_ONCE, self._small.shape[1]]
+        self._packed = torch.ops.onednn.qlinear_prepack(self._small, shape)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
-        """Return an index in which some keys (R, D) are others; buffers are shared."""
+        """Return an index in which some keys (R, D) are others."""
         index = copy.copy(self)
         row_idx = torch.from_numpy(rows).to(self._keys.device)
         index._keys = self._keys.clone()
         index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
         if self._by_integers:
             index._small = self._small.clone()
-            index._small[row_idx] = self._quantise(index._keys[row_idx])
+            index._small[row_idx] = self._quantised(index._keys[row_idx]).to(torch.int8)
+            index._pack()
         return index
 
     def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> Candidates:
@@ -233,7 +256,7 @@ class LandmarkIndex:
             num_candidates: C; fewer landmarks than that are padded with the last one.
         """
         queries = torch.from_numpy(np.ascontiguousarray(descriptors)).to(self._keys.device)
-        count = min(num_candidates, self._count)
+        count = min(num_candidates, len(self._keys))
         if self._by_integers and len(queries):
             found = self._search_integers(queries, count)
         else:
@@ -249,43 +272,73 @@ class LandmarkIndex:
             idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
         return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
 
-    def _quantise(self, values: torch.Tensor) -> torch.Tensor:
+    def _quantised(self, values: torch.Tensor) -> torch.Tensor:
         # Rounding in place: large temporaries cost more than the arithmetic.
-        scaled = values * self._scale
-        return scaled.round_().clamp_(-_INT8_RANGE, _INT8_RANGE).to(torch.int8)
+        return (values * self._scale).round_().clamp_(-_INT8_RANGE, _INT8_RANGE)
 
     def _search_integers(
         self, queries: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        small = self._quantise(queries)
-        keys = self._small.T
-        column_best = torch.full((len(self._small),), -(2**30), dtype=torch.int32)
-        sums_found, found = [], []
-        for start in range(0, len(queries), _ROWS_AT_ONCE):
-            part = small[start : start + _ROWS_AT_ONCE]
-            if len(part) <= _FEWEST_ROWS:
-                part = functional.pad(part, (0, 0, 0, _FEWEST_ROWS + 1 - len(part)))
-            sums = self._sums[: len(part)]
-            torch._int_mm(part, keys, out=sums)
-            sums = sums[: min(_ROWS_AT_ONCE, len(queries) - start)]
-            sums[:, self._count :] = -(2**30)
-            torch.maximum(column_best, sums.amax(dim=0), out=column_best)
-            values, idx = nearest_keys(sums, count)
-            sums_found.append(values)
-            found.append(idx)
-        idx = torch.cat(found)
-        behind = (column_best[idx] - torch.cat(sums_found)).float() / self._scale**2
-        similarity = (self._keys[idx] @ queries[:, :, None])[..., 0]
+        small = self._quantised(queries).add_(_INT8_RANGE + 1).to(torch.uint8)
+        column_best = torch.zeros(len(self._small), dtype=torch.uint8)
+        num_found = min(count + _SPARE_CANDIDATES, len(self._keys))
+        values, found = [], []
+        for rows in small.split(_ROWS_AT_ONCE):
+            cosines = torch.ops.onednn.qlinear_pointwise(
+                rows, 1 / self._scale, _INT8_RANGE + 1, self._packed, self._key_scales,
+                self._key_zeros, None, 1 / _UINT8_RANGE, 0, torch.uint8, 'none', [], '',
+            )  # fmt: skip
+            torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
+            largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
+            values.append(largest)
+            found.append(columns)
+        idx = torch.from_numpy(np.concatenate(found))
+        best = column_best.index_select(0, idx.flatten()).view_as(idx)
+        # Both of 8 bits: exactly zero for mutual neighbours.
+        behind = (best - torch.from_numpy(np.concatenate(values))).float() / _UINT8_RANGE
+        keys_found = self._keys.index_select(0, idx.flatten()).view(*idx.shape, -1)
+        similarity = keys_found.mul_(queries[:, None]).sum(dim=-1)
         similarity, order = similarity.sort(dim=1, descending=True)
-        # From sums of both: exactly zero for mutual neighbours.
+        similarity, order = similarity[:, :count], order[:, :count]
         return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
 
 
-@lru_cache(maxsize=1)
-def has_fast_int8() -> bool:
-    """Return whether torch multiplies matrices of 8-bit integers faster than of floats here."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return bool(torch.backends.mkldnn.is_available()) and capability.startswith('AVX')
+def _largest_bytes(
+    values: torch.Tensor, width: int, count: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the `count` largest of the first `width` columns of (N, M) uint8, and their columns.
+
+    As `nearest_keys`, by groups of columns: M is a multiple of their size.
+    """
+    num_groups = values.shape[1] // GROUP
+    if num_groups <= 4 * count:
+        return _largest(values[:, :width].numpy(), count)
+    # A group is every n-th column, so that halves can be compared element by element.
+    best = values
+    while best.shape[1] > num_groups:
+        best = torch.maximum(*best.chunk(2, dim=1))
+    _, groups = _largest(best.numpy(), count)
+    columns = (groups[:, :, None] + num_groups * np.arange(GROUP)).reshape(len(values), -1)
+    few = values.gather(1, torch.from_numpy(columns)).numpy().astype(np.int32)
+    few[columns >= width] = -1
+    largest, position = _largest(few, count)
+    return largest, np.take_along_axis(columns, position, axis=1)
+
+
+def _largest(values: NDArray[Any], count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the `count` largest of each row of (N, W) bytes and their columns, best first.
+
+    Value and column are packed into one integer, which NumPy sorts several times as fast as
+    PyTorch finds the largest with their places.
+    """
+    width = values.shape[1]
+    bits = (width - 1).bit_length()
+    packed = values.astype(np.int32)
+    packed <<= bits
+    packed |= np.arange(width, dtype=np.int32)
+    packed.partition(width - count, axis=1)
+    best = np.sort(packed[:, width - count :], axis=1)[:, ::-1]
+    return best >> bits, (best & ((1 << bits) - 1)).astype(np.int64)
 
 
 def find_training_candidates(
@@ -319,14 +372,22 @@ def network_inputs(
     """Return the inputs of `LandmarkNetwork` for one image, without the batch dimension."""
     similarity = torch.from_numpy(candidates.similarity)
     points = table.normalized(table.points_in_map[candidates.landmark_idx])
-    normalized = np.nan_to_num(camera.normalize(features.keypoints)).astype(np.float32)
+    keypoints, log_scales = keypoint_inputs(features, camera)
     return {
         'descriptors': torch.from_numpy(features.descriptors),
         'evidence': candidate_evidence(similarity, torch.from_numpy(candidates.best_of_landmark)),
         'candidate_points': torch.from_numpy(points),
-        'keypoints': torch.from_numpy(np.clip(normalized, -4.0, 4.0)),
-        'log_scales': torch.from_numpy(np.log(np.maximum(features.scales, 1e-3))),
+        'keypoints': torch.from_numpy(keypoints),
+        'log_scales': torch.from_numpy(log_scales),
     }
+
+
+def keypoint_inputs(
+    features: LocalFeatures, camera: Camera
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the network sees of keypoints: places x/z, y/z (N, 2) and log scales (N,)."""
+    normalized = np.nan_to_num(camera.normalize(features.keypoints)).astype(np.float32)
+    return np.clip(normalized, -4.0, 4.0), np.log(np.maximum(features.scales, 1e-3))
 
 
 def candidate_errors_px(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from d2s_ros.mapping.clustering import k_means, nearest_centroids
+
 _QUERIES_AT_ONCE = 1024
 
 
@@ -37,14 +39,7 @@ class Vlad:
         num_centroids = min(num_centroids, len(sample))
         data = torch.from_numpy(np.ascontiguousarray(sample, dtype=np.float32))
         centroids = data[torch.from_numpy(generator.permutation(len(data))[:num_centroids])].clone()
-        for _ in range(15):
-            # Unit-norm rows: the largest cosine is the smallest distance up to the centroid norm.
-            distance = centroids.square().sum(1)[None] - 2 * data @ centroids.T
-            assignment = distance.argmin(dim=1)
-            counts = torch.bincount(assignment, minlength=num_centroids).clamp_min(1)
-            sums = torch.zeros_like(centroids).index_add_(0, assignment, data)
-            centroids = sums / counts[:, None]
-        return cls(centroids.numpy())
+        return cls(k_means(data, centroids).numpy())
 
     def describe(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the global descriptor (K * D,) of one image's local descriptors (N, D)."""
@@ -52,8 +47,7 @@ class Vlad:
         if len(descriptors) == 0:
             return np.zeros(k * dim, np.float32)
         data = torch.from_numpy(np.ascontiguousarray(descriptors, dtype=np.float32))
-        distance = self.centroids.square().sum(1)[None] - 2 * data @ self.centroids.T
-        assignment = distance.argmin(dim=1)
+        assignment = nearest_centroids(data, self.centroids)
         residual = data - self.centroids[assignment]
         vlad = torch.zeros(k, dim).index_add_(0, assignment, residual)
         vlad = torch.nn.functional.normalize(vlad, dim=1).flatten()

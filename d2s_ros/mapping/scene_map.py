@@ -36,10 +36,11 @@ from d2s_ros.errors import CalibrationError, ConfigError, MapFormatError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.mapping.landmarks import LandmarkTable
+from d2s_ros.mapping.product_codes import ProductCodes
 from d2s_ros.network.d2s import D2SNetwork, RegressionConfig
 from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LOCALIZATION_FILE = 'localization.safetensors'
 UPDATE_FILE = 'update.safetensors'
 _MANIFEST_FILE = 'manifest.json'
@@ -210,11 +211,18 @@ class MapStore:
         update_data: dict[str, NDArray[Any]] | None = None,
         *,
         promote: bool = True,
+        unless_live: bool = False,
     ) -> SceneMap:
         """Write a new version; it becomes live in one atomic step, or not at all.
 
+        Args:
+            scene_map: The map.
+            update_data: What updates need, if they are to be possible.
+            promote: Make the version live.
+            unless_live: Write nothing if the live version holds the same data.
+
         Returns:
-            The map with the manifest that was written (version, parent, hashes).
+            The map with the manifest that was written (version, parent, hashes), or is live.
         """
         _check_root(self.root)
         created_root = not self.root.exists()
@@ -222,7 +230,7 @@ class MapStore:
         with self._locked(create=True):
             try:
                 self._remove_leftovers()
-                manifest = self._write_next(scene_map, update_data, promote)
+                manifest = self._write_next(scene_map, update_data, promote, unless_live)
             except BaseException:
                 if created_root:
                     self._remove_empty()
@@ -238,14 +246,24 @@ class MapStore:
         _check_root(self.root)
 
     def _write_next(
-        self, scene_map: SceneMap, update_data: dict[str, NDArray[Any]] | None, promote: bool
+        self,
+        scene_map: SceneMap,
+        update_data: dict[str, NDArray[Any]] | None,
+        promote: bool,
+        unless_live: bool,
     ) -> MapManifest:
         versions = self.root / 'versions'
         numbers = [int(entry.name) for entry in versions.iterdir() if entry.name.isdigit()]
         version = f'{max(numbers, default=0) + 1:04d}'
         folder = Path(tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=versions))
         try:
-            manifest = _write_version(folder, scene_map, update_data, version, self.current() or '')
+            current = self.current() or ''
+            manifest = _write_version(folder, scene_map, update_data, version, current)
+            if unless_live and current:
+                live = read_manifest(versions / current)
+                if live.files == manifest.files:
+                    shutil.rmtree(folder)
+                    return live
             os.chmod(folder, 0o755)
             os.replace(folder, versions / version)
             _sync_folder(versions)
@@ -599,17 +617,18 @@ def _serialize(tensors: dict[str, NDArray[Any]]) -> bytes:
 
 
 def _pack(scene_map: SceneMap) -> dict[str, NDArray[Any]]:
-    """Turn the model into tensors: keys as int8 with a scale each, matrices as float16."""
+    """Turn the model into tensors: keys as product codes, matrices as float16."""
     if scene_map.regression is not None:
         return _half_state(scene_map.regression)
     table, network = scene_map.landmark_table, scene_map.landmark_network
     if table is None or network is None:
         raise MapFormatError('a map needs a landmark table and network, or a regression network')
-    quantised, scale = quantise(table.keys)
+    table = table.coded()
+    assert table.codes is not None
     upper = np.triu_indices(3)
     return {
-        'keys': quantised,
-        'key_scales': scale,
+        'key_codebook': table.codes.codebook,
+        'key_codes': table.codes.codes,
         'points': table.points_in_map.astype(np.float32),
         'covariances': table.covariances[:, upper[0], upper[1]].astype(np.float32),
         'center': table.center.astype(np.float32),
@@ -630,18 +649,21 @@ def _unpack(manifest: MapManifest, tensors: dict[str, NDArray[Any]], folder: Pat
         return SceneMap(manifest, regression=regression.eval(), path=folder)
     if manifest.head != 'landmark':
         raise MapFormatError(f'{folder} has a head of unknown type {manifest.head!r}')
+    config = from_dict(LandmarkConfig, manifest.network)
+    codes = ProductCodes(tensors['key_codebook'], tensors['key_codes'], config.descriptor_dim)
     covariances = np.zeros((len(tensors['points']), 3, 3), np.float32)
     rows, columns = np.triu_indices(3)
     covariances[:, rows, columns] = tensors['covariances']
     covariances[:, columns, rows] = tensors['covariances']
     table = LandmarkTable(
-        dequantise(tensors['keys'], tensors['key_scales']),
+        codes.decode(),
         tensors['points'],
         covariances,
         tensors['center'],
         float(tensors['extent'][0]),
+        codes,
     )
-    network = LandmarkNetwork(from_dict(LandmarkConfig, manifest.network))
+    network = LandmarkNetwork(config)
     network.load_state_dict(state)
     return SceneMap(manifest, landmark_table=table, landmark_network=network.eval(), path=folder)
 

@@ -121,18 +121,24 @@ class LandmarkNetwork(nn.Module):
             + self.from_points(two_best)
             + self.from_keypoint(place)
         )
-        # Keypoints come strongest first: each k-th is a fair sample, of the size seen in training,
-        # and the cost no longer grows with the square of their number.
-        context = None
-        if x.shape[1] > self.config.max_context:
-            context = torch.linspace(0, x.shape[1] - 1, self.config.max_context, device=x.device)
-            context = context.long()
+        context = context_of(x.shape[1], self.config.max_context, x.device)
         for layer in self.layers:
             x = layer(x, mask, context)
         hidden = functional.relu(self.candidate_in(torch.cat([points, evidence], dim=-1)))
         learned = (self.candidate_out(hidden) * self.query(x)[..., None, :]).sum(dim=-1)
         logits = self.gain * evidence[..., 2] + learned
         return torch.cat([logits, self.none(x)], dim=-1)
+
+
+def context_of(count: int, max_context: int, device: torch.device) -> Tensor | None:
+    """Return the keypoints that are attended to, (max_context,) int64; None for all of them.
+
+    Keypoints come strongest first: each k-th is a fair sample, of the size seen in training, and
+    the cost no longer grows with the square of their number.
+    """
+    if count <= max_context:
+        return None
+    return torch.linspace(0, count - 1, max_context, device=device).long()
 
 
 def fourier(x: Tensor, num_frequencies: int) -> Tensor:

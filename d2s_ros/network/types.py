@@ -15,7 +15,8 @@ class SceneCoordinates:
     Attributes:
         points_in_map: (N, 3) float64, map frame.
         reliability: (N,) float32 in [0, 1]; higher is better.
-        covariances: (N, 3, 3) float64 of each point, unit of the map squared; None if unknown.
+        covariances: (N, 3, 3) float64 of each point for the map's keypoint noise, unit of the map
+            squared; None if unknown.
         landmark_idx: (N,) int64, the landmark a coordinate was taken from; None for regression.
     """
 

@@ -1,7 +1,6 @@
-"""Writes what is derived from the node's options: config/localizer.yaml and the parameter table.
+"""Writes what is derived from the nodes' options: the files of config/ and the README's tables.
 
-python -m d2s_ros.ros.describe --yaml > config/localizer.yaml
-python -m d2s_ros.ros.describe --table
+python -m d2s_ros.ros.describe --write ROOT
 """
 
 from __future__ import annotations
@@ -66,44 +65,49 @@ def yaml_text(config: type[Any] = LocalizerNodeConfig, node: str = 'localizer') 
     return '\n'.join(lines) + '\n'
 
 
-def parameter_table() -> str:
-    """Return the Markdown table of parameters."""
+def parameter_table(config: type[Any] = LocalizerNodeConfig) -> str:
+    """Return the Markdown table of a node's parameters."""
+    fields = list(parameter_fields(config))
+    # Where all can be changed there is nothing to say about it.
+    states = any(field.metadata['read_only'] for _, field, *_ in fields)
     lines = [
-        '| Parameter | Default | Unit | Allowed | While configured | Meaning |',
-        '|---|---|---|---|---|---|',
+        f'| Parameter | Default | Unit | Allowed |{" While configured |" * states} Meaning |',
+        '|---' * (5 + states) + '|',
     ]
-    for name, field, _, default in parameter_fields(LocalizerNodeConfig):
+    for name, field, _, default in fields:
         metadata = field.metadata
+        state = ' fixed |' if metadata['read_only'] else ' changeable |'
         lines.append(
-            f'| `{name}` | `{_scalar(default)}` | {metadata["unit"]} | {_limits(metadata)} | '
-            f'{"fixed" if metadata["read_only"] else "changeable"} | {metadata["description"]} |'
+            f'| `{name}` | `{_scalar(default)}` | {metadata["unit"]} | {_limits(metadata)} |'
+            f'{state * states} {metadata["description"]} |'
         )
     return '\n'.join(lines) + '\n'
 
 
+def with_tables(document: str) -> str:
+    """Return the README with the parameter tables of both nodes between their marks."""
+    for name, config in (('', LocalizerNodeConfig), ('map_updater ', MapUpdaterConfig)):
+        start, end = f'<!-- {name}parameters -->\n', f'<!-- end of {name}parameters -->\n'
+        before, _, rest = document.partition(start)
+        _, _, after = rest.partition(end)
+        document = f'{before}{start}{parameter_table(config)}{end}{after}'
+    return document
+
+
 def write(root: pathlib.Path) -> None:
-    """Write the YAML files of config/ and the parameter table of docs/ros_interface.md."""
+    """Write the YAML files of config/ and the parameter tables of README.md."""
     (root / 'config' / 'localizer.yaml').write_text(yaml_text())
     updater = yaml_text(MapUpdaterConfig, 'map_updater')
     (root / 'config' / 'map_updater.yaml').write_text(updater)
-    document = root / 'docs' / 'ros_interface.md'
-    before, start, rest = document.read_text().partition('<!-- parameters -->\n')
-    _, end, after = rest.partition('<!-- end of parameters -->\n')
-    document.write_text(f'{before}{start}{parameter_table()}{end}{after}')
+    readme = root / 'README.md'
+    readme.write_text(with_tables(readme.read_text()))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the asked text to standard output."""
+    """Write the files."""
     parser = argparse.ArgumentParser(prog='describe', description=__doc__)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--yaml', action='store_true')
-    what.add_argument('--table', action='store_true')
-    what.add_argument('--write', metavar='ROOT', help='root of a checkout')
-    options = parser.parse_args(arguments)
-    if options.write:
-        write(pathlib.Path(options.write))
-        return 0
-    sys.stdout.write(yaml_text() if options.yaml else parameter_table())
+    parser.add_argument('--write', metavar='ROOT', required=True, help='root of a checkout')
+    write(pathlib.Path(parser.parse_args(arguments).write))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Options of the localizer node: the only home of their defaults.
 
-config/localizer.yaml, the ROS parameters and the tables in docs/ros_interface.md are compared with
+config/localizer.yaml, the ROS parameters and the tables in README.md are compared with
 this dataclass by tests. Options marked read-only describe the structure of the node; they can be
 set while the node is unconfigured and take effect when it is configured.
 """
@@ -45,7 +45,8 @@ class LocalizerNodeConfig:
     )
     precision: str = option(
         'auto',
-        'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32.',
+        'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32. With fp32, '
+        'search and network are in float32 too.',
         choices=('auto', 'fp32', 'bf16', 'int8'),
         read_only=True,
     )

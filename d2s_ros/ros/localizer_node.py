@@ -270,7 +270,13 @@ class LocalizerNode(LifecycleNode):
         self._pipeline.camera_info_timeout = config.camera_info_timeout
         self._pipeline.hold(config.target_rate)
         self._slot = LatestSlot()
-        self._worker = Worker(self._slot, self._handle, self._swap_map, name='localizer_worker')
+        self._worker = Worker(
+            self._slot,
+            self._handle,
+            self._swap_map,
+            failed=self._worker_failed,
+            name='localizer_worker',
+        )
         self._worker.start()
         result = super().on_activate(state)
         overrides = QoSOverridingOptions.with_default_policies()
@@ -397,7 +403,7 @@ class LocalizerNode(LifecycleNode):
         now_ns = self.get_clock().now().nanoseconds
         self._slot.put(QueuedImage(message, time.monotonic(), now_ns))
         # Let the worker have the interpreter now, not after the executor's housekeeping.
-        time.sleep(1e-4)
+        time.sleep(6e-4)
 
     def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
         loaded = self._loaded
@@ -475,14 +481,25 @@ class LocalizerNode(LifecycleNode):
             self._on_time_jump(outcome.stamp_ns)
         try:
             self._publish(outcome, loaded)
-        except Exception:
+        except Exception as error:
             # Publishers become invalid while the process shuts down.
-            if self.context.ok():
-                raise
-            return
+            if not self.context.ok():
+                logging.getLogger(__name__).info('not published while shutting down: %s', error)
+                return
+            outcome.refuse(NodeRefusal.INTERNAL_ERROR.value, f'{type(error).__name__}: {error}')
+            self._figures.finished(outcome)
+            raise
         outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
         self._figures.finished(outcome)
         self._publish_extras(outcome, loaded)
+
+    def _worker_failed(self, error: Exception) -> None:
+        """Tell the operator what the worker went on after; it has logged the traceback."""
+        if self.context.ok():
+            self.get_logger().error(
+                f'the result of an image could not be given out: {type(error).__name__}: {error}',
+                throttle_duration_sec=5.0,
+            )
 
     def _failed(self, queued: QueuedImage, error: Exception) -> FrameOutcome:
         """Turn an exception of the localizer into a refusal, or into a fault of the node."""
@@ -754,10 +771,11 @@ def main(
     except D2SError as error:
         sys.stderr.write(f'error: {error}\n')
         code = error.exit_code
-    except Exception:
+    except Exception as error:
         # A callback that was running when the signal came finds its publishers gone.
         if rclpy.ok():
             raise
+        logging.getLogger(__name__).warning('while shutting down: %s', error)
     finally:
         ended = True
         with contextlib.suppress(KeyboardInterrupt):

@@ -18,6 +18,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError
+from d2s_ros.map_update.ledger import UpdateLedger
+from d2s_ros.map_update.log_folder import find_logs
+from d2s_ros.mapping.scene_map import MapStore
 from d2s_ros.ros.diagnostics import key_values
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig
 from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
@@ -91,8 +94,6 @@ class MapUpdaterNode(Node):
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
         def rollback() -> tuple[bool, str]:
-            from d2s_ros.mapping.scene_map import MapStore
-
             return True, MapStore(self.config.map).rollback()
 
         return self._answer(response, rollback)
@@ -107,9 +108,6 @@ class MapUpdaterNode(Node):
         return response
 
     def _start(self) -> tuple[bool, str]:
-        from d2s_ros.map_update.ledger import UpdateLedger
-        from d2s_ros.map_update.log_folder import find_logs
-
         config = self.config
         if self._job is not None and self._job.running:
             return False, f'{self._job.id} is running already'
@@ -169,8 +167,9 @@ class MapUpdaterNode(Node):
                 'report': self._job.files.report,
             }
         values |= {f'count: {name}': value for name, value in status.get('counts', {}).items()}
-        for part, figures in status.get('figures', {}).items():
-            if isinstance(figures, dict):
+        for part in ('old', 'new'):
+            figures = status.get('figures', {}).get(part)
+            if figures:
                 values |= {
                     f'{part}: {side} {name}': value
                     for side in ('incumbent', 'candidate')
@@ -214,10 +213,11 @@ def main(args: list[str] | None = None) -> int:
     except D2SError as error:
         sys.stderr.write(f'error: {error}\n')
         code = error.exit_code
-    except Exception:
+    except Exception as error:
         # A callback that was running when the signal came finds its publishers gone.
         if rclpy.ok():
             raise
+        logging.getLogger(__name__).warning('while shutting down: %s', error)
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             if node is not None:

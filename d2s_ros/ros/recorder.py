@@ -230,10 +230,11 @@ class Spinner:
                 self._executor.spin_once(timeout_sec=0.1)
         except ExternalShutdownException:
             return
-        except Exception:
+        except Exception as error:
             # A callback that was running at shutdown finds its handles gone.
             if self._context.ok():
                 raise
+            logging.getLogger(__name__).warning('stopped within a callback: %r', error)
 
     def close(self) -> None:
         """Stop spinning."""

@@ -67,6 +67,7 @@ class Worker(Generic[T]):
         slot: Where items come from.
         handle: Called with each item; an exception is logged and does not end the thread.
         idle: Called between items and at least every `idle_period` seconds.
+        failed: Called with what `handle` or `idle` raised, to tell the operator.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class Worker(Generic[T]):
         idle: Callable[[], None] | None = None,
         *,
         idle_period: float = 0.1,
+        failed: Callable[[Exception], None] | None = None,
         name: str = 'worker',
     ) -> None:
         self._slot = slot
         self._handle = handle
         self._idle = idle
         self._idle_period = idle_period
+        self._failed = failed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -112,5 +115,7 @@ class Worker(Generic[T]):
                     self._idle()
                 if item is not None:
                     self._handle(item)
-            except Exception:
+            except Exception as error:
                 logger.exception('the worker failed on an item and continues')
+                if self._failed is not None:
+                    self._failed(error)

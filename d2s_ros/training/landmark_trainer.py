@@ -15,7 +15,7 @@ from torch.nn import functional
 from d2s_ros import processes
 from d2s_ros.config import option, validate
 from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
-from d2s_ros.training.loop import one_cycle, run_loop
+from d2s_ros.training.loop import new_network, one_cycle, run_loop
 from d2s_ros.training.samples import LandmarkSample
 
 #: Fields of a sample that the network sees.
@@ -76,14 +76,7 @@ def draw_batch(
         sample = samples[index]
         subset = torch.randperm(len(sample), generator=generator)[:count]
         missing = count - len(subset)
-        for name in (
-            'descriptors',
-            'evidence',
-            'candidate_points',
-            'keypoints',
-            'log_scales',
-            'correct',
-        ):
+        for name in (*_INPUTS, 'correct'):
             value = getattr(sample, name)[subset]
             if missing:
                 value = torch.cat([value, value.new_zeros((missing, *value.shape[1:]))])
@@ -126,12 +119,7 @@ def train_landmark_network(
     Returns:
         The network on the CPU in eval mode, and figures of the run (steps, seconds, loss).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = LandmarkNetwork(network_config)
-    if initial is not None:
-        network.load_state_dict(initial)
-    network.to(device)
+    network = new_network(LandmarkNetwork, network_config, config.seed, initial).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from tqdm import tqdm
 from d2s_ros import processes
 
 _logger = logging.getLogger(__name__)
+
+Config = TypeVar('Config')
+Network = TypeVar('Network', bound=nn.Module)
 
 
 class LoopConfig(Protocol):
@@ -47,6 +50,21 @@ class LoopConfig(Protocol):
     @property
     def patience(self) -> int:
         """Evaluations without improvement before training stops; 0 never stops early."""
+
+
+def new_network(
+    make: Callable[[Config], Network],
+    config: Config,
+    seed: int,
+    initial: dict[str, Tensor] | None,
+) -> Network:
+    """Return a network with the weights of a seed, or with given ones; no other drawing changes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make(config)
+    if initial is not None:
+        network.load_state_dict(initial)
+    return network
 
 
 def run_loop(

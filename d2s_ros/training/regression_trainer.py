@@ -14,7 +14,7 @@ from d2s_ros import processes
 from d2s_ros.config import option, validate
 from d2s_ros.network.d2s import D2SNetwork, RegressionConfig
 from d2s_ros.training.augmentation import AugmentationConfig
-from d2s_ros.training.loop import halving, one_cycle, run_loop
+from d2s_ros.training.loop import halving, new_network, one_cycle, run_loop
 from d2s_ros.training.losses import (
     coordinate_loss,
     curriculum_tau,
@@ -187,12 +187,7 @@ def train_regression_network(
         The network on the CPU in eval mode, in the coordinates of the samples, and figures of the
         run (steps, seconds, loss).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = D2SNetwork(network_config)
-    if initial is not None:
-        network.load_state_dict(initial)
-    network.to(device)
+    network = new_network(D2SNetwork, network_config, config.seed, initial).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     share = halving if config.schedule == 'halving' else one_cycle
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, config.steps))

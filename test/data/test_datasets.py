@@ -227,10 +227,10 @@ def test_colmap_with_a_query_list(tmp_path):
     ('line', 'message'),
     [
         ('query/night.jpg PINHOLE 64', r'queries\.txt:1.*expected'),
-        ('query/night.jpg PINHOLE 64 x 1 1 1 1', r'queries\.txt:1.*expected'),
+        ('query/night.jpg PINHOLE 64 x 1 1 1 1', r'queries\.txt:1.*not a camera'),
         ('query/night.jpg PINHOLE 64 48 1', r'queries\.txt:1.*needs 4'),
         ('db/0.jpg PINHOLE 64 48 1 1 1 1', 'mapping image'),
-        ('# nothing', 'names no images'),
+        ('# nothing', 'holds no cameras'),
     ],
 )
 def test_colmap_query_errors(tmp_path, line, message):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.superpoint import (
@@ -23,10 +24,10 @@ from d2s_ros.features.superpoint import (
     score_map,
     suppress_non_maxima,
 )
-from d2s_ros.features.superpoint_int8 import calibration_image, int8_available
+from d2s_ros.features.superpoint_int8 import calibration_image
 from d2s_ros.features.types import LocalFeatures
 
-needs_int8 = pytest.mark.skipif(not int8_available(), reason='needs a CPU with VNNI instructions')
+needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason='needs a CPU with VNNI instructions')
 
 
 @pytest.fixture(scope='module')
@@ -184,14 +185,14 @@ def test_low_precision_finds_the_same_features(precision):
 @needs_int8
 def test_auto_is_integer_where_the_processor_has_it(network, monkeypatch):
     assert make(network, precision='auto').precision == 'int8'
-    monkeypatch.setattr('d2s_ros.features.superpoint.int8_available', lambda: False)
+    monkeypatch.setattr('d2s_ros.features.superpoint.has_fast_int8', lambda: False)
     assert make(network, precision='auto').precision == 'fp32'
 
 
 def test_precisions_that_cannot_be_had_are_errors(network, monkeypatch):
     with pytest.raises(UsageError, match='fp64'):
         make(network, precision='fp64')
-    monkeypatch.setattr('d2s_ros.features.superpoint.int8_available', lambda: False)
+    monkeypatch.setattr('d2s_ros.features.superpoint.has_fast_int8', lambda: False)
     with pytest.raises(DeviceError, match='int8'):
         make(network, precision='int8')
 

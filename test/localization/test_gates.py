@@ -18,7 +18,7 @@ from d2s_ros.localization.gates import (
     judge,
     needed_evidence,
 )
-from d2s_ros.localization.pose_solver import PoseEstimate
+from d2s_ros.localization.pose_solver import PoseEstimate, Support
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.mapping.scene_map import Calibration
 
@@ -172,3 +172,69 @@ def test_far_fewer_inliers_than_the_reliabilities_promise_are_refused(rng):
             estimate, CAMERA, 400, LocalizerConfig(), calibration, 4.0, expected=expected
         )
         assert status is wanted, reason
+
+
+def support_of(count, spread, extent, center=(320.0, 240.0)):
+    """Return support whose keypoints all are at one place of the image."""
+    return Support(np.tile(np.array(center), (count, 1)), spread, extent)
+
+
+@pytest.mark.parametrize(
+    ('inliers', 'support', 'expected'),
+    [
+        (8, 40, LocalizationStatus.LOCALIZED),
+        (8, 10, LocalizationStatus.TOO_FEW_INLIERS),
+        (5, 40, LocalizationStatus.TOO_FEW_INLIERS),
+        (20, 40, LocalizationStatus.LOCALIZED),
+        (20, 10, LocalizationStatus.TOO_FEW_INLIERS),
+        (40, 0, LocalizationStatus.LOCALIZED),
+    ],
+)
+def test_few_inliers_need_support(rng, inliers, support, expected):
+    estimate = estimate_of(patch(rng, inliers, 3.0, thickness=2.0))
+    estimate = replace(estimate, support=support_of(support, 0.5, 3.0))
+    calibration = Calibration(scene_depth=DEPTH)
+    status, reason = judge(
+        estimate, CAMERA, 60, LocalizerConfig(), calibration, 4.0, expected=float(inliers)
+    )
+    assert status is expected, reason
+
+
+@pytest.mark.parametrize(
+    ('count', 'spread', 'extent', 'expected'),
+    [
+        (40, 0.3, 2.0, LocalizationStatus.LOCALIZED),
+        # The same thing, seen a little better.
+        (40, 0.05, 0.5, LocalizationStatus.POOR_SPREAD),
+        # A few that are chance widen it.
+        (5, 0.3, 2.0, LocalizationStatus.POOR_SPREAD),
+    ],
+)
+def test_support_all_over_the_image_makes_a_small_thing_a_place(
+    rng, count, spread, extent, expected
+):
+    estimate = estimate_of(patch(rng, 60, 0.4))
+    estimate = replace(estimate, support=support_of(count, spread, extent))
+    status, reason = judge(
+        estimate, CAMERA, 60, LocalizerConfig(), Calibration(scene_depth=DEPTH), 4.0
+    )
+    assert status is expected, reason
+
+
+@pytest.mark.parametrize(('center', 'doubted'), [((320.0, 240.0), True), ((60.0, 60.0), False)])
+def test_a_picture_with_support_around_it_was_not_moved(rng, center, doubted):
+    thing = patch(rng, 200, 1.2)
+    around = patch(rng, 400, 3.6)
+    landmarks = np.concatenate([thing, around[np.abs(around[:, :2]).max(axis=1) > 0.8]])
+    estimate = estimate_of(thing[:120])
+    estimate = replace(estimate, support=support_of(30, 0.3, 1.3, center))
+    reason = doubt_lone_thing(
+        estimate,
+        CAMERA.project(thing[:120]),
+        thing[:120],
+        landmarks.astype(np.float32),
+        CAMERA,
+        LocalizerConfig(),
+        DEPTH,
+    )
+    assert bool(reason) == doubted

@@ -173,7 +173,7 @@ def test_a_distorted_camera_gives_the_same_pose(small_map, localizer):
     [
         ({'min_keypoints': 5000}, LocalizationStatus.TOO_FEW_KEYPOINTS),
         ({'min_inliers': 5000}, LocalizationStatus.TOO_FEW_RELIABLE),
-        ({'min_inlier_share': 1.0}, LocalizationStatus.LOW_INLIER_SHARE),
+        ({'min_inlier_share': 1.0, 'min_support': 10**6}, LocalizationStatus.LOW_INLIER_SHARE),
         ({'min_spread': 1.0, 'safe_extent': 1e3}, LocalizationStatus.POOR_SPREAD),
         ({'min_extent': 1e3}, LocalizationStatus.POOR_SPREAD),
         ({'max_rotation_sigma_deg': 0.0}, LocalizationStatus.UNCERTAIN),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -18,6 +20,7 @@ from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
+    find_support,
     refine_guided,
     reprojection_errors,
     solve_pose,
@@ -126,6 +129,63 @@ def test_guided_refinement_uses_what_ransac_was_not_given(rng):
         # The evidence stays that of RANSAC.
         assert guided.inlier_mask is found.inlier_mask
     assert np.median(after) < 0.6 * np.median(before)
+
+
+def test_guided_refinement_goes_on_until_it_finds_the_same(rng):
+    """A pose some px off finds a part of the landmarks first, and the rest when refined on it."""
+    pose, points, pixels = scene(rng, 300)
+    noisy = pixels + rng.normal(0, 0.5, pixels.shape)
+    found = solve_pose(noisy, points, CAMERA, sigmas_px=np.full(300, 0.5))
+    turn = RigidTransform(rotation_from_vector(np.array([0.0, 0.012, 0.03])), np.zeros(3))
+    start = dataclasses.replace(
+        found,
+        camera_from_map=turn @ found.camera_from_map,
+        inlier_mask=np.arange(300) < 10,
+    )
+    guided = refine_guided(
+        start,
+        noisy,
+        points,
+        np.full((300, 1), 0.9),
+        np.arange(300)[:, None],
+        CAMERA,
+        sigmas_px=np.full(300, 0.5),
+        point_covariances=np.zeros((300, 3, 3)),
+        min_similarity=0.8,
+        config=PoseSolverConfig(),
+    )
+    best = pose_error(found.camera_from_map.inverse(), pose)
+    error = pose_error(guided.camera_from_map.inverse(), pose)
+    assert error[1] < 1.5 * best[1] + 1e-3, (error, best)
+
+
+def test_the_right_pose_finds_support_and_a_wrong_one_none(rng):
+    pose, points, pixels = scene(rng, 300)
+    similarity = np.tile([0.95, 0.9], (300, 1))
+    similarity[200:250] = 0.5
+    landmark_idx = np.stack([rng.integers(0, 300, 300), np.arange(300)], axis=1)
+    inlier_idx = np.arange(20)
+    turn = RigidTransform(rotation_from_vector(np.array([0.0, 0.3, 0.0])), np.zeros(3))
+    right, wrong = (
+        find_support(
+            camera_from_map,
+            pixels,
+            points,
+            similarity,
+            landmark_idx,
+            CAMERA,
+            inlier_idx,
+            inlier_idx,
+            min_similarity=0.8,
+            config=PoseSolverConfig(),
+        )
+        for camera_from_map in (pose.inverse(), turn @ pose.inverse())
+    )
+    # Neither the inliers nor what is not similar.
+    assert 225 <= right.count <= 230
+    assert wrong.count <= 5
+    # All over the image, as the keypoints are.
+    assert right.spread > 0.5
 
 
 def test_guided_refinement_needs_more_than_there_was(rng):

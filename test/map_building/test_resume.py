@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def fail_at_the_end(frames, target, config=None):
     with pytest.raises(OSError, match='versions'):
         build(FrameList(frames), target, config)
     obstacle.unlink()
+
+
+def test_a_build_that_was_killed_when_its_map_was_written_is_not_written_twice(reference, tmp_path):
+    frames, files = reference
+    target = tmp_path / 'map'
+    with pytest.raises(KeyboardInterrupt):
+        build(FrameList(frames, limit=len(frames) - 1), target)
+    left = shutil.copytree(work(target), tmp_path / 'left')
+    assert build(FrameList(frames), target) == files
+    left.rename(work(target))
+    assert build(FrameList(frames), target) == files
+    assert MapStore(target).versions() == ['0001']
+    # Asked for anew, it is written anew.
+    assert build(FrameList(frames), target) == files
+    assert MapStore(target).versions() == ['0001', '0002']
 
 
 @pytest.mark.parametrize('stage', ['features', 'matches', 'reconstruction', 'samples'])

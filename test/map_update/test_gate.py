@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from d2s_ros.map_update.config import GateConfig
-from d2s_ros.map_update.gate import FrameScore, bootstrap_interval, compare, decide
+from d2s_ros.map_update.gate import (
+    FrameScore,
+    bootstrap_interval,
+    compare,
+    decide,
+    images_to_try,
+)
 
 CONFIG = GateConfig()
 GOOD = FrameScore(True, 0.01, 0.1, 100)
@@ -53,6 +59,32 @@ def test_others_are_refused_with_the_reason(old, new, reason):
     decision = decide(figures(*old), figures(*new), CONFIG)
     assert not decision.promote
     assert any(reason in text for text in decision.reasons)
+
+
+def test_a_loss_on_one_earlier_log_is_not_made_up_for_by_another():
+    old = figures([GOOD] * 40 + [LOST], [GOOD] * 39 + [LOST, GOOD])
+    by_log = {'': figures([GOOD] * 40, [GOOD] * 39 + [LOST]), 'dusk': figures([LOST], [GOOD])}
+    new = figures([LOST] * 5, [GOOD] * 5)
+    assert decide(old, new, CONFIG).promote
+    decision = decide(old, new, CONFIG, by_log)
+    assert not decision.promote
+    assert decision.reasons == ('recall on frames of the first mapping falls by 2.5 points',)
+
+
+def test_every_log_is_tried_alike_and_many_are_pooled():
+    config = GateConfig(max_old_images=40, max_old_logs=4)
+    few = images_to_try([''] * 60 + ['dusk'] * 8, config)
+    assert {log: len(rows) for log, rows in few.items()} == {'': 20, 'dusk': 8}
+    assert few[''][0] == 0
+    assert few[''][-1] == 59
+    assert few['dusk'] == list(range(60, 68))
+    logs = [''] * 30 + [f'log{n // 10}' for n in range(60)]
+    many = images_to_try(logs, config)
+    assert list(many) == ['', 'earlier logs', 'log4', 'log5']
+    assert {logs[i] for i in many['earlier logs']} == {'log0', 'log1', 'log2', 'log3'}
+    assert all(len(rows) == 10 for rows in many.values())
+    four = images_to_try([''] * 5 + [f'log{n // 5}' for n in range(15)], config)
+    assert list(four) == ['', 'log0', 'log1', 'log2']
 
 
 def test_the_interval_covers_the_mean_and_narrows_with_frames():

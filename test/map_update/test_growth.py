@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from map_update.worlds import Room, keyframes, mapping_data
 
 from d2s_ros.map_update.config import GrowthConfig, LabelConfig
-from d2s_ros.map_update.growth import grow, landmarks_of
+from d2s_ros.map_update.growth import as_mapping_data, grow, landmarks_of
 from d2s_ros.map_update.mapping_data import point_groups, statistics_of
 from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.mapping.landmarks import find_training_candidates
@@ -66,13 +68,29 @@ def test_unmapped_structure_is_triangulated(room):
     assert (distance < 0.2).mean() > 0.9
 
 
-def test_gone_points_are_forgotten_and_others_kept(room, mapped):
-    _, renumber = mapped
+def drives(room, points_of_drives):
+    """Return frames of several logs; each shows the room's points where it is told."""
+    return [
+        frame
+        for number, points in enumerate(points_of_drives)
+        for frame in keyframes(room, count=16, seed=5 + number, log=f'log{number}', points=points)[
+            0
+        ]
+    ]
+
+
+def without_a_fifth(room):
+    """Return which points are gone, and all points with these far away."""
     gone = np.arange(len(room.points)) % 5 == 0
     points = room.points.copy()
     points[gone] += 100.0
-    frames, _, _ = keyframes(room, count=48, points=points)
-    grown, _ = grown_from(mapped, frames)
+    return gone, points
+
+
+def test_gone_points_are_forgotten_and_others_kept(room, mapped):
+    _, renumber = mapped
+    gone, points = without_a_fifth(room)
+    grown, _ = grown_from(mapped, drives(room, [points] * 3))
     forgotten = grown.priority < 0
     truly_gone = np.zeros(len(forgotten), bool)
     truly_gone[renumber[np.flatnonzero(gone)][renumber[np.flatnonzero(gone)] >= 0]] = True
@@ -83,6 +101,40 @@ def test_gone_points_are_forgotten_and_others_kept(room, mapped):
     assert np.allclose(np.linalg.norm(table.keys, axis=1), 1, atol=1e-4)
     for image in grown.reconstruction.images:
         assert not forgotten[image.point_idx[image.point_idx >= 0]].any()
+
+
+@pytest.mark.parametrize('present', [(0, 0), (0, 0, 0, 1)])
+def test_points_that_come_back_are_kept(room, mapped, present):
+    """Furniture that is gone for a log or two, or is back in the last, is not forgotten."""
+    _, points = without_a_fifth(room)
+    grown, _ = grown_from(mapped, drives(room, [(points, None)[there] for there in present]))
+    assert grown.figures['points_forgotten'] < 15
+
+
+def test_points_missed_in_earlier_updates_are_forgotten(room, mapped):
+    """Two logs missed them in one update, the third in the next."""
+    _, renumber = mapped
+    data, _ = mapped
+    _, points = without_a_fifth(room)
+    first, _ = grown_from(mapped, drives(room, [points] * 2))
+    assert first.figures['points_forgotten'] < 15
+    frames = keyframes(room, count=16, seed=9, log='third', points=points)[0]
+    grown, _ = grown_from((as_mapping_data(data, first), renumber), frames)
+    assert grown.figures['points_forgotten'] > 30
+
+
+def test_points_to_keep_stay_landmarks_whatever_the_budget(room, mapped):
+    frames, _, _ = keyframes(room, light=0.45)
+    grown, _ = grown_from(mapped, frames)
+    order = np.argsort(grown.priority)
+    least = order[grown.priority[order] >= 0][:300]
+    _, usual = landmarks_of(grown, 400)
+    assert (usual.landmark_of_point[least] >= 0).mean() < 0.5
+    priority = grown.priority.copy()
+    priority[least] = np.inf
+    table, statistics = landmarks_of(replace(grown, priority=priority), 400)
+    assert len(table) == 400
+    assert (statistics.landmark_of_point[least] >= 0).all()
 
 
 def test_held_out_frames_add_nothing(room, mapped):

@@ -69,6 +69,19 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
     assert max(errors) < 0.15
 
 
+def test_where_training_would_lose_frames_a_candidate_only_adds(logs, map_path):
+    ruinous = replace(CONFIG, learning_rate=3.0)
+    result = update_map(map_path, [logs / 'dusk'], ruinous, device='cpu')
+    assert result.verdict == 'promoted'
+    assert 'only adds; with training: recall on the old map falls' in result.reasons[-1]
+    before, after = (SceneMap.open(map_path / 'versions' / name) for name in ('0001', '0002'))
+    kept = {point.tobytes() for point in before.landmark_table.points_in_map}
+    added = {point.tobytes() for point in after.landmark_table.points_in_map}
+    assert kept < added
+    states = (scene_map.landmark_network.state_dict() for scene_map in (before, after))
+    assert all((a == b).all() for a, b in zip(*(state.values() for state in states), strict=True))
+
+
 def test_another_building_leaves_the_map_as_it_is(logs, map_path, tmp_path, capsys):
     before = everything(map_path)
     report = tmp_path / 'report.html'

@@ -97,7 +97,7 @@ def mapping_data(room, count=24, seed=1):
         for n, (features, labels, pose) in enumerate(views)
     ]
     described = np.stack([vlad.describe(features.descriptors) for features, _, _ in views])
-    data = MappingData(images, room.points[seen >= 2], vlad, described, True)
+    data = MappingData(images, room.points[seen >= 2], vlad, described, True, [''] * len(images))
     return data, renumber
 
 

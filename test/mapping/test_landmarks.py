@@ -232,6 +232,40 @@ def test_few_landmarks_are_padded(rng):
     assert none.landmark_idx.shape == (0, 2)
 
 
+@pytest.mark.parametrize(('landmarks', 'keypoints'), [(40, 5), (700, 300), (5000, 600)])
+def test_search_finds_what_exact_cosines_find(rng, landmarks, keypoints):
+    keys = unit(rng.normal(size=(landmarks, 64)) + 1.0)
+    seen = rng.permutation(landmarks)[:keypoints] if keypoints <= landmarks else None
+    queries = unit(keys[seen] + rng.normal(scale=0.05, size=(keypoints, 64)))
+    found = LandmarkIndex(keys).search(queries, 6)
+    cosines = queries @ keys.T
+    expected = np.sort(cosines, axis=1)[:, :-7:-1]
+    np.testing.assert_array_equal(found.landmark_idx[:, 0], cosines.argmax(axis=1))
+    np.testing.assert_allclose(
+        found.similarity, np.take_along_axis(cosines, found.landmark_idx, axis=1), atol=2e-6
+    )
+    # In 8 bits some of the last candidates are others that are almost as near.
+    np.testing.assert_allclose(found.similarity, expected, atol=0.02)
+    assert np.isclose(found.similarity, expected, atol=1e-5).mean() > 0.95
+    assert all(len(set(row)) == 6 for row in found.landmark_idx.tolist())
+    best = cosines.max(axis=0)[found.landmark_idx]
+    np.testing.assert_allclose(found.best_of_landmark, best, atol=0.03)
+    mutual = cosines[np.arange(keypoints), seen] == cosines.max(axis=0)[seen]
+    behind = (found.similarity - found.best_of_landmark)[mutual, 0]
+    assert mutual.mean() > 0.9
+    assert (behind == 0).mean() > 0.99
+
+
+def test_search_where_nothing_is_alike(rng):
+    """Negative cosines are all the same in 8 bits: whatever is found is a landmark."""
+    keys = unit(np.abs(rng.normal(size=(1500, 24))))
+    found = LandmarkIndex(keys).search(-keys[:50], 6)
+    assert found.landmark_idx.max() < 1500
+    assert all(len(set(row)) == 6 for row in found.landmark_idx.tolist())
+    assert (found.similarity < 0).all()
+    assert (np.diff(found.similarity, axis=1) <= 0).all()
+
+
 def test_candidate_errors_are_reprojection_errors(rng):
     reconstruction = make_reconstruction(rng)
     table, statistics = build_landmarks(reconstruction, max_landmarks=1000)

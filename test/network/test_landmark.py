@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from network.networks import awake
 
 from d2s_ros.network.landmark import (
     LandmarkConfig,
@@ -12,7 +13,7 @@ from d2s_ros.network.landmark import (
     fourier,
     nearest_keys,
 )
-from d2s_ros.network.layers import AttentionLayer
+from d2s_ros.network.layers import AttentionLayer, attention
 
 CONFIG = LandmarkConfig(
     descriptor_dim=16, num_landmarks=50, num_candidates=4, width=32, num_layers=2, num_frequencies=3
@@ -31,17 +32,6 @@ def inputs(generator, batch=2, count=20, config=CONFIG):
         'keypoints': random(batch, count, 2),
         'log_scales': random(batch, count),
     }
-
-
-def awake(config=CONFIG, seed=0):
-    """Return a network whose zero-initialised parts are not zero."""
-    torch.manual_seed(seed)
-    network = LandmarkNetwork(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim:
-                parameter.add_(0.05 * torch.randn(parameter.shape))
-    return network
 
 
 @pytest.mark.parametrize('columns', [5, 31, 32, 700, 767, 768, 1000, 4096, 4099])
@@ -101,7 +91,7 @@ def test_the_fresh_network_is_the_bare_table():
 
 
 def test_padding_has_no_influence():
-    network = awake()
+    network = awake(CONFIG)
     values = inputs(torch.Generator().manual_seed(2))
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[:, 14:] = False
@@ -117,7 +107,7 @@ def test_padding_has_no_influence():
 
 
 def test_the_order_of_keypoints_does_not_matter():
-    network = awake()
+    network = awake(CONFIG)
     values = inputs(torch.Generator().manual_seed(3))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(4))
     shuffled = network(**{name: value[:, order] for name, value in values.items()})
@@ -125,7 +115,7 @@ def test_the_order_of_keypoints_does_not_matter():
 
 
 def test_images_of_a_batch_do_not_mix():
-    network = awake()
+    network = awake(CONFIG)
     values = inputs(torch.Generator().manual_seed(5))
     both = network(**values)
     for index in range(2):
@@ -162,3 +152,25 @@ def test_a_new_zero_layer_changes_nothing():
     assert torch.equal(layer(x), x)
     with pytest.raises(ValueError, match='heads'):
         AttentionLayer(9, 2)
+
+
+@pytest.mark.parametrize('hidden', [0, 3])
+def test_attention_in_bfloat16_and_its_gradient(hidden):
+    """On a CPU it is put together from products: as near to float32 as bfloat16 is."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(2, 4, 9, 8, generator=generator) for _ in range(3)]
+    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    mask[..., 9 - hidden :] = False
+    exact = torch.nn.functional.scaled_dot_product_attention(*tokens, attn_mask=mask)
+    rounded = [t.bfloat16().requires_grad_() for t in tokens]
+    with torch.autocast('cpu', torch.bfloat16):
+        found = attention(*rounded, mask)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
+    found.float().square().sum().backward()
+    leaves = [t.requires_grad_() for t in tokens]
+    torch.nn.functional.scaled_dot_product_attention(
+        *leaves, attn_mask=mask
+    ).square().sum().backward()
+    for a, b in zip(rounded, leaves, strict=True):
+        assert (a.grad.float() - b.grad).norm() < 0.03 * b.grad.norm()

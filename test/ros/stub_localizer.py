@@ -1,7 +1,7 @@
 """A localizer for tests of the node: it reads the answer off the image.
 
 Pixel (0, 0) is x in centimetres, (0, 1) y in centimetres; a black image is refused, 255 in (0, 2)
-raises, 254 there is a GPU out of memory.
+raises, 254 there is a GPU out of memory, 253 a pose without its covariance.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StubLocalizer:
         return LocalizationResult(
             LocalizationStatus.LOCALIZED,
             map_from_camera=pose(int(image[0, 0]), int(image[0, 1])),
-            covariance=COVARIANCE,
+            covariance=None if image[0, 2] == 253 else COVARIANCE,
             num_keypoints=3,
             num_reliable=2,
             num_inliers=1,

@@ -49,7 +49,7 @@ def fox_map(fox_bags, tmp_path_factory):
     config = dataclasses.replace(
         config,
         training=dataclasses.replace(config.training, steps=8),
-        max_landmarks_mb=0.34,
+        max_landmarks=2048,
         keep_update_data=False,
     )
     source = BagSource(fox_bags / 'map', poses=fox_bags / 'map_groundtruth_tum.txt')

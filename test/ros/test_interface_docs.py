@@ -1,4 +1,4 @@
-"""docs/ros_interface.md says what the node really declares."""
+"""README.md says what the nodes really declare."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from d2s_ros.ros import describe, diagnostics
 from d2s_ros.ros.frame_pipeline import NodeRefusal
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.localizer_node import LocalizerNode
+from d2s_ros.ros.map_updater_node import MapUpdaterNode
 from d2s_ros.ros.parameters import parameter_fields
 
 pytestmark = pytest.mark.ros
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope='module')
 def document(repo_root):
-    return (repo_root / 'docs' / 'ros_interface.md').read_text()
+    return (repo_root / 'README.md').read_text()
 
 
 def table(document, first_column):
@@ -64,29 +65,39 @@ def absolute(rows):
     return {(name if name.startswith('/') else f'/robot/{name}', kind) for name, kind, *_ in rows}
 
 
-def test_topics_and_services(node, client, document):
-    def graph(what):
-        found = getattr(client, f'get_{what}_names_and_types_by_node')('localizer', '/robot')
-        return {(name, kind) for name, kinds in found for kind in kinds}
+def declared_by(client, node, what):
+    """Return names and types of a node's publishers, subscribers or services, without rclpy's."""
+    found = getattr(client, f'get_{what}_names_and_types_by_node')(node, '/robot')
+    standard = re.compile(
+        rf'/rosout|/parameter_events|/robot/{node}/(transition_event|get_|set_|list_|describe_|change_)'
+    )
+    return {(name, kind) for name, kinds in found for kind in kinds if not standard.match(name)}
 
+
+def test_topics_and_services(node, client, document):
     published = absolute(table(document, 'Published topic'))
-    own = {'/rosout', '/parameter_events', '/robot/localizer/transition_event'}
-    wait_for(lambda: {t for t in graph('publisher') if t[0] not in own} == published)
+    wait_for(lambda: declared_by(client, 'localizer', 'publisher') == published)
 
     subscribed = absolute(table(document, 'Subscribed topic'))
     compressed = ('/camera/image_raw/compressed', 'sensor_msgs/msg/CompressedImage')
     assert compressed in subscribed
-    wait_for(
-        lambda: {t for t in graph('subscriber') if t[0] not in own} == subscribed - {compressed}
-    )
+    wait_for(lambda: declared_by(client, 'localizer', 'subscriber') == subscribed - {compressed})
 
     services = absolute(table(document, 'Service'))
-    standard = re.compile(r'/robot/localizer/(get_|set_|list_|describe_|change_)')
-    wait_for(lambda: {s for s in graph('service') if not standard.match(s[0])} == services)
+    wait_for(lambda: declared_by(client, 'localizer', 'service') == services)
+
+
+def test_the_map_updater(spinner, client, document):
+    spinner.add(MapUpdaterNode(context=spinner.context, namespace='/robot'))
+    published = absolute(table(document, 'Published by map_updater'))
+    wait_for(lambda: declared_by(client, 'map_updater', 'publisher') == published)
+    assert not declared_by(client, 'map_updater', 'subscriber')
+    services = absolute(table(document, 'Service of map_updater'))
+    wait_for(lambda: declared_by(client, 'map_updater', 'service') == services)
 
 
 def test_parameters(node, document):
-    assert describe.parameter_table() in document, (
+    assert describe.with_tables(document) == document, (
         'write it again: python -m d2s_ros.ros.describe --write .'
     )
     names = {row[0] for row in table(document, 'Parameter')}
@@ -104,7 +115,7 @@ def test_refusals(document):
 
 
 def test_diagnostics(document):
-    section = document[document.index('## Diagnostics') :]
+    section = document[document.index('`/diagnostics` has these') :]
     assert [row[0] for row in table(section, 'Status')] == list(diagnostics.STATUS_NAMES)
 
 

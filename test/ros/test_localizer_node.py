@@ -27,8 +27,10 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Path
+from rcl_interfaces.msg import Log
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
@@ -368,6 +370,30 @@ def test_a_bug_in_the_localizer_is_a_counted_refusal(make_node, camera):
     status = camera.show(image_msg(picture(1, 1, 255), START))
     assert status.message == 'internal_error'
     assert values_of(status)['reason'] == 'ValueError: a bug'
+    assert show(camera, (1, 1), 50).message == 'localized'
+
+
+def test_a_result_that_cannot_be_given_out_is_counted_and_told(make_node, client):
+    # rcl keeps one publisher to /rosout for each name: a node of another test with the same name
+    # closes it whenever the garbage collector comes to that node.
+    camera = Camera(client, namespace='/told')
+    reports = Collector(client, DiagnosticArray, '/diagnostics')
+    # As rosout is published: for those who come late too.
+    kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    told = Collector(client, Log, '/rosout', kept)
+    node = make_node(namespace='/told')
+    assert node.start()
+    camera.connect()
+    camera.infos.publish(info_msg(START))
+    camera.images.publish(image_msg(picture(1, 1, 253), START))
+
+    def counted():
+        status = newest_status(reports, 'told/localizer: localization')
+        return status is not None and values_of(status).get('refused: internal_error') == '1'
+
+    wait_for(counted)
+    wait_for(lambda: any('without covariance' in message.msg for message in told.messages))
+    assert len(camera.poses) == 0
     assert show(camera, (1, 1), 50).message == 'localized'
 
 

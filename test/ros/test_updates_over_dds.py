@@ -96,7 +96,11 @@ class Robot:
             deadline = time.monotonic() + 20.0
             while time.monotonic() < deadline:
                 if future.done():
-                    return future.result()
+                    result = future.result()
+                    if 'is running already' in result.message:
+                        # The answer before came too late; this one names the job as well.
+                        return Trigger.Response(success=True, message=result.message.split()[0])
+                    return result
                 time.sleep(0.005)
             client.remove_pending_request(future)
 

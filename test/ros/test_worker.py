@@ -74,10 +74,12 @@ def test_an_exception_does_not_end_the_worker(caplog):
         handled.append(item)
 
     slot = LatestSlot()
-    worker = Worker(slot, handle)
+    failures = []
+    worker = Worker(slot, handle, failed=failures.append)
     worker.start()
     slot.put('bad')
-    until(lambda: slot._item is None and 'oops' in caplog.text)
+    until(lambda: slot._item is None and 'oops' in caplog.text and failures)
+    assert [str(failure) for failure in failures] == ['oops']
     slot.put('good')
     until(lambda: handled == ['good'])
     assert worker.stop(10)

@@ -1,0 +1,46 @@
+"""`d2s export`: a map's networks as ONNX files."""
+
+from __future__ import annotations
+
+import argparse
+
+from d2s_ros.cli.options import add_weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument('map', metavar='MAP', help='map folder of SuperPoint features')
+    parser.add_argument('out', metavar='OUT_DIR', help='folder to write')
+    add_weights(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write and check the files; returns the exit code.
+
+    Raises:
+        UsageError: the map has other features.
+    """
+    from pathlib import Path
+
+    from d2s_ros.errors import UsageError
+    from d2s_ros.features.extractor import create_extractor
+    from d2s_ros.features.superpoint import SuperPoint
+    from d2s_ros.localization.onnx_export import export_map
+    from d2s_ros.mapping.scene_map import SceneMap
+
+    scene_map = SceneMap.open(args.map)
+    extractor = create_extractor(
+        scene_map.manifest.features, device='cpu', weights=args.weights, precision='fp32'
+    )
+    if not isinstance(extractor, SuperPoint):
+        raise UsageError(
+            f'the map has {scene_map.manifest.features.name} features; only superpoint is a network'
+        )
+    report = export_map(scene_map, extractor, Path(args.out))
+    print(f'{args.out}: {", ".join(report["files"])}; opset {report["opset"]}')
+    print(
+        f'{report["provider"]} against PyTorch: scores differ by {report["score_error"]:.1e}, unit '
+        f'descriptors by {report["descriptor_error"]:.1e}, {report["same_landmarks"]:.1%} of the '
+        f'landmarks are the same, reliability differs by {report["reliability_error"]:.1e}'
+    )
+    return 0
