@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--head',
         choices=('landmark', 'regression'),
         default='landmark',
-        help='scene model: landmarks chosen by attention, or the regression of the D2S paper '
+        help='scene model: landmarks chosen by a network, or the regression of the D2S paper '
         '(default: landmark)',
     )
     parser.add_argument(

@@ -37,7 +37,7 @@ class LocalizerConfig:
     min_inliers: int = option(
         14,
         'Poses with fewer inliers are refused; with guided_refinement half of them are enough with '
-        'min_support, and twice as many are needed without.',
+        'twice min_support, and twice as many are needed without min_support.',
         minimum=4,
     )
     min_support: int = option(
@@ -53,7 +53,7 @@ class LocalizerConfig:
         maximum=1.0,
     )
     min_spread: float = option(
-        0.08,
+        0.09,
         'Smallest share of the image that the ellipse of the inliers must cover.',
         minimum=0.0,
         maximum=1.0,
@@ -65,7 +65,7 @@ class LocalizerConfig:
         minimum=0.0,
     )
     safe_extent: float = option(
-        0.25,
+        0.3,
         'From this width on, half of min_spread is enough.',
         minimum=0.0,
     )

@@ -30,6 +30,8 @@ _SEEN_WELL = 0.25
 _MISSING = 25.0
 #: If support is less than this share of what is missing, the thing is doubted.
 _FOUND_AROUND = 0.02
+#: With so many times the support that is asked for, half of the inliers are enough.
+_MUCH_SUPPORT = 2
 #: With support, so much of the smallest share of inliers is enough.
 _SUPPORTED_SHARE = 0.8
 #: Other hypotheses may hold so many times more of the reliable keypoints.
@@ -76,12 +78,12 @@ def judge(
     if estimate is None:
         return status.NO_POSE, 'no pose explains the correspondences (another place?)'
     count = int(estimate.inlier_mask.sum())
-    if estimate.support is None:
-        min_inliers = config.min_inliers
-    elif _supported(estimate, config):
-        min_inliers = max(4, config.min_inliers // 2)
-    else:
-        min_inliers = 2 * config.min_inliers
+    min_inliers = config.min_inliers
+    if estimate.support is not None:
+        if estimate.support.count >= _MUCH_SUPPORT * config.min_support:
+            min_inliers = max(4, min_inliers // 2)
+        elif not _supported(estimate, config):
+            min_inliers *= 2
     if count < min_inliers:
         reason = f'{count} inliers, {min_inliers} needed'
         if estimate.support is not None:

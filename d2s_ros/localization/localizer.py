@@ -40,6 +40,8 @@ from d2s_ros.network.types import SceneCoordinates
 REGRESSION_ERROR_PX = 12.0
 #: Poses that are tried for an image.
 _MAX_HYPOTHESES = 3
+#: Covariances grow where the share of reliable keypoints is below so much of the usual one.
+_USUAL_SHARE = 0.7
 
 
 class Localizer:
@@ -218,6 +220,9 @@ class Localizer:
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
         used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
+        if estimate is not None:
+            scale = self._covariance_scale(num_reliable / len(features))
+            estimate = replace(estimate, covariance=estimate.covariance * scale)
         outcome, reason = self._judge(features, camera, coordinates, used, num_reliable, estimate)
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
@@ -389,6 +394,18 @@ class Localizer:
             used = used[~estimate.inlier_mask]
         return best
 
+    def _covariance_scale(self, reliable_share: float) -> float:
+        """Return what the solver's covariance is multiplied by.
+
+        Where far fewer keypoints are recognised than in the mapping images, the place looks
+        different, and what moves keypoints (shadows, light) moves neighbours alike: errors are
+        larger than the residuals tell.
+        """
+        calibration = self.scene_map.manifest.calibration
+        usual = _USUAL_SHARE * calibration.reliable_share
+        change = max(1.0, usual / max(reliable_share, 1e-3)) ** 0.5
+        return calibration.covariance_scale * change
+
     def _solve(
         self,
         features: LocalFeatures,
@@ -449,7 +466,6 @@ class Localizer:
         errors[valid] = estimate.reprojection_errors_px
         return replace(
             estimate,
-            covariance=estimate.covariance * calibration.covariance_scale,
             inlier_mask=inliers,
             reprojection_errors_px=errors,
         )

@@ -503,15 +503,14 @@ def refine_pose(
                 break
     # An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
     # psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
-    count = scores.shape[1]
     slope = max(float(slopes.mean() / max(weight.mean(), 1e-12)), _MIN_SLOPE)
     # A residual is smaller than its noise by the share that it had in the pose (HC3).
     moved = np.tensordot(np.linalg.pinv(information), jacobian, axes=1)
     share = (weighted * moved).sum(axis=(0, 1))
-    scores = scores / np.maximum(1.0 - share, 0.5)
-    observed = scores @ scores.T / slope**2
+    scores = scores / (np.maximum(1.0 - share, 0.5) * slope)
     expected = information * robust_inflation(config.cauchy_scale)
-    scatter = (count * observed + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
+    count = scores.shape[1]
+    scatter = (count * (scores @ scores.T) + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
     return pose, information, scatter
 
 

@@ -90,6 +90,7 @@ def calibrate(
         chosen = images_to_judge(len(reconstruction.images), held_out)
     errors: dict[int, tuple[float, float]] = {}
     shares: dict[int, float] = {}
+    reliable_shares: list[float] = []
     nees, depths = [], []
     for index in chosen:
         image = reconstruction.images[index]
@@ -113,6 +114,7 @@ def calibrate(
         )
         if result.details is not None and result.details.estimate is not None:
             depths.append(result.details.estimate.median_depth)
+        reliable_shares.append(result.num_reliable / max(1, result.num_keypoints))
         shares[int(index)] = result.num_inliers / max(1, result.num_used)
     calibration = scene_map.manifest.calibration
     if len(nees) >= _MIN_CALIBRATION_POSES:
@@ -121,6 +123,7 @@ def calibrate(
             calibration,
             covariance_scale=float(np.clip(scale, 0.25, 100.0)),
             scene_depth=float(np.median(depths)),
+            reliable_share=float(np.median(reliable_shares)),
         )
     median, tail = chance_evidence(scene_map, extractor, reconstruction)
     calibration = replace(calibration, chance_evidence=median, chance_scale=tail)

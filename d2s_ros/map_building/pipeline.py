@@ -63,7 +63,13 @@ from d2s_ros.training.regression_trainer import (
     RegressionTrainingConfig,
     train_regression_network,
 )
-from d2s_ros.training.samples import LandmarkSample, make_sample, pack_sample, unpack_sample
+from d2s_ros.training.samples import (
+    CORRECT_PX,
+    LandmarkSample,
+    make_sample,
+    pack_sample,
+    unpack_sample,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -89,7 +95,7 @@ class BuildConfig:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     head: str = option(
         'landmark',
-        'Scene model: landmarks chosen by attention, or the regression of the D2S paper.',
+        'Scene model: landmarks chosen by a network, or the regression of the D2S paper.',
         choices=('landmark', 'regression'),
     )
     training: LandmarkTrainingConfig = field(default_factory=LandmarkTrainingConfig)
@@ -104,7 +110,9 @@ class BuildConfig:
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
     hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
     correct_px: float = option(
-        4.0, 'Candidates that project this close are right, at 1000 px focal length.', unit='px'
+        CORRECT_PX,
+        'Candidates that project this close are right, at 1000 px focal length.',
+        unit='px',
     )
     holdout_every: int = option(8, 'Every n-th image is held out of training.', minimum=2)
     reliability_threshold: float = option(
@@ -531,13 +539,12 @@ def _train_landmarks(
         wanted = index in sampled and str(index) not in log
         if not wanted and index not in judged:
             continue
-        focal = 0.5 * (image.camera.fx + image.camera.fy)
         sample, found = make_sample(
             image,
             table,
             statistics,
             num_candidates=config.num_candidates,
-            correct_px=max(2.0, config.correct_px * focal / 1000.0),
+            correct_px=config.correct_px,
         )
         if index in judged:
             candidates[index] = found

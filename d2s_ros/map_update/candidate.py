@@ -32,8 +32,6 @@ from d2s_ros.training.samples import LandmarkSample, make_sample
 
 #: As in map building: old images that no training sees, for the gate.
 _HOLDOUT_EVERY = 8
-#: A candidate is right if it projects this close, at 1000 px focal length.
-_CORRECT_PX = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +105,11 @@ def train_candidate(
     all_candidates: list[Candidates] = []
     held_out: list[int] = []
     for index, image in enumerate(grown.reconstruction.images):
-        focal = 0.5 * (image.camera.fx + image.camera.fy)
         sample, candidates = make_sample(
             image,
             new_table,
             statistics,
             num_candidates=network_config.num_candidates,
-            correct_px=max(2.0, _CORRECT_PX * focal / 1000.0),
         )
         all_candidates.append(candidates)
         is_old = index < grown.num_old_images
@@ -170,13 +166,11 @@ def train_as_published(
         )
     samples = []
     for image in old_images:
-        focal = 0.5 * (image.camera.fx + image.camera.fy)
         sample, _ = make_sample(
             image,
             table,
             statistics,
             num_candidates=network.config.num_candidates,
-            correct_px=max(2.0, _CORRECT_PX * focal / 1000.0),
         )
         samples.append(sample)
     for frame in frames:

@@ -64,6 +64,7 @@ class Calibration:
         covariance_scale: Factor that makes pose covariances agree with held-out errors.
         reliability_threshold: Keypoints below it are not given to the pose solver.
         scene_depth: Median depth of what the mapping images show; 0 if unknown.
+        reliable_share: Median share of a mapping image's keypoints that are reliable; 0 if unknown.
         chance_evidence, chance_scale: Median evidence for poses that are chance, and the scale of
             the exponential tail above it; 0 if unknown.
     """
@@ -72,6 +73,7 @@ class Calibration:
     covariance_scale: float = 1.0
     reliability_threshold: float = 0.5
     scene_depth: float = 0.0
+    reliable_share: float = 0.0
     chance_evidence: float = 0.0
     chance_scale: float = 0.0
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sys
 import threading
 import time
 from collections import deque
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -41,6 +37,7 @@ from d2s_ros.ros.frame_resolver import FrameResolver, Resolved
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap, LocalizerFactory, MapLoader
 from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
+from d2s_ros.ros.spinning import spin_node
 from d2s_ros.ros.worker import LatestSlot, Worker
 from d2s_ros.threads import wait_passively
 
@@ -49,8 +46,6 @@ _LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-#: The process ends this long after a signal even if a stage hangs.
-_EXIT_SECONDS = 1.2
 _TRANSPORT_PERIOD = 0.2
 _PATH_PERIOD = 1.0
 
@@ -161,6 +156,10 @@ class LocalizerNode(LifecycleNode):
                 self.get_logger().error(f'cannot {name}: {self._fault or "see above"}')
                 return False
         return True
+
+    def begin(self) -> bool:
+        """Start unless a manager will; return whether that succeeded."""
+        return self.start() if self.config.autostart else True
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the map and make the publishers."""
@@ -734,60 +733,15 @@ class LocalizerNode(LifecycleNode):
         return ended
 
 
-def _end_in_time(context: Any, code: int) -> None:
-    """End the process soon after its context was shut down, whatever hangs."""
-
-    def watch() -> None:
-        while context.ok():
-            time.sleep(0.05)
-        time.sleep(_EXIT_SECONDS)
-        sys.stderr.flush()
-        os._exit(code)
-
-    threading.Thread(target=watch, name='exit_watch', daemon=True).start()
-
-
 def main(
     args: list[str] | None = None, *, localizer_factory: LocalizerFactory = map_loader.load_map
 ) -> int:
     """Run the node until it is told to stop; return the exit status."""
     wait_passively()
     keep_freed_memory()
-    logging.basicConfig(level=logging.WARNING)
-    rclpy.init(args=args)
-    _end_in_time(rclpy.get_default_context(), 0)
-    node: LocalizerNode | None = None
-    code = 0
-    try:
-        node = LocalizerNode(localizer_factory=localizer_factory)
-        if node.config.autostart and not node.start():
-            code = 0 if not rclpy.ok() else D2SError.exit_code
-        else:
-            executor = SingleThreadedExecutor()
-            executor.add_node(node)
-            executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except D2SError as error:
-        sys.stderr.write(f'error: {error}\n')
-        code = error.exit_code
-    except Exception as error:
-        # A callback that was running when the signal came finds its publishers gone.
-        if rclpy.ok():
-            raise
-        logging.getLogger(__name__).warning('while shutting down: %s', error)
-    finally:
-        ended = True
-        with contextlib.suppress(KeyboardInterrupt):
-            if node is not None:
-                ended = node.close()
-                node.destroy_node()
-            rclpy.try_shutdown()
-        if not ended:
-            # A stage that does not return must not keep the process.
-            sys.stderr.flush()
-            os._exit(code)
-    return code
+    return spin_node(
+        lambda: LocalizerNode(localizer_factory=localizer_factory), args, end_in_time=True
+    )
 
 
 if __name__ == '__main__':

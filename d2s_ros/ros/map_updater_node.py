@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
@@ -24,6 +20,7 @@ from d2s_ros.mapping.scene_map import MapStore
 from d2s_ros.ros.diagnostics import key_values
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig
 from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
+from d2s_ros.ros.spinning import spin_node
 from d2s_ros.ros.update_job import UpdateJob
 
 _LATCHED = QoSProfile(
@@ -191,40 +188,20 @@ class MapUpdaterNode(Node):
         array.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(array)
 
-    def close(self) -> None:
+    def begin(self) -> bool:
+        """Return that the node waits for calls from the start."""
+        return True
+
+    def close(self) -> bool:
         """Stop a running update; it goes on when it is asked for again."""
         if self._job is not None:
             self._job.kill(_STOP_SECONDS)
+        return True
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop; return the exit status."""
-    logging.basicConfig(level=logging.WARNING)
-    rclpy.init(args=args)
-    node: MapUpdaterNode | None = None
-    code = 0
-    try:
-        node = MapUpdaterNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except D2SError as error:
-        sys.stderr.write(f'error: {error}\n')
-        code = error.exit_code
-    except Exception as error:
-        # A callback that was running when the signal came finds its publishers gone.
-        if rclpy.ok():
-            raise
-        logging.getLogger(__name__).warning('while shutting down: %s', error)
-    finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            if node is not None:
-                node.close()
-                node.destroy_node()
-            rclpy.try_shutdown()
-    return code
+    return spin_node(MapUpdaterNode, args)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,9 @@ from d2s_ros.mapping.reconstruction import MappedImage
 
 S = TypeVar('S')
 
+#: See `make_sample`.
+CORRECT_PX = 4.0
+
 
 @dataclass(frozen=True, eq=False)
 class LandmarkSample:
@@ -53,7 +56,7 @@ def make_sample(
     statistics: LandmarkStatistics,
     *,
     num_candidates: int,
-    correct_px: float,
+    correct_px: float = CORRECT_PX,
 ) -> tuple[LandmarkSample, Candidates]:
     """Make the sample of a mapping image, with its own observations left out of the keys.
 
@@ -62,7 +65,8 @@ def make_sample(
         table: The map's landmarks.
         statistics: Sums behind the keys.
         num_candidates: C.
-        correct_px: A candidate is right if it projects at most this far from the keypoint.
+        correct_px: A candidate is right if it projects at most this far from the keypoint, at
+            1000 px focal length; never less than 2 px.
     """
     candidates = find_training_candidates(
         image.features, image.point_idx, table, statistics, num_candidates
@@ -71,7 +75,8 @@ def make_sample(
         candidates, table, image.ideal_keypoints, image.camera, image.map_from_camera
     )
     inputs = network_inputs(image.features, image.camera, candidates, table)
-    return LandmarkSample(**inputs, correct=torch.from_numpy(errors <= correct_px)), candidates
+    limit = max(2.0, correct_px * 0.5 * (image.camera.fx + image.camera.fy) / 1000.0)
+    return LandmarkSample(**inputs, correct=torch.from_numpy(errors <= limit)), candidates
 
 
 def pack_sample(sample: Any, without: Collection[str] = ()) -> dict[str, NDArray[Any]]:

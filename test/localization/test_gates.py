@@ -183,9 +183,10 @@ def support_of(count, spread, extent, center=(320.0, 240.0)):
     ('inliers', 'support', 'expected'),
     [
         (8, 40, LocalizationStatus.LOCALIZED),
+        (8, 30, LocalizationStatus.TOO_FEW_INLIERS),
         (8, 10, LocalizationStatus.TOO_FEW_INLIERS),
         (5, 40, LocalizationStatus.TOO_FEW_INLIERS),
-        (20, 40, LocalizationStatus.LOCALIZED),
+        (20, 30, LocalizationStatus.LOCALIZED),
         (20, 10, LocalizationStatus.TOO_FEW_INLIERS),
         (40, 0, LocalizationStatus.LOCALIZED),
     ],

@@ -191,6 +191,23 @@ def test_each_threshold_refuses_with_its_reason(localizer, seen, change, status)
     assert result.covariance is None
 
 
+def test_covariances_grow_where_less_is_recognised_than_usual(localizer, seen):
+    def covariance(reliable_share):
+        manifest = localizer.scene_map.manifest
+        calibration = replace(manifest.calibration, reliable_share=reliable_share)
+        scene_map = replace(
+            localizer.scene_map, manifest=replace(manifest, calibration=calibration)
+        )
+        result = Localizer(scene_map, localizer.extractor).localize(seen.image, seen.camera)
+        return result.covariance, result.num_reliable / result.num_keypoints
+
+    plain, share = covariance(0.0)
+    same, _ = covariance(share)
+    np.testing.assert_array_equal(same, plain)
+    grown, _ = covariance(4 * share / 0.7)
+    np.testing.assert_allclose(grown, 2 * plain)
+
+
 def test_points_bunched_in_a_corner_are_refused(localizer, seen):
     image = np.full_like(seen.image, 90)
     image[:60, :60] = seen.image[150:210, 200:260]
