@@ -30,6 +30,8 @@ _SEEN_WELL = 0.25
 _MISSING = 25.0
 #: If support is less than this share of what is missing, the thing is doubted.
 _FOUND_AROUND = 0.02
+#: The same for a small thing whose inliers alone see it well.
+_FOUND_AROUND_SMALL = 0.1
 #: With so many times the support that is asked for, half of the inliers are enough.
 _MUCH_SUPPORT = 2
 #: With support, so much of the smallest share of inliers is enough.
@@ -192,7 +194,8 @@ def doubt_lone_thing(
         found = int((distance > _BEYOND).sum())
         small = estimate.extent < config.safe_extent * scene_depth
         doubted = all_seen >= _SEEN_WELL and missing > _MISSING
-        doubted &= found < _FOUND_AROUND * missing or (small and seen >= _SEEN_WELL)
+        needed = _FOUND_AROUND_SMALL if small and seen >= _SEEN_WELL else _FOUND_AROUND
+        doubted &= found < needed * missing
     if doubted:
         return f'only one flat thing is seen, {missing:.0f} more inliers were expected around it'
     return ''
