@@ -19,6 +19,7 @@ LAYERS = (
     'threads',
     'memory',
     'processes',
+    'colmap',
     'geometry',
     'data',
     'simulation',

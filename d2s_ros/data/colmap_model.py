@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from d2s_ros.colmap import import_pycolmap
 from d2s_ros.data.image_folder import (
     ImageEntry,
     ImageFiles,
@@ -229,7 +230,7 @@ def _parse_image(line: str, where: str) -> ColmapImage:
 
 
 def _read_binary(place: Path) -> ColmapModel:
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     if not (place / 'points3D.bin').is_file():
         raise InputError(f'{place} has no points3D.bin; export the model as text')

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.colmap import import_pycolmap
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.mapping.reconstruction import (
@@ -92,7 +93,7 @@ def _adjust(
     config: ReconstructionConfig,
     folder: Path,
 ) -> Any:
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     database = folder / 'database.db'
     model = write_database(images, ideal, matches, database, verify=True)
@@ -130,7 +131,7 @@ def _place_left_out(
     limit_px: float,
 ) -> None:
     """Give images that see no points, because their poses are far off, poses by PnP."""
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     records = {int(record.name): record for record in model.images.values()}
     for index, record in records.items():
@@ -160,7 +161,7 @@ def _place_left_out(
 
 def _bundle_adjust(model: Any, priors: dict[int, NDArray[np.float64]], *, loss_px: float) -> None:
     """Adjust poses and points in place."""
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     options = pycolmap.BundleAdjustmentOptions()
     options.refine_focal_length = False

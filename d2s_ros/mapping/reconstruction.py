@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from d2s_ros.colmap import import_pycolmap
 from d2s_ros.config import option, validate
 from d2s_ros.errors import D2SError, InputError
 from d2s_ros.features.types import LocalFeatures
@@ -427,7 +428,7 @@ def write_database(
     Raises:
         D2SError: if the database cannot be written.
     """
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     pycolmap.logging.minloglevel = 2
     try:
@@ -494,7 +495,7 @@ def _run_pycolmap(
     metric: bool,
     folder: Path,
 ) -> Reconstruction:
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     database_path = folder / 'database.db'
     posed_model = write_database(images, ideal, matches, database_path, verify=not metric)
@@ -525,7 +526,7 @@ def _run_pycolmap(
 
 def pipeline_options(min_angle_deg: float) -> Any:
     """Return pycolmap's options of triangulation and mapping with known intrinsics."""
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     options = pycolmap.IncrementalPipelineOptions()
     options.extract_colors = False
@@ -550,7 +551,7 @@ def limit_errors(options: Any, limit_px: float) -> None:
 
 def colmap_camera(camera: Camera, camera_id: int) -> Any:
     """Return pycolmap's camera of the undistorted image; its pixels begin at 0.5."""
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     return pycolmap.Camera(
         camera_id=camera_id,
@@ -568,7 +569,7 @@ def _verify(
     j: int,
     found: NDArray[np.int64],
 ) -> Any:
-    import pycolmap
+    pycolmap = import_pycolmap()
 
     geometry = pycolmap.estimate_calibrated_two_view_geometry(
         colmap_camera(images[i].camera, 1),
