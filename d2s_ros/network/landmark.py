@@ -1,10 +1,10 @@
-"""The landmark head: coordinates taken from learned landmarks, chosen in the context of the image.
+"""The landmark head: coordinates taken from learned landmarks, chosen by a small network.
 
 Each landmark has a key (the mean descriptor of its track), a 3D point and the point's covariance.
-A keypoint's candidates are the landmarks whose keys are nearest to its descriptor. A small
-attention network sees all keypoints of the image with their candidates and decides for each
-keypoint which candidate is right, or that none is. The probability of the choice is the
-reliability.
+A keypoint's candidates are the landmarks whose keys are nearest to its descriptor. The network sees
+a keypoint with its candidates, how similar they are, and how similar other keypoints of the image
+are to them, and decides which candidate is right, or that none is. The probability of the choice is
+the reliability. Attention layers, if there are any, let it see all keypoints of the image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LandmarkConfig:
     num_landmarks: int = option(8192, 'Landmarks in the map.', minimum=1)
     num_candidates: int = option(6, 'Landmarks considered for each keypoint.', minimum=1)
     width: int = option(128, 'Width of the attention network.', minimum=8)
-    num_layers: int = option(2, 'Attention layers; 0 judges each keypoint alone.', minimum=0)
+    num_layers: int = option(0, 'Attention layers; 0 judges each keypoint alone.', minimum=0)
     num_heads: int = option(4, 'Attention heads.', minimum=1)
     num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1)
     max_context: int = option(
