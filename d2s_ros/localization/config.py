@@ -87,6 +87,12 @@ class LocalizerConfig:
     max_relative_translation_sigma: float = option(
         0.05, 'Largest standard deviation of the position over the scene depth.', minimum=0.0
     )
+    max_focal_error: float = option(
+        0.02,
+        'A pose whose correspondences clearly tell of a focal length that differs by this share is '
+        'refused: the camera_info is wrong, or the pose.',
+        minimum=0.0,
+    )
     solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
 
     def __post_init__(self) -> None:

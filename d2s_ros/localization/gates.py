@@ -43,6 +43,9 @@ _WITHIN, _BEYOND = 6.0, 9.0
 #: With so much spread, and extent over the depth of the scene, support makes up for inliers that
 #: lie close together.
 _SUPPORT_SPREAD, _SUPPORT_EXTENT = 0.15, 0.4
+#: A focal length is off if it differs by so many standard deviations: those of single frames are
+#: not quite honest in bad light.
+_FOCAL_SIGMAS = 8.0
 #: Correspondences that make a pose: they agree with it always.
 _MINIMAL = 3
 
@@ -199,6 +202,23 @@ def doubt_lone_thing(
     if doubted:
         return f'only one flat thing is seen, {missing:.0f} more inliers were expected around it'
     return ''
+
+
+def doubt_focal_length(estimate: PoseEstimate, config: LocalizerConfig) -> str:
+    """Return why the focal length of the camera is not believed, or nothing."""
+    change, sigma = estimate.focal_error
+    if abs(change) <= max(config.max_focal_error, _FOCAL_SIGMAS * sigma):
+        return ''
+    return wrong_focal_length(change, sigma)
+
+
+def wrong_focal_length(change: float, sigma: float) -> str:
+    """Return what people are told of a focal length that is off, given as logarithms."""
+    percent = 100 * (np.exp(change) - 1)
+    return (
+        f'the image fits a focal length {percent:+.1f} % off (sigma {100 * sigma:.1f} %): check '
+        'camera_info, or calibrate the camera'
+    )
 
 
 def _spread_by_support(estimate: PoseEstimate, config: LocalizerConfig, scene_depth: float) -> bool:

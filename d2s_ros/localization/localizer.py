@@ -22,7 +22,7 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.effort import FULL, Effort
-from d2s_ros.localization.gates import doubt_lone_thing, judge
+from d2s_ros.localization.gates import doubt_focal_length, doubt_lone_thing, judge
 from d2s_ros.localization.pose_solver import PoseEstimate, find_support, refine_guided, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
@@ -222,7 +222,12 @@ class Localizer:
         used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
         if estimate is not None:
             scale = self._covariance_scale(num_reliable / len(features))
-            estimate = replace(estimate, covariance=estimate.covariance * scale)
+            focal_change, focal_sigma = estimate.focal_error
+            estimate = replace(
+                estimate,
+                covariance=estimate.covariance * scale,
+                focal_error=(focal_change, focal_sigma * scale**0.5),
+            )
         outcome, reason = self._judge(features, camera, coordinates, used, num_reliable, estimate)
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
@@ -258,6 +263,7 @@ class Localizer:
             latency,
             frame_details,
             len(used),
+            estimate.focal_error if estimate is not None else (0.0, float('inf')),
         )
 
     def _judge(
@@ -294,6 +300,9 @@ class Localizer:
             )
             if doubt:
                 return LocalizationStatus.MOVED_THING, doubt
+            doubt = doubt_focal_length(estimate, self.config)
+            if doubt:
+                return LocalizationStatus.CALIBRATION_MISMATCH, doubt
         return outcome, reason
 
     @torch.inference_mode()

@@ -28,6 +28,9 @@ _PRIOR_COUNT = 50
 _MIN_SLOPE = 0.1
 #: Support lies within this share of the inlier threshold.
 _SUPPORT_RADIUS = 0.6
+#: Standard deviation of focal lengths that are wrong, in logarithms; most steps to find one, and
+#: the sigmas below which none is looked for.
+_FOCAL_PRIOR, _FOCAL_ROUNDS, _FOCAL_SIGMAS = 0.1, 8, 4.0
 #: Times that a refined pose names the candidates it is refined on.
 _GUIDED_ROUNDS = 4
 
@@ -97,6 +100,8 @@ class PoseEstimate:
         extent: Width of the inliers' points, two sigma to both sides, in the second widest
             direction; unit of the map.
         support: What the pose found beside its inliers, if it was asked to.
+        focal_error: What `focal_error` gives for the candidates it was refined on; nothing known: 0
+            and infinity.
     """
 
     camera_from_map: RigidTransform
@@ -108,6 +113,7 @@ class PoseEstimate:
     inlier_scatter_px: Array
     extent: float
     support: Support | None = None
+    focal_error: tuple[float, float] = (0.0, float('inf'))
 
     def spread(self, camera: Camera) -> float:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
@@ -242,6 +248,17 @@ def refine_guided(
     similar = similarity >= min_similarity
     radius = 1.5 * config.threshold_px(camera)
     before = np.empty((0, 2), np.int64)
+
+    def given(pairs: NDArray[np.int64]) -> tuple[Array, Array, Camera, Array, Array]:
+        keypoint_idx, landmarks = pairs.T
+        return (
+            ideal_keypoints[keypoint_idx],
+            points_in_map[landmarks],
+            camera,
+            sigmas_px[keypoint_idx],
+            point_covariances[landmarks],
+        )
+
     for _ in range(_GUIDED_ROUNDS):
         close = similar & _close(
             estimate.camera_from_map, candidates, ideal_keypoints, camera, radius
@@ -253,20 +270,12 @@ def refine_guided(
         order = np.argsort(-similarity[keypoint_idx, choice], kind='stable')
         _, first = np.unique(landmarks[order], return_index=True)
         chosen = order[first]
-        keypoint_idx, landmarks = keypoint_idx[chosen], landmarks[chosen]
-        pairs = np.stack([keypoint_idx, landmarks], axis=1)
+        pairs = np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
         if len(chosen) < estimate.inlier_mask.sum() or np.array_equal(pairs, before):
             break
         before = pairs
         refined, information, scatter = refine_pose(
-            estimate.camera_from_map,
-            ideal_keypoints[keypoint_idx],
-            points_in_map[landmarks],
-            camera,
-            sigmas_px[keypoint_idx],
-            point_covariances[landmarks],
-            np.ones(len(landmarks), bool),
-            config,
+            estimate.camera_from_map, *given(pairs), np.ones(len(pairs), bool), config
         )
         covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
         estimate = replace(
@@ -275,6 +284,9 @@ def refine_guided(
             covariance=covariance,
             rank_deficient=rank_deficient,
         )
+    if len(before):
+        error = focal_error(estimate.camera_from_map, *given(before), config)
+        estimate = replace(estimate, focal_error=error)
     return estimate
 
 
@@ -427,6 +439,11 @@ class _Residuals:
             residual, np.square(residual).sum(axis=0), a, b, inverse, bool(z.min(initial=1.0) > 0)
         )
 
+    def by_focal(self, at: _Evaluation) -> Array:
+        """Return (2, N): by the logarithm of the focal length, whitened."""
+        u, v = self._camera.fx * at.a, self._camera.fy * at.b
+        return np.stack([self._uu * u, self._vu * u + self._vv * v])
+
     def jacobian(self, at: _Evaluation) -> Array:
         """Return (6, 2, N): by rotation and translation on the left of the pose, whitened."""
         a, b, inverse = at.a, at.b, at.inverse_depth
@@ -481,7 +498,7 @@ def refine_pose(
             weighted = jacobian * weight
             information = weighted.reshape(6, -1) @ jacobian.reshape(6, -1).T
             scores = (weighted * at.residual).sum(axis=1)
-            slopes = weight * (1.0 - weight * at.squared / scale)
+            linearised = at, jacobian, information
             if config.refine_iterations == 0:
                 break
             step = _damped_step(information, scores.sum(axis=1), damping)
@@ -501,17 +518,89 @@ def refine_pose(
             damping = max(damping / 10, 1e-9)
             if gain < 1e-6 * (cost + gain):
                 break
-    # An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
-    # psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
-    slope = max(float(slopes.mean() / max(weight.mean(), 1e-12)), _MIN_SLOPE)
-    # A residual is smaller than its noise by the share that it had in the pose (HC3).
+    return pose, information, _gradient_scatter(*linearised, config)
+
+
+def _gradient_scatter(
+    at: _Evaluation, jacobian: Array, information: Array, config: PoseSolverConfig
+) -> Array:
+    """Return the covariance (P, P) of the cost's gradient by P parameters, from the residuals.
+
+    An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
+    psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
+    """
+    scale = config.cauchy_scale**2
+    weighted = jacobian / (1.0 + at.squared / scale)
+    scores = (weighted * at.residual).sum(axis=1)
+    slope = _slope(at, config)
+    # A residual is smaller than its noise by the share that it had in the parameters (HC3).
     moved = np.tensordot(np.linalg.pinv(information), jacobian, axes=1)
     share = (weighted * moved).sum(axis=(0, 1))
     scores = scores / (np.maximum(1.0 - share, 0.5) * slope)
     expected = information * robust_inflation(config.cauchy_scale)
     count = scores.shape[1]
-    scatter = (count * (scores @ scores.T) + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
-    return pose, information, scatter
+    return np.asarray(
+        (count * (scores @ scores.T) + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
+    )
+
+
+def _slope(at: _Evaluation, config: PoseSolverConfig) -> float:
+    """Return the mean slope of the influence over the mean weight."""
+    scale = config.cauchy_scale**2
+    weight = 1.0 / (1.0 + at.squared / scale)
+    slopes = weight * (1.0 - weight * at.squared / scale)
+    return max(float(slopes.mean() / max(weight.mean(), 1e-12)), _MIN_SLOPE)
+
+
+def focal_error(
+    camera_from_map: RigidTransform,
+    ideal_keypoints: Array,
+    points_in_map: Array,
+    camera: Camera,
+    sigmas_px: Array,
+    point_covariances: Array | None,
+    config: PoseSolverConfig,
+) -> tuple[float, float]:
+    """Return how far the focal length is from the one that fits best, and the standard deviation.
+
+    Both are logarithms: 0.1 says that the image was taken with a focal length 10 % longer than
+    `camera` has. Found by Gauss-Newton over pose and focal length, from a pose that is optimal for
+    the focal length given. Where that fits, one step tells it.
+
+    Args:
+        camera_from_map: The pose.
+        ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config: As for
+            `refine_pose`, without what is not used.
+    """
+    scale = config.cauchy_scale**2
+    sigmas = np.hypot(sigmas_px, config.min_sigma_px)
+    pose, found, sigma = camera_from_map, 0.0, float('inf')
+    for _ in range(_FOCAL_ROUNDS):
+        factor = float(np.exp(found))
+        zoomed = replace(camera, fx=camera.fx * factor, fy=camera.fy * factor)
+        problem = _Residuals(ideal_keypoints, points_in_map, zoomed, sigmas, point_covariances)
+        problem.whiten(pose)
+        at = problem.at(pose)
+        jacobian = np.concatenate([problem.jacobian(at), problem.by_focal(at)[None]])
+        weighted = jacobian / (1.0 + at.squared / scale)
+        information = weighted.reshape(7, -1) @ jacobian.reshape(7, -1).T
+        gradient = (weighted * at.residual).sum(axis=(1, 2))
+        # No lens is off by more than some tens of per cent; some views tell nothing about it.
+        information[6, 6] += 1.0 / _FOCAL_PRIOR**2
+        gradient[6] += found / _FOCAL_PRIOR**2
+        step = _damped_step(information, gradient, 1e-6)
+        inverse = np.linalg.pinv(information)
+        scatter = _gradient_scatter(at, jacobian, information, config)
+        sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
+        # A step of reweighting is shorter than the way by the slope of the influence.
+        whole = float(step[6]) / _slope(at, config)
+        if abs(found + whole) < _FOCAL_SIGMAS * sigma or abs(whole) < 0.1 * sigma:
+            return found + whole, sigma
+        step *= min(1.0, _FOCAL_PRIOR / abs(step[6]))
+        rotation = rotation_from_vector(step[:3])
+        pose = RigidTransform(rotation @ pose.rotation, rotation @ pose.translation + step[3:6])
+        found += float(step[6])
+    return found, sigma
 
 
 def _damped_step(information: Array, gradient: Array, damping: float) -> Array:

@@ -67,6 +67,8 @@ class LocalizationResult:
         latency_ms: Stage name to milliseconds: features, network, pose, total.
         details: Per-keypoint results if asked for.
         num_used: Correspondences given to the pose solver.
+        focal_error: Logarithm of the focal length that fits best over the one given, and its
+            standard deviation; 0 and infinity if nothing is known.
     """
 
     status: LocalizationStatus
@@ -80,6 +82,7 @@ class LocalizationResult:
     latency_ms: dict[str, float] = field(default_factory=dict)
     details: FrameDetails | None = None
     num_used: int = 0
+    focal_error: tuple[float, float] = (0.0, float('inf'))
 
     @property
     def localized(self) -> bool:

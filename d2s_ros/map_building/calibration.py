@@ -52,6 +52,7 @@ _OPEN = LocalizerConfig(
     max_flat_extent=0.0,
     max_rotation_sigma_deg=180.0,
     max_relative_translation_sigma=1e9,
+    max_focal_error=1e9,
 )
 
 

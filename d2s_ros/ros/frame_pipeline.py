@@ -15,7 +15,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.effort import RateController
+from d2s_ros.localization.plausibility import FocalWatch
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
 from d2s_ros.ros.map_loader import LoadedMap
@@ -189,6 +191,9 @@ class FramePipeline:
         self._rectified = rectified
         self._camera_key: tuple[CameraInfoValues, tuple[int, int]] | None = None
         self._camera: Camera | None = None
+        self._focal_watch = FocalWatch()
+        #: Share by which the focal length of several images may be off.
+        self.max_focal_error = LocalizerConfig.max_focal_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
         #: Lowers the effort to hold a rate; None always does all.
@@ -269,6 +274,9 @@ class FramePipeline:
             controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result
         outcome.status, outcome.reason = result.status.value, result.reason
+        doubt = self._focal_watch.check(result, self.max_focal_error)
+        if doubt and result.localized:
+            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, doubt)
         for stage in ('features', 'network', 'pose'):
             if stage in result.latency_ms:
                 outcome.latency_ms[stage] = result.latency_ms[stage]
@@ -279,4 +287,5 @@ class FramePipeline:
         if self._camera is None or key != self._camera_key:
             self._camera = key[0].camera(*size, self._rectified)
             self._camera_key = key
+            self._focal_watch.reset()
         return self._camera

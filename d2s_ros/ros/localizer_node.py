@@ -139,6 +139,7 @@ class LocalizerNode(LifecycleNode):
             self._gate.max_turn_rate = config.max_turn_rate
             self._gate.odometry_drift = config.odometry_drift
             self._pipeline.camera_info_timeout = config.camera_info_timeout
+            self._pipeline.max_focal_error = config.localizer.max_focal_error
             self._pipeline.hold(config.target_rate)
             self._pipeline.stamps.jump = config.time_jump_threshold
             self._pipeline.stamps.max_future = config.max_future
@@ -267,6 +268,7 @@ class LocalizerNode(LifecycleNode):
             config.rectified,
         )
         self._pipeline.camera_info_timeout = config.camera_info_timeout
+        self._pipeline.max_focal_error = config.localizer.max_focal_error
         self._pipeline.hold(config.target_rate)
         self._slot = LatestSlot()
         self._worker = Worker(

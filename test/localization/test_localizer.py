@@ -148,6 +148,19 @@ def test_a_smaller_image_of_the_same_aspect_is_scaled(localizer, seen):
     assert degrees < 0.3
 
 
+@pytest.mark.parametrize('factor', [0.9, 0.95, 1.05, 1.1])
+def test_a_wrong_focal_length_is_refused(localizer, seen, factor):
+    wrong = replace(seen.camera, fx=factor * seen.camera.fx, fy=factor * seen.camera.fy)
+    result = localizer.localize(seen.image, wrong)
+    assert result.status is LocalizationStatus.CALIBRATION_MISMATCH
+    assert 'focal length' in result.reason
+    assert 'camera_info' in result.reason
+    tolerant = Localizer(
+        localizer.scene_map, localizer.extractor, config=LocalizerConfig(max_focal_error=1.0)
+    )
+    assert tolerant.localize(seen.image, wrong).localized
+
+
 def test_another_aspect_is_refused(localizer, seen):
     result = localizer.localize(seen.image[:300], seen.camera)
     assert result.status is LocalizationStatus.CALIBRATION_MISMATCH

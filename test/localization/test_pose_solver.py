@@ -21,6 +21,7 @@ from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
     find_support,
+    focal_error,
     refine_guided,
     reprojection_errors,
     solve_pose,
@@ -204,6 +205,44 @@ def test_guided_refinement_needs_more_than_there_was(rng):
         config=PoseSolverConfig(),
     )
     assert same is found
+
+
+def focal_of(rng, factor, noise=0.5, flat=False, outliers=0):
+    """Return what `focal_error` says where camera_info is off by a factor."""
+    pose, points, pixels = scene(rng, 150)
+    if flat:
+        # A wall seen straight: further away or a shorter lens, nobody knows.
+        in_camera = pose.inverse().apply(points)
+        points = pose.apply(in_camera / in_camera[:, 2:] * 4.0)
+    pixels = pixels + rng.normal(0, noise, pixels.shape)
+    pixels[:outliers] += rng.uniform(-20, 20, (outliers, 2))
+    given = dataclasses.replace(CAMERA, fx=CAMERA.fx / factor, fy=CAMERA.fy / factor)
+    sigmas = np.full(len(pixels), noise)
+    config = PoseSolverConfig()
+    found = solve_pose(pixels, points, given, sigmas_px=sigmas, config=config)
+    return focal_error(found.camera_from_map, pixels, points, given, sigmas, None, config)
+
+
+@pytest.mark.parametrize('factor', [0.8, 0.95, 1.0, 1.05, 1.2])
+def test_a_wrong_focal_length_is_told(rng, factor):
+    errors = []
+    for _ in range(5):
+        change, sigma = focal_of(rng, factor, outliers=15)
+        assert 0 < sigma < 0.01
+        errors.append((change - np.log(factor)) / sigma)
+    assert np.abs(errors).max() < 4.5
+
+
+def test_focal_errors_are_as_large_as_their_sigmas(rng):
+    normalised = [change / sigma for change, sigma in (focal_of(rng, 1.0) for _ in range(60))]
+    assert 0.7 < np.std(normalised) < 1.4
+    assert abs(np.mean(normalised)) < 0.5
+
+
+def test_a_wall_seen_straight_tells_no_focal_length(rng):
+    for factor in (0.8, 1.0, 1.2):
+        change, sigma = focal_of(rng, factor, flat=True)
+        assert abs(change) < 8 * sigma
 
 
 def assert_consistent(values):
