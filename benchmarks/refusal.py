@@ -7,8 +7,9 @@ with the same pictures on other walls, unlike buildings, photographs, walls seen
 blurred and saturated frames; and about their own frames at dusk, at night and after a third of the
 furniture was moved. A solver's pose is right if it is within 50 cm and 10 degrees of the truth, and
 close if its error is at most ten times the median error of the poses that were published. With
---data, scenes of photographs are asked about too, and mapped. Logs, maps and features in the
-folders are used again.
+--focal the buildings' own frames are asked about with a wrong camera_info instead. With --data,
+scenes of photographs are asked about too, and mapped. Logs, maps and features in the folders are
+used again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from places import Observed, Places, is_building, photographs
 from d2s_ros.data.frames import Frame
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.plausibility import FocalWatch
 
 #: A right pose is within both.
 RIGHT_M, RIGHT_DEG = 0.5, 10.0
@@ -138,6 +140,37 @@ def ask(localizer: Localizer, place: str, kind: str, frames: list[Observed]) -> 
     return rows
 
 
+def ask_wrongly(places: Places, names: list[str], factors: list[float], every: int) -> list[str]:
+    """Return a markdown table of frames of the place with a focal length that is off.
+
+    'node' also averages what the last images of a log tell, as the node does.
+    """
+    lines = ['| focal length given | frames | refused for it | published | by the node | worst |']
+    lines.append('|---' * 6 + '|')
+    for factor in factors:
+        statuses: Counter[str] = Counter()
+        errors = []
+        for name in filter(is_building, names):
+            localizer = Localizer.from_map(places.map(name), device='cpu')
+            for kind in CHANGES:
+                watch = FocalWatch()
+                for frame in places.observed(name, kind, localizer.extractor)[::every]:
+                    camera = frame.camera
+                    camera = replace(camera, fx=factor * camera.fx, fy=factor * camera.fy)
+                    result = localizer.localize_features(frame.features, camera)
+                    statuses[result.status.value] += 1
+                    doubt = watch.check(result, localizer.config.max_focal_error)
+                    if result.map_from_camera is not None and not doubt:
+                        assert frame.truth is not None
+                        errors.append(pose_error(result.map_from_camera, frame.truth)[0])
+        lines.append(
+            f'| {100 * (factor - 1):+.0f} % | {statuses.total()} | '
+            f'{statuses["calibration_mismatch"]} | {statuses["localized"]} | {len(errors)} | '
+            f'{100 * max(errors, default=0.0):.0f} cm |'
+        )
+    return lines
+
+
 def right(row: dict) -> bool:
     """Return whether the solver's pose is right."""
     return row['error'] is not None and row['error'][0] <= RIGHT_M and row['error'][1] <= RIGHT_DEG
@@ -205,6 +238,7 @@ def main() -> int:
     parser.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
     parser.add_argument('--maps', nargs='*', help='ask these maps only (default: all)')
     parser.add_argument('--every', type=int, default=1, help='ask about every n-th frame only')
+    parser.add_argument('--focal', type=float, nargs='+', help='ask with these wrong factors only')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
     args = parser.parse_args()
@@ -214,6 +248,9 @@ def main() -> int:
         names += [name for name in ('fox', 'castle-P30') if (args.data / name).is_dir()]
     if args.maps:
         names = [name for name in names if name in args.maps]
+    if args.focal:
+        print('\n'.join(ask_wrongly(places, names, args.focal, args.every)))
+        return 0
     unknown: list[dict] = []
     known: list[dict] = []
     for name in names:
