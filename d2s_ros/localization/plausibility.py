@@ -25,7 +25,7 @@ _FOCAL_WINDOW, _FOCAL_FEWEST = 20, 5
 #: Systematic error of the focal length that one image tells, in logarithms.
 _FOCAL_FLOOR = 0.005
 #: Standard deviations by which the average must be off.
-_FOCAL_SIGMAS = 5.0
+_MEAN_FOCAL_SIGMAS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +151,6 @@ class FocalWatch:
         # Where images disagree by more than their sigmas, the average is as uncertain.
         excess = float((weights * np.square(changes - mean)).sum()) / (len(changes) - 1)
         sigma = float(np.sqrt(max(1.0, excess) / weights.sum()))
-        if abs(mean) <= max(max_error, _FOCAL_SIGMAS * sigma):
+        if abs(mean) <= max(max_error, _MEAN_FOCAL_SIGMAS * sigma):
             return ''
         return wrong_focal_length(mean, sigma)

@@ -30,7 +30,7 @@ _MIN_SLOPE = 0.1
 _SUPPORT_RADIUS = 0.6
 #: Standard deviation of focal lengths that are wrong, in logarithms; most steps to find one, and
 #: the sigmas below which none is looked for.
-_FOCAL_PRIOR, _FOCAL_ROUNDS, _FOCAL_SIGMAS = 0.1, 8, 4.0
+_FOCAL_PRIOR, _FOCAL_ROUNDS, _FOCAL_CLEAR_SIGMAS = 0.1, 8, 4.0
 #: Times that a refined pose names the candidates it is refined on.
 _GUIDED_ROUNDS = 4
 
@@ -594,7 +594,7 @@ def focal_error(
         sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
         # A step of reweighting is shorter than the way by the slope of the influence.
         whole = float(step[6]) / _slope(at, config)
-        if abs(found + whole) < _FOCAL_SIGMAS * sigma or abs(whole) < 0.1 * sigma:
+        if abs(found + whole) < _FOCAL_CLEAR_SIGMAS * sigma or abs(whole) < 0.1 * sigma:
             return found + whole, sigma
         step *= min(1.0, _FOCAL_PRIOR / abs(step[6]))
         rotation = rotation_from_vector(step[:3])
