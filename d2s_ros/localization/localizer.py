@@ -35,6 +35,7 @@ from d2s_ros.mapping.landmarks import (
 from d2s_ros.mapping.scene_map import SceneMap
 from d2s_ros.network.landmark_inference import LandmarkJudge
 from d2s_ros.network.types import SceneCoordinates
+from d2s_ros.threads import one_thread
 
 #: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.
 REGRESSION_ERROR_PX = 12.0
@@ -341,9 +342,10 @@ class Localizer:
             candidates.best_of_landmark,
             *keypoint_inputs(features, camera),
         )
-        logits = self._judge_candidates(*(torch.from_numpy(i).to(self.device) for i in inputs))
-        probability = torch.softmax(logits, dim=-1)[:, :-1]
-        reliability, choice = probability.max(dim=-1)
+        with one_thread():
+            logits = self._judge_candidates(*(torch.from_numpy(i).to(self.device) for i in inputs))
+            probability = torch.softmax(logits, dim=-1)[:, :-1]
+            reliability, choice = probability.max(dim=-1)
         rows = np.arange(len(features))
         landmark_idx = candidates.landmark_idx[rows, choice.cpu().numpy()]
         return SceneCoordinates(

@@ -142,7 +142,13 @@ class GateConfig:
         minimum=0.0,
     )
     max_old_loss: float = option(
-        0.01, 'Largest loss of recall on frames of the old map.', minimum=0.0, maximum=1.0
+        0.02,
+        'Largest loss of recall on old frames, all and of each log, against the best ever.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    min_frames_for_chance: int = option(
+        10, 'Of so many old frames one may always be lost.', minimum=2
     )
     max_old_loss_bound: float = option(
         0.06, 'Largest loss at the lower end of the confidence interval.', minimum=0.0, maximum=1.0

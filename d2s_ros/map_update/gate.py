@@ -22,6 +22,8 @@ from d2s_ros.mapping.scene_map import SceneMap
 
 #: Logs that are judged as one.
 _EARLIER = 'earlier logs'
+#: All old frames, where figures are kept by log.
+ALL_LOGS = 'all logs'
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def compare(
         'with_reference': len(difference),
         'incumbent': side(incumbent),
         'candidate': side(candidate),
+        'won_frames': int(np.sum(difference > 0)),
+        'lost_frames': int(np.sum(difference < 0)),
         'gain': round(float(difference.mean()), 4) if has_any else None,
         'gain_low': round(low, 4) if has_any else None,
         'gain_high': round(high, 4) if has_any else None,
@@ -197,8 +201,12 @@ def decide(
     new: dict[str, Any],
     config: GateConfig,
     old_logs: Mapping[str, dict[str, Any]] | None = None,
+    missing: Mapping[str, int] | None = None,
 ) -> PromotionDecision:
     """Judge the figures of `compare` on old and on new frames.
+
+    One frame lost is chance, one more with every update is not: old frames are counted against the
+    best that the map ever did on them.
 
     Args:
         old: On all old frames.
@@ -206,19 +214,22 @@ def decide(
         config: Limits.
         old_logs: On the old frames of each log that earlier updates took: what the map learned of
             another light must not be lost for what it learns of this one.
+        missing: How many frames of a log the incumbent is below its best, see `missing_frames`.
     """
     against: list[str] = []
-    old_logs = old_logs or {}
-    metrics = {'old': old, 'new': new, 'old_logs': dict(old_logs)}
+    missing = missing or {}
+    old = {**old, 'missing_frames': _missing(old, missing.get(ALL_LOGS, 0))}
+    old_logs = {
+        log: {**figures, 'missing_frames': _missing(figures, missing.get(log, 0))}
+        for log, figures in (old_logs or {}).items()
+    }
+    metrics = {'old': old, 'new': new, 'old_logs': old_logs}
     if not old['with_reference']:
         against.append('no frame of the old map could be tried')
     else:
-        if old['gain'] < -config.max_old_loss:
-            against.append(
-                f'recall on the old map falls by {-100 * old["gain"]:.1f} points '
-                f'({100 * config.max_old_loss:.1f} allowed)'
-            )
-        elif old['gain_low'] < -config.max_old_loss_bound:
+        if problem := _too_much_lost(old, config):
+            against.append(f'recall on the old map {problem}')
+        elif old['lost_frames'] > 1 and old['gain_low'] < -config.max_old_loss_bound:
             against.append(
                 f'recall on the old map may fall by {-100 * old["gain_low"]:.1f} points '
                 f'({100 * config.max_old_loss_bound:.1f} allowed)'
@@ -231,9 +242,9 @@ def decide(
                 f'the median error on the old map grows from {before:.4f} to {after:.4f}'
             )
     for log, figures in old_logs.items():
-        if (figures['gain'] or 0.0) < -config.max_old_loss:
+        if problem := _too_much_lost(figures, config):
             name = f'frames of {log}' if log else 'frames of the first mapping'
-            against.append(f'recall on {name} falls by {-100 * figures["gain"]:.1f} points')
+            against.append(f'recall on {name} {problem}')
     if not new['with_reference']:
         against.append('no held-out frame of the logs has a verified pose to judge by')
     elif new['with_reference'] < config.min_new_frames:
@@ -259,6 +270,40 @@ def decide(
         f'{_percent(old["incumbent"]["recall"])} to {_percent(old["candidate"]["recall"])}'
     )
     return PromotionDecision(True, (reason,), metrics)
+
+
+def _missing(figures: Mapping[str, Any], before: int) -> int:
+    return max(0, before + figures['lost_frames'] - figures['won_frames'])
+
+
+def _too_much_lost(figures: Mapping[str, Any], config: GateConfig) -> str:
+    """Say how far a candidate is below the best that its map did, if that is not to be allowed."""
+    count = figures['with_reference']
+    allowed = max(config.max_old_loss * count, float(count >= config.min_frames_for_chance))
+    if figures['missing_frames'] <= allowed or figures['lost_frames'] <= figures['won_frames']:
+        return ''
+    below = 100 * figures['missing_frames'] / count
+    return f'falls to {below:.1f} points below its best ({100 * allowed / count:.1f} allowed)'
+
+
+def missing_frames(gate: Mapping[str, Any] | None, logs: Sequence[str]) -> dict[str, int]:
+    """Return how many old frames of each log a map is below the best that it ever did.
+
+    Args:
+        gate: `PromotionDecision.metrics` of the update that made the map; None without.
+        logs: The logs that are told apart now, see `images_to_try`.
+
+    Returns:
+        Frames by log, and of all logs by `ALL_LOGS`; logs that lack none are left out.
+    """
+    if gate is None:
+        return {}
+    result: dict[str, int] = {}
+    for log, figures in gate.get('old_logs', {}).items():
+        name = log if log in logs else _EARLIER
+        result[name] = result.get(name, 0) + figures.get('missing_frames', 0)
+    result[ALL_LOGS] = gate.get('old', {}).get('missing_frames', 0)
+    return {log: count for log, count in result.items() if count}
 
 
 def judge(
@@ -297,7 +342,9 @@ def judge(
         config,
         max_error,
     )
-    return decide(old, new, config, by_log if len(by_log) > 1 else None)
+    made_by = manifest.metrics.get('update', {}).get('gate')
+    missing = missing_frames(made_by, list(chosen))
+    return decide(old, new, config, by_log if len(by_log) > 1 else None, missing)
 
 
 def images_to_try(logs: Sequence[str], config: GateConfig) -> dict[str, list[int]]:

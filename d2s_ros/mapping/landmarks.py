@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +23,14 @@ from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.mapping.product_codes import ProductCodes
 from d2s_ros.mapping.reconstruction import Reconstruction
-from d2s_ros.network.landmark import GROUP, candidate_evidence, nearest_keys
+from d2s_ros.network.landmark import candidate_evidence, nearest_keys
+from d2s_ros.threads import one_thread
 
-#: Keypoints searched at once: their sums stay in the cache.
+#: Keypoints searched at once: their cosines stay in the cache.
 _ROWS_AT_ONCE = 256
+#: Sizes of the groups of groups of landmarks whose maxima are compared, and landmarks in a group.
+_GROUPS = (16, 4)
+_COLUMNS = 64
 #: Largest integers of keys and descriptors, and of cosines.
 _INT8_RANGE, _UINT8_RANGE = 127, 255
 #: Candidates found beyond those that are asked for: cosines of 8 bits do not order them exactly.
@@ -224,8 +227,8 @@ class LandmarkIndex:
         self._by_integers = device == 'cpu' and not exact and has_fast_int8()
         if self._by_integers:
             self._scale = _INT8_RANGE / max(float(np.abs(keys).max(initial=0.0)), 1e-6)
-            # Zeros at the end: their cosine is that of no landmark at all.
-            padded = -(-len(keys) // GROUP) * GROUP
+            # Zeros at the end: no cosine is smaller than theirs.
+            padded = -(-len(keys) // _COLUMNS) * _COLUMNS
             self._small = torch.zeros((padded, keys.shape[1]), dtype=torch.int8)
             self._small[: len(keys)] = self._quantised(self._keys).to(torch.int8)
             self._key_scales = torch.full((padded,), 1 / self._scale)
@@ -279,66 +282,79 @@ class LandmarkIndex:
     def _search_integers(
         self, queries: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        small = self._quantised(queries).add_(_INT8_RANGE + 1).to(torch.uint8)
-        column_best = torch.zeros(len(self._small), dtype=torch.uint8)
         num_found = min(count + _SPARE_CANDIDATES, len(self._keys))
         values, found = [], []
+        with one_thread():
+            small = self._quantised(queries).add_(_INT8_RANGE + 1).to(torch.uint8)
+            column_best = torch.zeros(len(self._small), dtype=torch.uint8)
         for rows in small.split(_ROWS_AT_ONCE):
             cosines = torch.ops.onednn.qlinear_pointwise(
                 rows, 1 / self._scale, _INT8_RANGE + 1, self._packed, self._key_scales,
                 self._key_zeros, None, 1 / _UINT8_RANGE, 0, torch.uint8, 'none', [], '',
             )  # fmt: skip
-            torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
-            largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
+            with one_thread():
+                torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
+                largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
             values.append(largest)
             found.append(columns)
-        idx = torch.from_numpy(np.concatenate(found))
-        best = column_best.index_select(0, idx.flatten()).view_as(idx)
-        # Both of 8 bits: exactly zero for mutual neighbours.
-        behind = (best - torch.from_numpy(np.concatenate(values))).float() / _UINT8_RANGE
-        keys_found = self._keys.index_select(0, idx.flatten()).view(*idx.shape, -1)
-        similarity = keys_found.mul_(queries[:, None]).sum(dim=-1)
-        similarity, order = similarity.sort(dim=1, descending=True)
-        similarity, order = similarity[:, :count], order[:, :count]
-        return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
+        with one_thread():
+            idx = torch.from_numpy(np.concatenate(found))
+            best = column_best.index_select(0, idx.flatten()).view_as(idx)
+            # Both of 8 bits: exactly zero for mutual neighbours.
+            behind = (best - torch.from_numpy(np.concatenate(values))).float() / _UINT8_RANGE
+            keys_found = self._keys.index_select(0, idx.flatten()).view(*idx.shape, -1)
+            similarity = keys_found.mul_(queries[:, None]).sum(dim=-1)
+            similarity, order = similarity.sort(dim=1, descending=True)
+            similarity, order = similarity[:, :count], order[:, :count]
+            return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
 
 
 def _largest_bytes(
     values: torch.Tensor, width: int, count: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the `count` largest of the first `width` columns of (N, M) uint8, and their columns.
 
-    As `nearest_keys`, by groups of columns: M is a multiple of their size.
+    The largest are in the groups with the largest maxima, level by level. M is a multiple of
+    `_COLUMNS`, and columns from `width` on hold zeros.
     """
-    num_groups = values.shape[1] // GROUP
-    if num_groups <= 4 * count:
+    if values.shape[1] // _COLUMNS <= 2 * count:
         return _largest(values[:, :width].numpy(), count)
     # A group is every n-th column, so that halves can be compared element by element.
-    best = values
-    while best.shape[1] > num_groups:
-        best = torch.maximum(*best.chunk(2, dim=1))
-    _, groups = _largest(best.numpy(), count)
-    columns = (groups[:, :, None] + num_groups * np.arange(GROUP)).reshape(len(values), -1)
-    few = values.gather(1, torch.from_numpy(columns)).numpy().astype(np.int32)
-    few[columns >= width] = -1
-    largest, position = _largest(few, count)
-    return largest, np.take_along_axis(columns, position, axis=1)
+    levels = [values]
+    for size in reversed(_GROUPS):
+        best = levels[-1]
+        num_groups = best.shape[1] // size
+        while best.shape[1] > num_groups:
+            best = torch.maximum(*best.chunk(2, dim=1))
+        levels.append(best)
+    largest, columns = _largest(levels.pop().numpy(), count)
+    rows = np.arange(len(values))[:, None]
+    for size in _GROUPS:
+        level = levels.pop()
+        stride = level.shape[1] // size
+        members = (columns[:, :, None] + stride * np.arange(size)).reshape(len(values), -1)
+        few = level.gather(1, torch.from_numpy(members)).numpy()
+        largest, position = _largest(few, count)
+        columns = members[rows, position]
+    return largest, columns
 
 
-def _largest(values: NDArray[Any], count: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the `count` largest of each row of (N, W) bytes and their columns, best first.
+def _largest(values: NDArray[np.uint8], count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the `count` largest of each row of (N, W) and their columns, best and first first.
 
     Value and column are packed into one integer, which NumPy sorts several times as fast as
     PyTorch finds the largest with their places.
     """
     width = values.shape[1]
     bits = (width - 1).bit_length()
-    packed = values.astype(np.int32)
-    packed <<= bits
-    packed |= np.arange(width, dtype=np.int32)
+    kind = np.dtype(np.uint16 if bits <= 8 else np.uint32).type
+    packed = values.astype(kind)
+    packed <<= kind(bits)
+    packed |= np.arange(width - 1, -1, -1, dtype=kind)
     packed.partition(width - count, axis=1)
     best = np.sort(packed[:, width - count :], axis=1)[:, ::-1]
-    return best >> bits, (best & ((1 << bits) - 1)).astype(np.int64)
+    columns = width - 1 - (best & kind((1 << bits) - 1)).astype(np.int64)
+    return (best >> kind(bits)).astype(np.uint8), columns
 
 
 def find_training_candidates(

@@ -7,11 +7,13 @@ import pytest
 
 from d2s_ros.map_update.config import GateConfig
 from d2s_ros.map_update.gate import (
+    ALL_LOGS,
     FrameScore,
     bootstrap_interval,
     compare,
     decide,
     images_to_try,
+    missing_frames,
 )
 
 CONFIG = GateConfig()
@@ -62,13 +64,51 @@ def test_others_are_refused_with_the_reason(old, new, reason):
 
 
 def test_a_loss_on_one_earlier_log_is_not_made_up_for_by_another():
-    old = figures([GOOD] * 40 + [LOST], [GOOD] * 39 + [LOST, GOOD])
-    by_log = {'': figures([GOOD] * 40, [GOOD] * 39 + [LOST]), 'dusk': figures([LOST], [GOOD])}
+    old = figures([GOOD] * 60 + [LOST] * 2, [GOOD] * 58 + [LOST] * 2 + [GOOD] * 2)
+    by_log = {
+        '': figures([GOOD] * 60, [GOOD] * 58 + [LOST] * 2),
+        'dusk': figures([LOST] * 2, [GOOD] * 2),
+    }
     new = figures([LOST] * 5, [GOOD] * 5)
     assert decide(old, new, CONFIG).promote
     decision = decide(old, new, CONFIG, by_log)
     assert not decision.promote
-    assert decision.reasons == ('recall on frames of the first mapping falls by 2.5 points',)
+    assert decision.reasons == (
+        'recall on frames of the first mapping falls to 3.3 points below its best (2.0 allowed)',
+    )
+
+
+def test_one_old_frame_may_be_lost_but_not_one_more_with_every_update():
+    old = figures([GOOD] * 20, [GOOD] * 19 + [LOST])
+    new = figures([LOST] * 5, [GOOD] * 5)
+    first = decide(old, new, CONFIG, {'': old})
+    assert first.promote
+    missing = missing_frames(first.metrics, [''])
+    assert missing == {'': 1, ALL_LOGS: 1}
+    again = figures([GOOD] * 19 + [LOST], [GOOD] * 18 + [LOST] * 2)
+    second = decide(again, new, CONFIG, {'': again}, missing)
+    assert not second.promote
+    assert 'falls to 10.0 points below its best (5.0 allowed)' in second.reasons[0]
+    # Without a loss of its own an update is not refused for those before; a gain makes up for them.
+    same = figures([GOOD] * 19 + [LOST], [GOOD] * 19 + [LOST])
+    assert decide(same, new, CONFIG, {'': same}, missing).promote
+    back = figures([GOOD] * 19 + [LOST], [GOOD] * 20)
+    third = decide(back, new, CONFIG, {'': back}, missing)
+    assert missing_frames(third.metrics, ['']) == {}
+
+
+def test_of_few_old_frames_none_may_be_lost():
+    old = figures([GOOD] * 5, [GOOD] * 4 + [LOST])
+    assert not decide(old, figures([LOST] * 5, [GOOD] * 5), CONFIG).promote
+
+
+def test_frames_below_the_best_of_logs_that_become_one_are_added():
+    gate = {
+        'old': {'missing_frames': 2},
+        'old_logs': {'': {'missing_frames': 0}, 'a': {'missing_frames': 1}, 'b': {}},
+    }
+    assert missing_frames(gate, ['', 'earlier logs', 'c']) == {'earlier logs': 1, ALL_LOGS: 2}
+    assert missing_frames(None, ['']) == {}
 
 
 def test_every_log_is_tried_alike_and_many_are_pooled():
