@@ -23,9 +23,6 @@ class LocalizerConfig:
     guided_refinement: bool = option(
         True, 'Refine poses on all candidates close to their keypoint, not only on inliers.'
     )
-    guided_min_similarity: float = option(
-        0.8, 'Candidates that are less similar are left out of that.', minimum=0.0, maximum=1.0
-    )
     min_keypoints: int = option(20, 'Images with fewer keypoints are refused.', minimum=4)
     false_accept_rate: float = option(
         1e-4,

@@ -23,7 +23,13 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.effort import FULL, Effort
 from d2s_ros.localization.gates import doubt_focal_length, doubt_lone_thing, judge
-from d2s_ros.localization.pose_solver import PoseEstimate, find_support, refine_guided, solve_pose
+from d2s_ros.localization.guided_refinement import (
+    CandidateMatches,
+    find_support,
+    refine_guided,
+    with_focal_error,
+)
+from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
@@ -389,10 +395,23 @@ class Localizer:
         An object that was moved, or that stands somewhere else as well, may hold most of the
         inliers. They lie close together then, while those of the right pose are all over the image.
         """
+        ideal = camera.undistort(features.keypoints)
+        sigmas = self.scene_map.manifest.calibration.sigma_px * detection_sigma_px(features.scales)
+        matches: CandidateMatches | None = None
+        if self.config.guided_refinement and candidates is not None:
+            matches = CandidateMatches(
+                ideal,
+                sigmas,
+                candidates.similarity,
+                candidates.landmark_idx,
+                self._points,
+                self._point_covariances,
+                camera.ideal,
+            )
         best: tuple[NDArray[np.int64], PoseEstimate | None] = used, None
         most = 0.0
         for _ in range(_MAX_HYPOTHESES):
-            estimate = self._solve(features, camera, coordinates, used, candidates)
+            estimate = self._solve(ideal, sigmas, camera.ideal, coordinates, used, matches)
             if best[1] is None:
                 best = used, estimate
             if estimate is None or estimate.inlier_mask.sum() < self.config.min_inliers:
@@ -403,7 +422,10 @@ class Localizer:
             if spread >= self.config.doubtful_spread:
                 break
             used = used[~estimate.inlier_mask]
-        return best
+        used, estimate = best
+        if estimate is not None and matches is not None:
+            estimate = with_focal_error(estimate, matches, self._solver_config)
+        return used, estimate
 
     def _covariance_scale(self, reliable_share: float) -> float:
         """Return what the solver's covariance is multiplied by.
@@ -419,15 +441,13 @@ class Localizer:
 
     def _solve(
         self,
-        features: LocalFeatures,
+        all_ideal: NDArray[np.float64],
+        all_sigmas: NDArray[np.float64],
         camera: Camera,
         coordinates: SceneCoordinates,
         used: NDArray[np.int64],
-        candidates: Candidates | None,
+        matches: CandidateMatches | None,
     ) -> PoseEstimate | None:
-        calibration = self.scene_map.manifest.calibration
-        all_ideal = camera.undistort(features.keypoints)
-        all_sigmas = calibration.sigma_px * detection_sigma_px(features.scales)
         ideal = all_ideal[used]
         valid = np.isfinite(ideal).all(axis=1)
         covariances = None
@@ -436,39 +456,23 @@ class Localizer:
         estimate = solve_pose(
             ideal[valid],
             coordinates.points_in_map[used[valid]],
-            camera.ideal,
+            camera,
             sigmas_px=all_sigmas[used[valid]],
             point_covariances=covariances,
             config=self._solver_config,
         )
         if estimate is None:
             return None
-        if self.config.guided_refinement and candidates is not None:
-            estimate = refine_guided(
-                estimate,
-                all_ideal,
-                self._points,
-                candidates.similarity,
-                candidates.landmark_idx,
-                camera.ideal,
-                sigmas_px=all_sigmas,
-                point_covariances=self._point_covariances,
-                min_similarity=self.config.guided_min_similarity,
-                config=self._solver_config,
-            )
+        if matches is not None:
+            estimate = refine_guided(estimate, matches, self._solver_config)
             inlier_idx = used[valid][estimate.inlier_mask]
             assert coordinates.landmark_idx is not None
             support = find_support(
                 estimate.camera_from_map,
-                all_ideal,
-                self._points,
-                candidates.similarity,
-                candidates.landmark_idx,
-                camera.ideal,
+                matches,
                 inlier_idx,
                 coordinates.landmark_idx[inlier_idx],
-                min_similarity=self.config.guided_min_similarity,
-                config=self._solver_config,
+                self._solver_config,
             )
             estimate = replace(estimate, support=support)
         inliers = np.zeros(len(used), bool)

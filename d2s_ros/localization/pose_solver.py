@@ -9,7 +9,7 @@ few.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,13 +26,9 @@ Array = NDArray[np.float64]
 _PRIOR_COUNT = 50
 #: Where most residuals are outliers the robust loss is flat: the covariance ends here.
 _MIN_SLOPE = 0.1
-#: Support lies within this share of the inlier threshold.
-_SUPPORT_RADIUS = 0.6
 #: Standard deviation of focal lengths that are wrong, in logarithms; most steps to find one, and
 #: the sigmas below which none is looked for.
 _FOCAL_PRIOR, _FOCAL_ROUNDS, _FOCAL_CLEAR_SIGMAS = 0.1, 8, 4.0
-#: Times that a refined pose names the candidates it is refined on.
-_GUIDED_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,9 @@ class PoseEstimate:
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
         extent: Width of the inliers' points, two sigma to both sides, in the second widest
             direction; unit of the map.
+        guided_pairs: (K, 2) keypoints and landmarks that `refine_guided` refined it on.
         support: What the pose found beside its inliers, if it was asked to.
-        focal_error: What `focal_error` gives for the candidates it was refined on; nothing known: 0
-            and infinity.
+        focal_error: What `focal_error` gives for the guided pairs; nothing known: 0 and infinity.
     """
 
     camera_from_map: RigidTransform
@@ -112,12 +108,13 @@ class PoseEstimate:
     median_depth: float
     inlier_scatter_px: Array
     extent: float
+    guided_pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     support: Support | None = None
     focal_error: tuple[float, float] = (0.0, float('inf'))
 
     def spread(self, camera: Camera) -> float:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
-        return _ellipse_area(self.inlier_scatter_px) / (camera.width * camera.height)
+        return ellipse_area(self.inlier_scatter_px) / (camera.width * camera.height)
 
 
 def solve_pose(
@@ -196,161 +193,19 @@ def solve_pose(
         rank_deficient,
         float(np.median(in_camera[inliers, 2])),
         np.cov(ideal_keypoints[inliers].T),
-        _extent(points_in_map[inliers]),
+        extent_of(points_in_map[inliers]),
     )
 
 
-def _ellipse_area(scatter: Array) -> float:
+def ellipse_area(scatter: Array) -> float:
+    """Return the area of the two-sigma ellipse of a scatter (2, 2)."""
     return float(4 * np.pi * np.sqrt(max(float(np.linalg.det(scatter)), 0.0)))
 
 
-def _extent(points: Array) -> float:
+def extent_of(points: Array) -> float:
+    """Return the width of points (N, 3) in the second widest direction, two sigma to both sides."""
     variances = np.linalg.eigvalsh(np.cov(points.T))
     return float(4.0 * np.sqrt(max(variances[1], 0.0)))
-
-
-def refine_guided(
-    estimate: PoseEstimate,
-    ideal_keypoints: Array,
-    points_in_map: Array,
-    similarity: NDArray[np.float32],
-    landmark_idx: NDArray[np.int64],
-    camera: Camera,
-    *,
-    sigmas_px: Array,
-    point_covariances: Array,
-    min_similarity: float,
-    config: PoseSolverConfig,
-) -> PoseEstimate:
-    """Refine a pose on every candidate landmark that it brings close to its keypoint.
-
-    The pose knows better than descriptors which candidates are right, so it is given many more
-    correspondences than RANSAC was. A pose of few inliers may be some px off where it has none: the
-    refined one is asked again, until it names the same candidates. Inliers and spread stay those of
-    RANSAC: matches chosen by a pose are no evidence for it.
-
-    Args:
-        estimate: From `solve_pose`.
-        ideal_keypoints: (N, 2) float64 undistorted px of `camera.ideal`, NaN if none.
-        points_in_map: (M, 3) float64 landmarks.
-        similarity: (N, C) cosines of each keypoint's candidates, best first.
-        landmark_idx: (N, C) rows of `points_in_map`.
-        camera: Intrinsics; distortion is ignored here.
-        sigmas_px: (N,) standard deviation of each keypoint.
-        point_covariances: (M, 3, 3).
-        min_similarity: Candidates below are not used.
-        config: Options.
-
-    Returns:
-        The refined estimate, or the given one if the candidates are fewer than its inliers.
-    """
-    candidates = points_in_map[landmark_idx]
-    similar = similarity >= min_similarity
-    radius = 1.5 * config.threshold_px(camera)
-    before = np.empty((0, 2), np.int64)
-
-    def given(pairs: NDArray[np.int64]) -> tuple[Array, Array, Camera, Array, Array]:
-        keypoint_idx, landmarks = pairs.T
-        return (
-            ideal_keypoints[keypoint_idx],
-            points_in_map[landmarks],
-            camera,
-            sigmas_px[keypoint_idx],
-            point_covariances[landmarks],
-        )
-
-    for _ in range(_GUIDED_ROUNDS):
-        close = similar & _close(
-            estimate.camera_from_map, candidates, ideal_keypoints, camera, radius
-        )
-        # The most similar of those that are close, and each landmark's most similar keypoint.
-        keypoint_idx = np.flatnonzero(close.any(axis=1))
-        choice = close[keypoint_idx].argmax(axis=1)
-        landmarks = landmark_idx[keypoint_idx, choice]
-        order = np.argsort(-similarity[keypoint_idx, choice], kind='stable')
-        _, first = np.unique(landmarks[order], return_index=True)
-        chosen = order[first]
-        pairs = np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
-        if len(chosen) < estimate.inlier_mask.sum() or np.array_equal(pairs, before):
-            break
-        before = pairs
-        refined, information, scatter = refine_pose(
-            estimate.camera_from_map, *given(pairs), np.ones(len(pairs), bool), config
-        )
-        covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
-        estimate = replace(
-            estimate,
-            camera_from_map=refined,
-            covariance=covariance,
-            rank_deficient=rank_deficient,
-        )
-    if len(before):
-        error = focal_error(estimate.camera_from_map, *given(before), config)
-        estimate = replace(estimate, focal_error=error)
-    return estimate
-
-
-def _close(
-    camera_from_map: RigidTransform,
-    candidates: Array,
-    ideal_keypoints: Array,
-    camera: Camera,
-    radius_px: float,
-) -> NDArray[np.bool_]:
-    """Return which candidates (N, C, 3) in the map project close to their keypoint (N, 2)."""
-    shape = candidates.shape[:2]
-    in_camera = camera_from_map.apply(candidates.reshape(-1, 3))
-    projected = _project(in_camera, camera).reshape(*shape, 2)
-    error = np.linalg.norm(projected - ideal_keypoints[:, None], axis=-1)
-    # Keypoints without an ideal pixel are NaN.
-    with np.errstate(invalid='ignore'):
-        close = error <= radius_px
-    return np.asarray(close & (in_camera[:, 2] > 1e-6).reshape(shape))
-
-
-def find_support(
-    camera_from_map: RigidTransform,
-    ideal_keypoints: Array,
-    points_in_map: Array,
-    similarity: NDArray[np.float32],
-    landmark_idx: NDArray[np.int64],
-    camera: Camera,
-    inlier_idx: NDArray[np.int64],
-    inlier_landmarks: NDArray[np.int64],
-    *,
-    min_similarity: float,
-    config: PoseSolverConfig,
-) -> Support:
-    """Count the candidates that a pose finds beside its inliers.
-
-    A pose that is chance finds a few. The right one finds many, also where the network trusts
-    little, as at night.
-
-    Args:
-        camera_from_map: The pose.
-        ideal_keypoints, points_in_map, similarity, landmark_idx, camera: As for `refine_guided`.
-        inlier_idx: (K,) keypoints that are inliers.
-        inlier_landmarks: (K,) their landmarks.
-        min_similarity: Candidates below do not count.
-        config: Options.
-    """
-    others = np.ones(len(ideal_keypoints), bool)
-    others[inlier_idx] = False
-    keypoint_idx = np.flatnonzero(others & (similarity[:, 0] >= min_similarity))
-    found = landmark_idx[keypoint_idx]
-    radius = _SUPPORT_RADIUS * config.threshold_px(camera)
-    close = _close(
-        camera_from_map, points_in_map[found], ideal_keypoints[keypoint_idx], camera, radius
-    )
-    close &= similarity[keypoint_idx] >= min_similarity
-    close &= ~np.isin(found, inlier_landmarks)
-    row = np.flatnonzero(close.any(axis=1))
-    landmarks, first = np.unique(found[row, close[row].argmax(axis=1)], return_index=True)
-    supporting = ideal_keypoints[keypoint_idx[row[first]]]
-    keypoints = np.concatenate([ideal_keypoints[inlier_idx], supporting])
-    points = points_in_map[np.concatenate([inlier_landmarks, landmarks])]
-    spread = _ellipse_area(np.cov(keypoints.T)) / (camera.width * camera.height)
-    return Support(supporting, spread, _extent(points))
 
 
 def reprojection_errors(
@@ -358,12 +213,13 @@ def reprojection_errors(
 ) -> tuple[Array, Array]:
     """Return errors (N,) in px (infinite behind the camera) and points in the camera (N, 3)."""
     in_camera = camera_from_map.apply(points_in_map)
-    errors = np.linalg.norm(_project(in_camera, camera) - ideal_keypoints, axis=1)
+    errors = np.linalg.norm(project(in_camera, camera) - ideal_keypoints, axis=1)
     errors[in_camera[:, 2] <= 1e-6] = np.inf
     return errors, in_camera
 
 
-def _project(in_camera: Array, camera: Camera) -> Array:
+def project(in_camera: Array, camera: Camera) -> Array:
+    """Return ideal pixels (N, 2) of points in the camera (N, 3)."""
     depth = np.where(in_camera[:, 2:] > 1e-6, in_camera[:, 2:], 1e-6)
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
@@ -518,11 +374,16 @@ def refine_pose(
             damping = max(damping / 10, 1e-9)
             if gain < 1e-6 * (cost + gain):
                 break
-    return pose, information, _gradient_scatter(*linearised, config)
+    inverse = np.asarray(np.linalg.pinv(information), np.float64)
+    return pose, information, _gradient_scatter(*linearised, inverse, config)
 
 
 def _gradient_scatter(
-    at: _Evaluation, jacobian: Array, information: Array, config: PoseSolverConfig
+    at: _Evaluation,
+    jacobian: Array,
+    information: Array,
+    inverse: Array,
+    config: PoseSolverConfig,
 ) -> Array:
     """Return the covariance (P, P) of the cost's gradient by P parameters, from the residuals.
 
@@ -534,7 +395,7 @@ def _gradient_scatter(
     scores = (weighted * at.residual).sum(axis=1)
     slope = _slope(at, config)
     # A residual is smaller than its noise by the share that it had in the parameters (HC3).
-    moved = np.tensordot(np.linalg.pinv(information), jacobian, axes=1)
+    moved = np.tensordot(inverse, jacobian, axes=1)
     share = (weighted * moved).sum(axis=(0, 1))
     scores = scores / (np.maximum(1.0 - share, 0.5) * slope)
     expected = information * robust_inflation(config.cauchy_scale)
@@ -590,7 +451,7 @@ def focal_error(
         gradient[6] += found / _FOCAL_PRIOR**2
         step = _damped_step(information, gradient, 1e-6)
         inverse = np.linalg.pinv(information)
-        scatter = _gradient_scatter(at, jacobian, information, config)
+        scatter = _gradient_scatter(at, jacobian, information, inverse, config)
         sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
         # A step of reweighting is shorter than the way by the slope of the influence.
         whole = float(step[6]) / _slope(at, config)

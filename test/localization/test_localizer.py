@@ -14,6 +14,7 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.pose_solver import solve_pose
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.network.types import SceneCoordinates
 from d2s_ros.simulation.config import SimulationConfig
@@ -253,7 +254,8 @@ def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
     assert error[0] < 0.05
     assert set(used[estimate.inlier_mask]) <= set(range(80, 120))
     # RANSAC alone takes the object.
-    alone = localizer._solve(features, camera, coordinates, np.arange(120), None)
+    ideal = camera.undistort(features.keypoints)
+    alone = solve_pose(ideal, points, camera.ideal, sigmas_px=np.ones(120))
     assert pose_error(alone.camera_from_map.inverse(), thing @ scene)[0] < 0.05
 
 

@@ -17,12 +17,16 @@ from d2s_ros.geometry.transforms import (
 )
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import judge_geometry
+from d2s_ros.localization.guided_refinement import (
+    CandidateMatches,
+    find_support,
+    refine_guided,
+    with_focal_error,
+)
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
-    find_support,
     focal_error,
-    refine_guided,
     reprojection_errors,
     solve_pose,
 )
@@ -99,6 +103,20 @@ def trials(rng, *, count, sigma, point_sigma=0.0, number=250, outliers=0.0):
     return np.array(values)
 
 
+def matches_of(pixels, points, landmark_idx, sigma):
+    """Return candidates of which the first is the most similar, of landmarks that are exact."""
+    count = landmark_idx.shape[1]
+    return CandidateMatches(
+        pixels,
+        np.full(len(pixels), sigma),
+        np.tile(0.95 - 0.05 * np.arange(count), (len(pixels), 1)),
+        landmark_idx,
+        points,
+        np.zeros((len(points), 3, 3)),
+        CAMERA,
+    )
+
+
 def test_guided_refinement_uses_what_ransac_was_not_given(rng):
     """RANSAC gets a tenth of the keypoints; the candidates of all include the right ones."""
     config = PoseSolverConfig()
@@ -112,18 +130,7 @@ def test_guided_refinement_uses_what_ransac_was_not_given(rng):
         swapped = rng.random(200) < 0.33
         landmark_idx[swapped] = landmark_idx[swapped][:, ::-1]
         found = solve_pose(noisy[:20], points[:20], CAMERA, sigmas_px=sigmas[:20], config=config)
-        guided = refine_guided(
-            found,
-            noisy,
-            points,
-            np.tile([0.95, 0.9], (200, 1)),
-            landmark_idx,
-            CAMERA,
-            sigmas_px=sigmas,
-            point_covariances=np.zeros((200, 3, 3)),
-            min_similarity=0.8,
-            config=config,
-        )
+        guided = refine_guided(found, matches_of(noisy, points, landmark_idx, 0.7), config)
         before.append(pose_error(found.camera_from_map.inverse(), pose)[0])
         after.append(pose_error(guided.camera_from_map.inverse(), pose)[0])
         assert np.trace(guided.covariance) < np.trace(found.covariance)
@@ -143,18 +150,8 @@ def test_guided_refinement_goes_on_until_it_finds_the_same(rng):
         camera_from_map=turn @ found.camera_from_map,
         inlier_mask=np.arange(300) < 10,
     )
-    guided = refine_guided(
-        start,
-        noisy,
-        points,
-        np.full((300, 1), 0.9),
-        np.arange(300)[:, None],
-        CAMERA,
-        sigmas_px=np.full(300, 0.5),
-        point_covariances=np.zeros((300, 3, 3)),
-        min_similarity=0.8,
-        config=PoseSolverConfig(),
-    )
+    matches = matches_of(noisy, points, np.arange(300)[:, None], 0.5)
+    guided = refine_guided(start, matches, PoseSolverConfig())
     best = pose_error(found.camera_from_map.inverse(), pose)
     error = pose_error(guided.camera_from_map.inverse(), pose)
     assert error[1] < 1.5 * best[1] + 1e-3, (error, best)
@@ -162,28 +159,21 @@ def test_guided_refinement_goes_on_until_it_finds_the_same(rng):
 
 def test_the_right_pose_finds_support_and_a_wrong_one_none(rng):
     pose, points, pixels = scene(rng, 300)
-    similarity = np.tile([0.95, 0.9], (300, 1))
-    similarity[200:250] = 0.5
     landmark_idx = np.stack([rng.integers(0, 300, 300), np.arange(300)], axis=1)
     inlier_idx = np.arange(20)
     turn = RigidTransform(rotation_from_vector(np.array([0.0, 0.3, 0.0])), np.zeros(3))
     right, wrong = (
         find_support(
             camera_from_map,
-            pixels,
-            points,
-            similarity,
-            landmark_idx,
-            CAMERA,
+            matches_of(pixels, points, landmark_idx, 1.0),
             inlier_idx,
             inlier_idx,
-            min_similarity=0.8,
-            config=PoseSolverConfig(),
+            PoseSolverConfig(),
         )
         for camera_from_map in (pose.inverse(), turn @ pose.inverse())
     )
-    # Neither the inliers nor what is not similar.
-    assert 225 <= right.count <= 230
+    # All but the inliers.
+    assert 275 <= right.count <= 280
     assert wrong.count <= 5
     # All over the image, as the keypoints are.
     assert right.spread > 0.5
@@ -192,19 +182,10 @@ def test_the_right_pose_finds_support_and_a_wrong_one_none(rng):
 def test_guided_refinement_needs_more_than_there_was(rng):
     _, points, pixels = scene(rng, 60)
     found = solve_pose(pixels, points, CAMERA, sigmas_px=np.ones(60))
-    same = refine_guided(
-        found,
-        pixels,
-        points,
-        np.full((60, 1), 0.5),
-        np.arange(60)[:, None],
-        CAMERA,
-        sigmas_px=np.ones(60),
-        point_covariances=np.zeros((60, 3, 3)),
-        min_similarity=0.8,
-        config=PoseSolverConfig(),
-    )
-    assert same is found
+    matches = matches_of(pixels[:30], points, np.arange(30)[:, None], 1.0)
+    assert refine_guided(found, matches, PoseSolverConfig()) is found
+    # Nor is anything known of the focal length then.
+    assert with_focal_error(found, matches, PoseSolverConfig()) is found
 
 
 def focal_of(rng, factor, noise=0.5, flat=False, outliers=0):

@@ -1,0 +1,178 @@
+"""What a pose finds among all candidate landmarks of an image, most of which RANSAC never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.pose_solver import (
+    Array,
+    PoseEstimate,
+    PoseSolverConfig,
+    Support,
+    covariance_of_pose,
+    ellipse_area,
+    extent_of,
+    focal_error,
+    project,
+    refine_pose,
+)
+
+#: Support lies within this share of the inlier threshold.
+_SUPPORT_RADIUS = 0.6
+#: Candidates that a pose is refined on lie within this many inlier thresholds.
+_GUIDED_RADIUS = 1.5
+#: Times that a refined pose names the candidates it is refined on.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateMatches:
+    """Landmarks that the keypoints of an image may show.
+
+    How similar they are is not asked: the descriptors of one kind of features and light are alike
+    at 0.9, those of another at 0.5.
+
+    Attributes:
+        ideal_keypoints: (N, 2) float64 undistorted px of `camera.ideal`, NaN if none.
+        sigmas_px: (N,) standard deviation of each keypoint.
+        similarity: (N, C) cosines of each keypoint's candidates, best first.
+        landmark_idx: (N, C) int64 rows of `points_in_map`.
+        points_in_map: (M, 3) float64 landmarks.
+        point_covariances: (M, 3, 3).
+        camera: Intrinsics; distortion is ignored here.
+    """
+
+    ideal_keypoints: Array
+    sigmas_px: Array
+    similarity: NDArray[np.float32]
+    landmark_idx: NDArray[np.int64]
+    points_in_map: Array
+    point_covariances: Array
+    camera: Camera
+
+    def close_to(
+        self, camera_from_map: RigidTransform, keypoint_idx: NDArray[np.int64], radius_px: float
+    ) -> NDArray[np.bool_]:
+        """Return which candidates of keypoints (K,) project close to them, (K, C)."""
+        candidates = self.points_in_map[self.landmark_idx[keypoint_idx]]
+        shape = candidates.shape[:2]
+        in_camera = camera_from_map.apply(candidates.reshape(-1, 3))
+        projected = project(in_camera, self.camera).reshape(*shape, 2)
+        error = np.linalg.norm(projected - self.ideal_keypoints[keypoint_idx, None], axis=-1)
+        # Keypoints without an ideal pixel are NaN.
+        with np.errstate(invalid='ignore'):
+            close = error <= radius_px
+        return np.asarray(close & (in_camera[:, 2] > 1e-6).reshape(shape))
+
+    def correspondences(
+        self, pairs: NDArray[np.int64]
+    ) -> tuple[Array, Array, Camera, Array, Array]:
+        """Return pairs of keypoint and landmark (K, 2) as `refine_pose` takes them."""
+        keypoint_idx, landmarks = pairs.T
+        return (
+            self.ideal_keypoints[keypoint_idx],
+            self.points_in_map[landmarks],
+            self.camera,
+            self.sigmas_px[keypoint_idx],
+            self.point_covariances[landmarks],
+        )
+
+
+def refine_guided(
+    estimate: PoseEstimate, matches: CandidateMatches, config: PoseSolverConfig
+) -> PoseEstimate:
+    """Refine a pose on every candidate landmark that it brings close to its keypoint.
+
+    The pose knows better than descriptors which candidates are right, so it is given many more
+    correspondences than RANSAC was. A pose of few inliers may be some px off where it has none: the
+    refined one is asked again, until it names the same candidates. Inliers and spread stay those of
+    RANSAC: matches chosen by a pose are no evidence for it.
+
+    Args:
+        estimate: From `solve_pose`.
+        matches: Candidates of all keypoints.
+        config: Options.
+
+    Returns:
+        The refined estimate, or the given one if the candidates are fewer than its inliers.
+    """
+    radius = _GUIDED_RADIUS * config.threshold_px(matches.camera)
+    everything = np.arange(len(matches.ideal_keypoints))
+    for _ in range(_ROUNDS):
+        close = matches.close_to(estimate.camera_from_map, everything, radius)
+        # The most similar of those that are close, and each landmark's most similar keypoint.
+        keypoint_idx = np.flatnonzero(close.any(axis=1))
+        choice = close[keypoint_idx].argmax(axis=1)
+        landmarks = matches.landmark_idx[keypoint_idx, choice]
+        order = np.argsort(-matches.similarity[keypoint_idx, choice], kind='stable')
+        _, first = np.unique(landmarks[order], return_index=True)
+        chosen = order[first]
+        pairs = np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
+        if len(pairs) < estimate.inlier_mask.sum() or np.array_equal(pairs, estimate.guided_pairs):
+            break
+        refined, information, scatter = refine_pose(
+            estimate.camera_from_map,
+            *matches.correspondences(pairs),
+            np.ones(len(pairs), bool),
+            config,
+        )
+        covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
+        estimate = replace(
+            estimate,
+            camera_from_map=refined,
+            covariance=covariance,
+            rank_deficient=rank_deficient,
+            guided_pairs=pairs,
+        )
+    return estimate
+
+
+def with_focal_error(
+    estimate: PoseEstimate, matches: CandidateMatches, config: PoseSolverConfig
+) -> PoseEstimate:
+    """Return the estimate with what its guided pairs say about the focal length."""
+    if not len(estimate.guided_pairs):
+        return estimate
+    pairs = matches.correspondences(estimate.guided_pairs)
+    return replace(estimate, focal_error=focal_error(estimate.camera_from_map, *pairs, config))
+
+
+def find_support(
+    camera_from_map: RigidTransform,
+    matches: CandidateMatches,
+    inlier_idx: NDArray[np.int64],
+    inlier_landmarks: NDArray[np.int64],
+    config: PoseSolverConfig,
+) -> Support:
+    """Count the candidates that a pose finds beside its inliers.
+
+    A pose that is chance finds a few. The right one finds many, also where the network trusts
+    little, as at night.
+
+    Args:
+        camera_from_map: The pose.
+        matches: Candidates of all keypoints.
+        inlier_idx: (K,) keypoints that are inliers.
+        inlier_landmarks: (K,) their landmarks.
+        config: Options.
+    """
+    camera, ideal = matches.camera, matches.ideal_keypoints
+    others = np.ones(len(ideal), bool)
+    others[inlier_idx] = False
+    keypoint_idx = np.flatnonzero(others)
+    found = matches.landmark_idx[keypoint_idx]
+    radius = _SUPPORT_RADIUS * config.threshold_px(camera)
+    close = matches.close_to(camera_from_map, keypoint_idx, radius)
+    close &= ~np.isin(found, inlier_landmarks)
+    row = np.flatnonzero(close.any(axis=1))
+    landmarks, first = np.unique(found[row, close[row].argmax(axis=1)], return_index=True)
+    supporting = ideal[keypoint_idx[row[first]]]
+    keypoints = np.concatenate([ideal[inlier_idx], supporting])
+    points = matches.points_in_map[np.concatenate([inlier_landmarks, landmarks])]
+    spread = ellipse_area(np.cov(keypoints.T)) / (camera.width * camera.height)
+    return Support(supporting, spread, extent_of(points))
