@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from d2s_ros.localization.pose_solver import (
     ellipse_area,
     extent_of,
     focal_error,
-    project,
     refine_pose,
 )
 
@@ -55,19 +55,25 @@ class CandidateMatches:
     point_covariances: Array
     camera: Camera
 
-    def close_to(
-        self, camera_from_map: RigidTransform, keypoint_idx: NDArray[np.int64], radius_px: float
-    ) -> NDArray[np.bool_]:
-        """Return which candidates of keypoints (K,) project close to them, (K, C)."""
-        candidates = self.points_in_map[self.landmark_idx[keypoint_idx]]
-        shape = candidates.shape[:2]
-        in_camera = camera_from_map.apply(candidates.reshape(-1, 3))
-        projected = project(in_camera, self.camera).reshape(*shape, 2)
-        error = np.linalg.norm(projected - self.ideal_keypoints[keypoint_idx, None], axis=-1)
+    @cached_property
+    def _points(self) -> Array:
+        """Points of the candidates, (3, N, C): one array per component, gathered once."""
+        return np.ascontiguousarray(self.points_in_map[self.landmark_idx].transpose(2, 0, 1))
+
+    def close_to(self, camera_from_map: RigidTransform, radius_px: float) -> NDArray[np.bool_]:
+        """Return which candidates project close to their keypoint, (N, C)."""
+        camera = self.camera
+        shape = self.landmark_idx.shape
+        in_camera = camera_from_map.rotation @ self._points.reshape(3, -1)
+        in_camera += camera_from_map.translation[:, None]
+        x, y, depth = in_camera.reshape(3, *shape)
+        in_front = depth > 1e-6
         # Keypoints without an ideal pixel are NaN.
-        with np.errstate(invalid='ignore'):
-            close = error <= radius_px
-        return np.asarray(close & (in_camera[:, 2] > 1e-6).reshape(shape))
+        with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
+            u = camera.fx * x / depth + (camera.cx - self.ideal_keypoints[:, :1])
+            v = camera.fy * y / depth + (camera.cy - self.ideal_keypoints[:, 1:])
+            close = np.square(u) + np.square(v) <= radius_px**2
+        return np.asarray(close & in_front)
 
     def correspondences(
         self, pairs: NDArray[np.int64]
@@ -102,9 +108,8 @@ def refine_guided(
         The refined estimate, or the given one if the candidates are fewer than its inliers.
     """
     radius = _GUIDED_RADIUS * config.threshold_px(matches.camera)
-    everything = np.arange(len(matches.ideal_keypoints))
     for _ in range(_ROUNDS):
-        close = matches.close_to(estimate.camera_from_map, everything, radius)
+        close = matches.close_to(estimate.camera_from_map, radius)
         # The most similar of those that are close, and each landmark's most similar keypoint.
         keypoint_idx = np.flatnonzero(close.any(axis=1))
         choice = close[keypoint_idx].argmax(axis=1)
@@ -120,6 +125,7 @@ def refine_guided(
             *matches.correspondences(pairs),
             np.ones(len(pairs), bool),
             config,
+            rounds=1,
         )
         covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
         estimate = replace(
@@ -162,16 +168,15 @@ def find_support(
         config: Options.
     """
     camera, ideal = matches.camera, matches.ideal_keypoints
-    others = np.ones(len(ideal), bool)
-    others[inlier_idx] = False
-    keypoint_idx = np.flatnonzero(others)
-    found = matches.landmark_idx[keypoint_idx]
-    radius = _SUPPORT_RADIUS * config.threshold_px(camera)
-    close = matches.close_to(camera_from_map, keypoint_idx, radius)
-    close &= ~np.isin(found, inlier_landmarks)
+    close = matches.close_to(camera_from_map, _SUPPORT_RADIUS * config.threshold_px(camera))
+    close[inlier_idx] = False
+    explained = np.zeros(len(matches.points_in_map), bool)
+    explained[inlier_landmarks] = True
+    close &= ~explained[matches.landmark_idx]
     row = np.flatnonzero(close.any(axis=1))
-    landmarks, first = np.unique(found[row, close[row].argmax(axis=1)], return_index=True)
-    supporting = ideal[keypoint_idx[row[first]]]
+    found = matches.landmark_idx[row, close[row].argmax(axis=1)]
+    landmarks, first = np.unique(found, return_index=True)
+    supporting = ideal[row[first]]
     keypoints = np.concatenate([ideal[inlier_idx], supporting])
     points = matches.points_in_map[np.concatenate([inlier_landmarks, landmarks])]
     spread = ellipse_area(np.cov(keypoints.T)) / (camera.width * camera.height)

@@ -26,6 +26,10 @@ Array = NDArray[np.float64]
 _PRIOR_COUNT = 50
 #: Where most residuals are outliers the robust loss is flat: the covariance ends here.
 _MIN_SLOPE = 0.1
+#: The refinement ends when a step gains less than this share of the cost.
+_SMALL_GAIN = 1e-4
+#: Its steps are made longer by at most the inverse of this.
+_MIN_STEP_SLOPE = 0.5
 #: Standard deviation of focal lengths that are wrong, in logarithms; most steps to find one, and
 #: the sigmas below which none is looked for.
 _FOCAL_PRIOR, _FOCAL_ROUNDS, _FOCAL_CLEAR_SIGMAS = 0.1, 8, 4.0
@@ -213,13 +217,12 @@ def reprojection_errors(
 ) -> tuple[Array, Array]:
     """Return errors (N,) in px (infinite behind the camera) and points in the camera (N, 3)."""
     in_camera = camera_from_map.apply(points_in_map)
-    errors = np.linalg.norm(project(in_camera, camera) - ideal_keypoints, axis=1)
+    errors = np.linalg.norm(_project(in_camera, camera) - ideal_keypoints, axis=1)
     errors[in_camera[:, 2] <= 1e-6] = np.inf
     return errors, in_camera
 
 
-def project(in_camera: Array, camera: Camera) -> Array:
-    """Return ideal pixels (N, 2) of points in the camera (N, 3)."""
+def _project(in_camera: Array, camera: Camera) -> Array:
     depth = np.where(in_camera[:, 2:] > 1e-6, in_camera[:, 2:], 1e-6)
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
@@ -320,10 +323,14 @@ def refine_pose(
     point_covariances: Array | None,
     mask: NDArray[np.bool_],
     config: PoseSolverConfig,
+    *,
+    rounds: int = 2,
 ) -> tuple[RigidTransform, Array, Array]:
     """Minimise the Cauchy loss of whitened residuals by iteratively reweighted Gauss-Newton.
 
     The tangent is a rotation and translation applied on the left of camera_from_map (camera axes).
+    Residuals are whitened at the start of each of `rounds` rounds, which share the iterations:
+    the weights depend weakly on the pose.
 
     Returns:
         The pose, the information matrix (6, 6), rotation first, at the optimum, and the scatter
@@ -342,13 +349,12 @@ def refine_pose(
     def cost_of(evaluation: _Evaluation) -> float:
         return float(scale * np.log1p(evaluation.squared / scale).sum())
 
-    # Whitening depends weakly on the pose: it is fixed at the start of each of two rounds.
-    for _ in range(2):
+    for _ in range(rounds):
         problem.whiten(pose)
         damping = 1e-6
         at = problem.at(pose)
         cost = cost_of(at)
-        for _ in range(max(1, config.refine_iterations // 2)):
+        for _ in range(max(1, config.refine_iterations // rounds)):
             weight = 1.0 / (1.0 + at.squared / scale)
             jacobian = problem.jacobian(at)
             weighted = jacobian * weight
@@ -358,6 +364,9 @@ def refine_pose(
             if config.refine_iterations == 0:
                 break
             step = _damped_step(information, scores.sum(axis=1), damping)
+            if damping < 1e-4:
+                # Reweighting alone goes the slope's share of the way.
+                step /= max(_slope(at, config), _MIN_STEP_SLOPE)
             rotation = rotation_from_vector(step[:3])
             candidate = RigidTransform(
                 rotation @ pose.rotation, rotation @ pose.translation + step[3:]
@@ -372,7 +381,7 @@ def refine_pose(
             gain, cost = cost - new_cost, new_cost
             pose, at = candidate, there
             damping = max(damping / 10, 1e-9)
-            if gain < 1e-6 * (cost + gain):
+            if gain < _SMALL_GAIN * (cost + gain):
                 break
     inverse = np.asarray(np.linalg.pinv(information), np.float64)
     return pose, information, _gradient_scatter(*linearised, inverse, config)
