@@ -153,13 +153,22 @@ def quaternion_from_rotation(rotation: ArrayLike) -> Array:
 
 def rotation_from_vector(rotation_vector: ArrayLike) -> Array:
     """Return the (3, 3) rotation exp([v]x) of an axis-angle vector (3,) in radians."""
-    vector = np.asarray(rotation_vector, dtype=np.float64)
-    angle = float(np.linalg.norm(vector))
-    cross = skew(vector)
+    # Plain numbers, as above: a frame makes some dozen of these.
+    x, y, z = np.asarray(rotation_vector, dtype=np.float64).tolist()
+    angle = math.sqrt(x * x + y * y + z * z)
     if angle < 1e-8:
-        return np.eye(3) + cross + 0.5 * cross @ cross
-    return (
-        np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross
+        sine, cosine = 1.0, 0.5
+    else:
+        sine, cosine = math.sin(angle) / angle, (1.0 - math.cos(angle)) / angle**2
+    xy, xz, yz = cosine * x * y, cosine * x * z, cosine * y * z
+    sx, sy, sz = sine * x, sine * y, sine * z
+    xx, yy, zz = cosine * x * x, cosine * y * y, cosine * z * z
+    return np.array(
+        [
+            [1.0 - yy - zz, xy - sz, xz + sy],
+            [xy + sz, 1.0 - xx - zz, yz - sx],
+            [xz - sy, yz + sx, 1.0 - xx - yy],
+        ]
     )
 
 

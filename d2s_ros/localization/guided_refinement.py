@@ -18,8 +18,10 @@ from d2s_ros.localization.pose_solver import (
     covariance_of_pose,
     ellipse_area,
     extent_of,
+    first_of_each,
     focal_error,
     refine_pose,
+    scatter_of,
 )
 
 #: Support lies within this share of the inlier threshold.
@@ -115,8 +117,7 @@ def refine_guided(
         choice = close[keypoint_idx].argmax(axis=1)
         landmarks = matches.landmark_idx[keypoint_idx, choice]
         order = np.argsort(-matches.similarity[keypoint_idx, choice], kind='stable')
-        _, first = np.unique(landmarks[order], return_index=True)
-        chosen = order[first]
+        chosen = order[first_of_each(landmarks[order], len(matches.points_in_map))]
         pairs = np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
         if len(pairs) < estimate.inlier_mask.sum() or np.array_equal(pairs, estimate.guided_pairs):
             break
@@ -175,9 +176,9 @@ def find_support(
     close &= ~explained[matches.landmark_idx]
     row = np.flatnonzero(close.any(axis=1))
     found = matches.landmark_idx[row, close[row].argmax(axis=1)]
-    landmarks, first = np.unique(found, return_index=True)
-    supporting = ideal[row[first]]
+    first = first_of_each(found, len(matches.points_in_map))
+    landmarks, supporting = found[first], ideal[row[first]]
     keypoints = np.concatenate([ideal[inlier_idx], supporting])
     points = matches.points_in_map[np.concatenate([inlier_landmarks, landmarks])]
-    spread = ellipse_area(np.cov(keypoints.T)) / (camera.width * camera.height)
+    spread = ellipse_area(scatter_of(keypoints)) / (camera.width * camera.height)
     return Support(supporting, spread, extent_of(points))

@@ -29,7 +29,7 @@ from d2s_ros.localization.guided_refinement import (
     refine_guided,
     with_focal_error,
 )
-from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
+from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
@@ -375,8 +375,8 @@ class Localizer:
         order = np.argsort(-reliability, kind='stable')
         if coordinates.landmark_idx is not None:
             # A landmark is seen once: its most reliable keypoint speaks for it.
-            _, first = np.unique(coordinates.landmark_idx[order], return_index=True)
-            order = order[np.sort(first)]
+            landmarks = coordinates.landmark_idx[order]
+            order = order[first_of_each(landmarks, len(self._points))]
         num_reliable = int((reliability[order] >= threshold).sum())
         count = max(num_reliable, self.config.min_correspondences)
         order = order[:count]

@@ -196,9 +196,24 @@ def solve_pose(
         errors,
         rank_deficient,
         float(np.median(in_camera[inliers, 2])),
-        np.cov(ideal_keypoints[inliers].T),
+        scatter_of(ideal_keypoints[inliers]),
         extent_of(points_in_map[inliers]),
     )
+
+
+def scatter_of(points: Array) -> Array:
+    """Return the covariance (D, D) of points (N, D)."""
+    centred = points - points.mean(axis=0)
+    return np.asarray(centred.T @ centred / (len(points) - 1))
+
+
+def first_of_each(values: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+    """Return where integers (N,) from 0 to `size` - 1 are seen for the first time."""
+    places = np.arange(len(values))
+    first = np.empty(size, np.int64)
+    # Of several values for one place, NumPy keeps the last.
+    first[values[::-1]] = places[::-1]
+    return np.asarray(first[values] == places)
 
 
 def ellipse_area(scatter: Array) -> float:
@@ -208,7 +223,7 @@ def ellipse_area(scatter: Array) -> float:
 
 def extent_of(points: Array) -> float:
     """Return the width of points (N, 3) in the second widest direction, two sigma to both sides."""
-    variances = np.linalg.eigvalsh(np.cov(points.T))
+    variances = np.linalg.eigvalsh(scatter_of(points))
     return float(4.0 * np.sqrt(max(variances[1], 0.0)))
 
 
@@ -383,8 +398,7 @@ def refine_pose(
             damping = max(damping / 10, 1e-9)
             if gain < _SMALL_GAIN * (cost + gain):
                 break
-    inverse = np.asarray(np.linalg.pinv(information), np.float64)
-    return pose, information, _gradient_scatter(*linearised, inverse, config)
+    return pose, information, _gradient_scatter(*linearised, _inverse(information), config)
 
 
 def _gradient_scatter(
@@ -459,7 +473,7 @@ def focal_error(
         information[6, 6] += 1.0 / _FOCAL_PRIOR**2
         gradient[6] += found / _FOCAL_PRIOR**2
         step = _damped_step(information, gradient, 1e-6)
-        inverse = np.linalg.pinv(information)
+        inverse = _inverse(information)
         scatter = _gradient_scatter(at, jacobian, information, inverse, config)
         sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
         # A step of reweighting is shorter than the way by the slope of the influence.
@@ -475,12 +489,21 @@ def focal_error(
 
 def _damped_step(information: Array, gradient: Array, damping: float) -> Array:
     """Return the step of Levenberg and Marquardt, (6,)."""
-    damped = information + damping * np.diag(np.diag(information))
+    damped = information.copy()
+    damped.flat[:: len(information) + 1] *= 1.0 + damping
     try:
         return np.asarray(-np.linalg.solve(damped, gradient))
     except np.linalg.LinAlgError:
         # Something has no influence at all, as the depth of points that lie infinitely far away.
         return np.asarray(-np.linalg.lstsq(damped, gradient, rcond=None)[0])
+
+
+def _inverse(information: Array) -> Array:
+    """Return the inverse, or the pseudo-inverse of a singular matrix."""
+    try:
+        return np.asarray(np.linalg.inv(information))
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.pinv(information))
 
 
 @lru_cache(maxsize=16)

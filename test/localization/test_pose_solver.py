@@ -26,6 +26,7 @@ from d2s_ros.localization.guided_refinement import (
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
+    first_of_each,
     focal_error,
     reprojection_errors,
     solve_pose,
@@ -186,6 +187,12 @@ def test_guided_refinement_needs_more_than_there_was(rng):
     assert refine_guided(found, matches, PoseSolverConfig()) is found
     # Nor is anything known of the focal length then.
     assert with_focal_error(found, matches, PoseSolverConfig()) is found
+
+
+def test_the_first_of_each_value_is_told(rng):
+    values = rng.integers(0, 30, 200)
+    _, expected = np.unique(values, return_index=True)
+    assert np.flatnonzero(first_of_each(values, 40)).tolist() == sorted(expected)
 
 
 def focal_of(rng, factor, noise=0.5, flat=False, outliers=0):
