@@ -23,9 +23,12 @@ from pathlib import Path
 from accuracy import Built, Scene, compare, finite, real_scenes, simulated_scenes
 from places import Places
 
+import numpy as np
+
 from d2s_ros.evaluation.baseline import TableBaseline
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.pose_solver import reprojection_errors
 from d2s_ros.map_building.pipeline import (
     BuildConfig,
     budget,
@@ -116,6 +119,29 @@ def build_row(
     return Built(localizer, reconstruction, size / 1e6, seconds)
 
 
+def coordinate_error_px(built: Built, scene: Scene, extractor: FeatureExtractor) -> float | None:
+    """Return how far the scene coordinates of reliable keypoints project from these, median px.
+
+    With the true poses: it tells networks apart that localize nothing yet.
+    """
+    if not isinstance(built.method, Localizer):
+        return None
+    errors: list[np.ndarray] = []
+    for frame in scene.queries:
+        assert frame.camera is not None
+        assert frame.map_from_camera is not None
+        features = extractor.extract(frame.image)
+        details = built.method.localize_features(features, frame.camera, details=True).details
+        if details is None:
+            continue
+        ideal = frame.camera.undistort(details.keypoints[details.reliable])
+        points = details.points_in_map[details.reliable].astype(np.float64)
+        camera_from_map = frame.map_from_camera.inverse()
+        errors.append(reprojection_errors(camera_from_map, ideal, points, frame.camera.ideal)[0])
+    found = np.concatenate(errors) if errors else np.array([])
+    return float(np.median(found)) if len(found) else None
+
+
 def changed(folder: Path, seed: int) -> Iterator[Scene]:
     """Yield the queries under each change, every third frame, without mapping frames."""
     places = Places(folder, logs=folder)
@@ -160,9 +186,9 @@ def main() -> int:
     reconstruction = reconstruct(images, base.reconstruction)
     print(
         '| row | queries | localized | baseline | median | ratio to baseline | median [deg] | '
-        'inlier share | map [MB] | train [s] |'
+        'inlier share | coordinates [px] | map [MB] | train [s] |'
     )
-    print('|---|---|---|---|---|---|---|---|---|---|')
+    print('|' + 11 * '---|')
     parts = [Scene('as mapped', [], scene.queries)]
     if args.changed:
         parts += changed(args.simulated, int(args.scene.split()[-1]))
@@ -174,13 +200,16 @@ def main() -> int:
         built = build_row(row, config, reconstruction, scene, extractor)
         for part in parts:
             result = compare(part, features, built, weights=args.weights)
+            pixels = coordinate_error_px(built, part, extractor)
+            result['coordinates_px'] = pixels
             results.append({'row': row, 'budget': args.budget, **result})
             ours = result['ours']
             print(
                 f'| {row} | {part.name} | {ours["localized"]} | '
                 f'{result["baseline"]["localized"]} | {ours["median"]:.5f} | '
                 f'{result["ratio"]:.2f} | {ours["median_deg"]:.4f} | '
-                f'{ours["inlier_share"] or 0:.2f} | {result["map_mb"]:.2f} | '
+                f'{ours["inlier_share"] or 0:.2f} | '
+                f'{"-" if pixels is None else f"{pixels:.1f}"} | {result["map_mb"]:.2f} | '
                 f'{result["build_seconds"]:.0f} |',
                 flush=True,
             )
