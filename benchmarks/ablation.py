@@ -120,9 +120,10 @@ def build_row(
 
 
 def coordinate_error_px(built: Built, scene: Scene, extractor: FeatureExtractor) -> float | None:
-    """Return how far the scene coordinates of reliable keypoints project from these, median px.
+    """Return how far scene coordinates project from their keypoints, median px.
 
-    With the true poses: it tells networks apart that localize nothing yet.
+    With the true poses, of the more reliable half of each image's keypoints: it tells networks
+    apart that localize nothing yet.
     """
     if not isinstance(built.method, Localizer):
         return None
@@ -134,8 +135,9 @@ def coordinate_error_px(built: Built, scene: Scene, extractor: FeatureExtractor)
         details = built.method.localize_features(features, frame.camera, details=True).details
         if details is None:
             continue
-        ideal = frame.camera.undistort(details.keypoints[details.reliable])
-        points = details.points_in_map[details.reliable].astype(np.float64)
+        half = details.reliability >= np.median(details.reliability)
+        ideal = frame.camera.undistort(details.keypoints[half])
+        points = details.points_in_map[half].astype(np.float64)
         camera_from_map = frame.map_from_camera.inverse()
         errors.append(reprojection_errors(camera_from_map, ideal, points, frame.camera.ideal)[0])
     found = np.concatenate(errors) if errors else np.array([])

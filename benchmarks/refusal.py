@@ -7,7 +7,8 @@ with the same pictures on other walls, unlike buildings, photographs, walls seen
 blurred and saturated frames; and about their own frames at dusk, at night and after a third of the
 furniture was moved. A solver's pose is right if it is within 50 cm and 10 degrees of the truth, and
 close if its error is at most ten times the median error of the poses that were published. With
---focal the buildings' own frames are asked about with a wrong camera_info instead. With --data,
+--focal the buildings' own frames are asked about with a wrong camera_info instead, with --prior
+those that are refused with a prior. With --data,
 scenes of photographs are asked about too, and mapped. Logs, maps and features in the folders are
 used again.
 """
@@ -30,9 +31,10 @@ import numpy as np
 from places import Observed, Places, is_building, photographs
 
 from d2s_ros.data.frames import Frame
-from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.plausibility import FocalWatch
+from d2s_ros.localization.pose_prior import PosePrior
 
 #: A right pose is within both.
 RIGHT_M, RIGHT_DEG = 0.5, 10.0
@@ -171,6 +173,63 @@ def ask_wrongly(places: Places, names: list[str], factors: list[float], every: i
     return lines
 
 
+def noisy(pose: RigidTransform, sigma: tuple[float, float], rng: Any) -> PosePrior:
+    """Return a prior that is off by as much as it says: metres, degrees in each direction."""
+    turn = rotation_from_vector(np.radians(rng.normal(0, sigma[1], 3)))
+    translation = pose.translation + rng.normal(0, sigma[0], 3)
+    return PosePrior(RigidTransform(pose.rotation @ turn, translation), *sigma)
+
+
+def ask_with_prior(
+    places: Places, names: list[str], sigmas: list[tuple[float, float]], every: int
+) -> list[str]:
+    """Return a markdown table of frames refused alone, asked again with priors.
+
+    The priors are the true poses with noise; the same 1 m off; and for frames of another layout
+    any pose of the place.
+    """
+    lines = [
+        '| prior, sigma in each direction | refused alone | published with it | median error | '
+        'largest | published with one 1 m off | of another layout | published |'
+    ]
+    lines.append('|---' * 8 + '|')
+    for sigma in sigmas:
+        rng = np.random.default_rng(1)
+        refused = displaced = strange = published_strange = 0
+        errors = []
+        for name in filter(is_building, names):
+            localizer = Localizer.from_map(places.map(name), device='cpu')
+
+            def ask_again(frame: Observed, prior: PosePrior, by: Localizer = localizer) -> Any:
+                return by.localize_features(frame.features, frame.camera, prior=lambda: prior)
+
+            poses = []
+            for kind in CHANGES:
+                for frame in places.observed(name, kind, localizer.extractor)[::every]:
+                    assert frame.truth is not None
+                    poses.append(frame.truth)
+                    prior = noisy(frame.truth, sigma, rng)
+                    result = ask_again(frame, prior)
+                    if result.localized and not result.with_prior:
+                        continue
+                    refused += 1
+                    if result.map_from_camera is not None:
+                        errors.append(pose_error(result.map_from_camera, frame.truth)[0])
+                    pose = prior.map_from_camera
+                    off = RigidTransform(pose.rotation, pose.translation + np.array([1.0, 0, 0]))
+                    displaced += ask_again(frame, replace(prior, map_from_camera=off)).localized
+            for frame in places.observed(name, 'other', localizer.extractor)[::every]:
+                prior = noisy(poses[rng.integers(len(poses))], sigma, rng)
+                strange += 1
+                published_strange += ask_again(frame, prior).localized
+        lines.append(
+            f'| {100 * sigma[0]:.0f} cm, {sigma[1]:.1f} deg | {refused} | {len(errors)} | '
+            f'{100 * np.median(errors or [np.nan]):.1f} cm | {100 * max(errors, default=0):.1f} cm '
+            f'| {displaced} | {strange} | {published_strange} |'
+        )
+    return lines
+
+
 def right(row: dict) -> bool:
     """Return whether the solver's pose is right."""
     return row['error'] is not None and row['error'][0] <= RIGHT_M and row['error'][1] <= RIGHT_DEG
@@ -239,6 +298,13 @@ def main() -> int:
     parser.add_argument('--maps', nargs='*', help='ask these maps only (default: all)')
     parser.add_argument('--every', type=int, default=1, help='ask about every n-th frame only')
     parser.add_argument('--focal', type=float, nargs='+', help='ask with these wrong factors only')
+    parser.add_argument(
+        '--prior',
+        type=float,
+        nargs='+',
+        metavar='M DEG',
+        help='ask about refused frames again, with priors of these standard deviations',
+    )
     parser.add_argument('--json', type=Path)
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
     args = parser.parse_args()
@@ -248,6 +314,10 @@ def main() -> int:
         names += [name for name in ('fox', 'castle-P30') if (args.data / name).is_dir()]
     if args.maps:
         names = [name for name in names if name in args.maps]
+    if args.prior:
+        pairs = list(zip(args.prior[::2], args.prior[1::2], strict=True))
+        print('\n'.join(ask_with_prior(places, names, pairs, args.every)))
+        return 0
     if args.focal:
         print('\n'.join(ask_wrongly(places, names, args.focal, args.every)))
         return 0

@@ -91,6 +91,23 @@ class CandidateMatches:
         )
 
 
+def most_similar_close(
+    matches: CandidateMatches, camera_from_map: RigidTransform, radius_px: float
+) -> NDArray[np.int64]:
+    """Return pairs (K, 2) of keypoint and landmark that a pose brings close to each other.
+
+    Of each keypoint the most similar of those that are close, of each landmark its most similar
+    keypoint; the most similar pairs first.
+    """
+    close = matches.close_to(camera_from_map, radius_px)
+    keypoint_idx = np.flatnonzero(close.any(axis=1))
+    choice = close[keypoint_idx].argmax(axis=1)
+    landmarks = matches.landmark_idx[keypoint_idx, choice]
+    order = np.argsort(-matches.similarity[keypoint_idx, choice], kind='stable')
+    chosen = order[first_of_each(landmarks[order], len(matches.points_in_map))]
+    return np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
+
+
 def refine_guided(
     estimate: PoseEstimate, matches: CandidateMatches, config: PoseSolverConfig
 ) -> PoseEstimate:
@@ -111,14 +128,7 @@ def refine_guided(
     """
     radius = _GUIDED_RADIUS * config.threshold_px(matches.camera)
     for _ in range(_ROUNDS):
-        close = matches.close_to(estimate.camera_from_map, radius)
-        # The most similar of those that are close, and each landmark's most similar keypoint.
-        keypoint_idx = np.flatnonzero(close.any(axis=1))
-        choice = close[keypoint_idx].argmax(axis=1)
-        landmarks = matches.landmark_idx[keypoint_idx, choice]
-        order = np.argsort(-matches.similarity[keypoint_idx, choice], kind='stable')
-        chosen = order[first_of_each(landmarks[order], len(matches.points_in_map))]
-        pairs = np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
+        pairs = most_similar_close(matches, estimate.camera_from_map, radius)
         if len(pairs) < estimate.inlier_mask.sum() or np.array_equal(pairs, estimate.guided_pairs):
             break
         refined, information, scatter = refine_pose(

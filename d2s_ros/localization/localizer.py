@@ -22,13 +22,19 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.effort import FULL, Effort
-from d2s_ros.localization.gates import doubt_focal_length, doubt_lone_thing, judge
+from d2s_ros.localization.gates import (
+    doubt_focal_length,
+    doubt_lone_thing,
+    judge,
+    judge_geometry,
+)
 from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
     find_support,
     refine_guided,
     with_focal_error,
 )
+from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
@@ -47,6 +53,16 @@ from d2s_ros.threads import one_thread
 REGRESSION_ERROR_PX = 12.0
 #: Poses that are tried for an image.
 _MAX_HYPOTHESES = 3
+#: Refusals that a prior may turn into a pose, and the share of min_inliers that it needs then.
+_PRIOR_MAY_HELP = (
+    LocalizationStatus.TOO_FEW_RELIABLE,
+    LocalizationStatus.NO_POSE,
+    LocalizationStatus.TOO_FEW_INLIERS,
+    LocalizationStatus.LOW_INLIER_SHARE,
+    LocalizationStatus.POOR_SPREAD,
+    LocalizationStatus.MOVED_THING,
+)
+_PRIOR_INLIERS = 1.5
 #: Covariances grow where the share of reliable keypoints is below so much of the usual one.
 _USUAL_SHARE = 0.7
 
@@ -151,6 +167,7 @@ class Localizer:
         *,
         details: bool = False,
         effort: Effort = FULL,
+        prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize one image.
 
@@ -159,6 +176,7 @@ class Localizer:
             camera: Its intrinsics; another size of the same aspect is scaled; None is refused.
             details: Also return per-keypoint results.
             effort: Less than full computes on a smaller image or with fewer keypoints.
+            prior: Says where the camera should be; asked about images that would be refused.
         """
         started = time.perf_counter()
         # A thread that never asked for it would run convolutions on all cores.
@@ -187,7 +205,9 @@ class Localizer:
         except CalibrationError as error:
             return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
         elapsed = 1e3 * (time.perf_counter() - started)
-        result = self.localize_features(features, camera, details=details, features_ms=elapsed)
+        result = self.localize_features(
+            features, camera, details=details, features_ms=elapsed, prior=prior
+        )
         if result.details is not None and (width, height) != given_size:
             ratio = np.array(given_size, np.float32) / np.array((width, height), np.float32)
             keypoints = (result.details.keypoints + 0.5) * ratio - 0.5
@@ -204,6 +224,7 @@ class Localizer:
         details: bool = False,
         features_ms: float = 0.0,
         candidates: Candidates | None = None,
+        prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize from features that were extracted before; `camera` is of the image's size.
 
@@ -227,15 +248,18 @@ class Localizer:
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
         used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
+        scale = self._covariance_scale(num_reliable / len(features))
         if estimate is not None:
-            scale = self._covariance_scale(num_reliable / len(features))
-            focal_change, focal_sigma = estimate.focal_error
-            estimate = replace(
-                estimate,
-                covariance=estimate.covariance * scale,
-                focal_error=(focal_change, focal_sigma * scale**0.5),
-            )
+            estimate = estimate.scaled(scale)
         outcome, reason = self._judge(features, camera, coordinates, used, num_reliable, estimate)
+        expected = None
+        if prior is not None and candidates is not None and outcome in _PRIOR_MAY_HELP:
+            known = prior()
+            if known is not None:
+                expected = self._solve_near(known, features, camera, coordinates, candidates, scale)
+        if expected is not None:
+            outcome, reason = status.LOCALIZED, ''
+            coordinates, used, estimate = expected
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
         latency['pose'] = 1e3 * (solved - predicted)
@@ -271,6 +295,7 @@ class Localizer:
             frame_details,
             len(used),
             estimate.focal_error if estimate is not None else (0.0, float('inf')),
+            with_prior=expected is not None,
         )
 
     def _judge(
@@ -293,8 +318,21 @@ class Localizer:
             num_reliable,
             float(coordinates.reliability[used].sum()),
         )
+        if outcome is LocalizationStatus.LOCALIZED and estimate is not None:
+            return self._doubt(features, camera, coordinates, used, estimate)
+        return outcome, reason
+
+    def _doubt(
+        self,
+        features: LocalFeatures,
+        camera: Camera,
+        coordinates: SceneCoordinates,
+        used: NDArray[np.int64],
+        estimate: PoseEstimate,
+    ) -> tuple[LocalizationStatus, str]:
+        """Judge what the landmarks around and the size of the image say of a pose."""
         table = self.scene_map.landmark_table
-        if outcome is LocalizationStatus.LOCALIZED and estimate is not None and table is not None:
+        if table is not None:
             inliers = used[estimate.inlier_mask]
             doubt = doubt_lone_thing(
                 estimate,
@@ -303,14 +341,14 @@ class Localizer:
                 table.points_in_map,
                 camera,
                 self.config,
-                calibration.scene_depth,
+                self.scene_map.manifest.calibration.scene_depth,
             )
             if doubt:
                 return LocalizationStatus.MOVED_THING, doubt
             doubt = doubt_focal_length(estimate, self.config)
             if doubt:
                 return LocalizationStatus.CALIBRATION_MISMATCH, doubt
-        return outcome, reason
+        return LocalizationStatus.LOCALIZED, ''
 
     @torch.inference_mode()
     def find_candidates(self, features: LocalFeatures) -> Candidates | None:
@@ -396,18 +434,10 @@ class Localizer:
         inliers. They lie close together then, while those of the right pose are all over the image.
         """
         ideal = camera.undistort(features.keypoints)
-        sigmas = self.scene_map.manifest.calibration.sigma_px * detection_sigma_px(features.scales)
+        sigmas = self._sigmas_px(features)
         matches: CandidateMatches | None = None
         if self.config.guided_refinement and candidates is not None:
-            matches = CandidateMatches(
-                ideal,
-                sigmas,
-                candidates.similarity,
-                candidates.landmark_idx,
-                self._points,
-                self._point_covariances,
-                camera.ideal,
-            )
+            matches = self._matches(features, camera, candidates)
         best: tuple[NDArray[np.int64], PoseEstimate | None] = used, None
         most = 0.0
         for _ in range(_MAX_HYPOTHESES):
@@ -426,6 +456,65 @@ class Localizer:
         if estimate is not None and matches is not None:
             estimate = with_focal_error(estimate, matches, self._solver_config)
         return used, estimate
+
+    def _solve_near(
+        self,
+        prior: PosePrior,
+        features: LocalFeatures,
+        camera: Camera,
+        coordinates: SceneCoordinates,
+        candidates: Candidates,
+        covariance_scale: float,
+    ) -> tuple[SceneCoordinates, NDArray[np.int64], PoseEstimate] | None:
+        """Return a pose found among what can be seen from where the camera should be.
+
+        As little as the network may trust an image, what it shows is asked here of candidates that
+        lie in the right place: an image of another place finds a few among them, by chance.
+        """
+        calibration = self.scene_map.manifest.calibration
+        matches = self._matches(features, camera, candidates)
+        threshold = self._solver_config.threshold_px(camera)
+        pairs = prior.pairs(matches, calibration.scene_depth, threshold)
+        used, landmarks = pairs.T
+        points, landmark_idx = coordinates.points_in_map.copy(), coordinates.landmark_idx
+        assert landmark_idx is not None
+        landmark_idx = landmark_idx.copy()
+        points[used], landmark_idx[used] = self._points[landmarks], landmarks
+        named = SceneCoordinates(
+            points, coordinates.reliability, self._point_covariances[landmark_idx], landmark_idx
+        )
+        estimate = self._solve(
+            matches.ideal_keypoints, matches.sigmas_px, matches.camera, named, used, matches
+        )
+        if estimate is None:
+            return None
+        if estimate.inlier_mask.sum() < _PRIOR_INLIERS * self.config.min_inliers:
+            return None
+        estimate = with_focal_error(estimate, matches, self._solver_config)
+        estimate = estimate.scaled(covariance_scale)
+        localized = LocalizationStatus.LOCALIZED
+        outcome, _ = judge_geometry(estimate, camera, self.config, calibration.scene_depth)
+        if outcome is not localized or prior.disagrees(estimate):
+            return None
+        if self._doubt(features, camera, named, used, estimate)[0] is not localized:
+            return None
+        return named, used, estimate
+
+    def _matches(
+        self, features: LocalFeatures, camera: Camera, candidates: Candidates
+    ) -> CandidateMatches:
+        return CandidateMatches(
+            camera.undistort(features.keypoints),
+            self._sigmas_px(features),
+            candidates.similarity,
+            candidates.landmark_idx,
+            self._points,
+            self._point_covariances,
+            camera.ideal,
+        )
+
+    def _sigmas_px(self, features: LocalFeatures) -> NDArray[np.float64]:
+        return self.scene_map.manifest.calibration.sigma_px * detection_sigma_px(features.scales)
 
     def _covariance_scale(self, reliable_share: float) -> float:
         """Return what the solver's covariance is multiplied by.

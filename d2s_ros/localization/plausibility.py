@@ -75,9 +75,10 @@ class PlausibilityGate:
         Returns:
             Empty if the pose is accepted, else why it is not, for people.
         """
-        if self.max_speed <= 0:
-            return ''
         new = _Reference(stamp_ns, map_from_body, np.asarray(covariance), odom_from_body)
+        if self.max_speed <= 0:
+            self._accepted = new
+            return ''
         reason = self._compare(self._accepted, new)
         if reason and self._held is not None and not self._compare(self._held, new):
             reason = ''
@@ -87,22 +88,57 @@ class PlausibilityGate:
         self._accepted, self._held = new, None
         return ''
 
+    def predict(
+        self, stamp_ns: int, odom_from_body: RigidTransform | None, max_seconds: float
+    ) -> tuple[RigidTransform, float, float] | None:
+        """Return where the body should be by the last accepted pose and the motion since.
+
+        Args:
+            stamp_ns: Time of the prediction.
+            odom_from_body: Odometry then, if known; else the largest speeds bound the motion.
+            max_seconds: Longest time since that pose.
+
+        Returns:
+            map_from_body and the standard deviations of position (unit of the map) and rotation
+            (degrees); None where nothing is known.
+        """
+        reference = self._accepted
+        if reference is None or not 0 < stamp_ns - reference.stamp_ns <= 1e9 * max_seconds:
+            return None
+        has_odometry = reference.odom_from_body is not None and odom_from_body is not None
+        if not has_odometry and self.max_speed <= 0:
+            return None
+        predicted, moved, turned = self._expected(reference, stamp_ns, odom_from_body)
+        # What the motion may be off by at most is taken for two standard deviations.
+        parts = (slice(0, 3), slice(3, 6))
+        sigma_m, sigma = (_largest_sigma(reference.covariance[part, part]) for part in parts)
+        return (
+            predicted,
+            float(np.hypot(sigma_m, 0.5 * moved)),
+            float(np.hypot(np.degrees(sigma), 0.5 * turned)),
+        )
+
+    def _expected(
+        self, reference: _Reference, stamp_ns: int, odom_from_body: RigidTransform | None
+    ) -> tuple[RigidTransform, float, float]:
+        """Return a pose moved on, and by how much (unit of the map, degrees) it may be off."""
+        if reference.odom_from_body is not None and odom_from_body is not None:
+            motion = reference.odom_from_body.inverse() @ odom_from_body
+            distance, turn = pose_error(motion, RigidTransform.identity())
+            drift = self.odometry_drift
+            # A turn of the odometry that is wrong also moves what lies ahead.
+            return reference.map_from_body @ motion, drift * distance, drift * turn
+        seconds = abs(stamp_ns - reference.stamp_ns) / 1e9
+        return reference.map_from_body, self.max_speed * seconds, self.max_turn_rate * seconds
+
     def _compare(self, reference: _Reference | None, new: _Reference) -> str:
         if reference is None:
             return ''
-        seconds = abs(new.stamp_ns - reference.stamp_ns) / 1e9
-        predicted = reference.map_from_body
-        if reference.odom_from_body is not None and new.odom_from_body is not None:
-            motion = reference.odom_from_body.inverse() @ new.odom_from_body
-            predicted = predicted @ motion
-            distance, turn = pose_error(motion, RigidTransform.identity())
-            allowed = self.odometry_drift * distance
-            # A turn of the odometry that is wrong also moves what lies ahead.
-            allowed_turn = self.odometry_drift * turn
-        else:
-            allowed, allowed_turn = self.max_speed * seconds, self.max_turn_rate * seconds
+        predicted, allowed, allowed_turn = self._expected(
+            reference, new.stamp_ns, new.odom_from_body
+        )
         sigmas = [
-            np.sqrt(np.maximum(0.0, np.linalg.eigvalsh(item.covariance[part, part])[-1]))
+            _largest_sigma(item.covariance[part, part])
             for item in (reference, new)
             for part in (slice(0, 3), slice(3, 6))
         ]
@@ -114,6 +150,10 @@ class PlausibilityGate:
         if turn > min(allowed_turn, 180.0):
             return f'{turn:.1f} degrees from the last pose, {allowed_turn:.1f} allowed'
         return ''
+
+
+def _largest_sigma(covariance: Array) -> float:
+    return float(np.sqrt(max(0.0, float(np.linalg.eigvalsh(covariance)[-1]))))
 
 
 class FocalWatch:

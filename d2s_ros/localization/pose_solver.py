@@ -120,6 +120,12 @@ class PoseEstimate:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
         return ellipse_area(self.inlier_scatter_px) / (camera.width * camera.height)
 
+    def scaled(self, factor: float) -> PoseEstimate:
+        """Return the estimate with its covariances multiplied by a factor."""
+        change, sigma = self.focal_error
+        covariance = self.covariance * factor
+        return replace(self, covariance=covariance, focal_error=(change, sigma * factor**0.5))
+
 
 def solve_pose(
     ideal_keypoints: Array,

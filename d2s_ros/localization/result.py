@@ -69,6 +69,7 @@ class LocalizationResult:
         num_used: Correspondences given to the pose solver.
         focal_error: Logarithm of the focal length that fits best over the one given, and its
             standard deviation; 0 and infinity if nothing is known.
+        with_prior: The image alone would have been refused: it was known where to look.
     """
 
     status: LocalizationStatus
@@ -83,6 +84,7 @@ class LocalizationResult:
     details: FrameDetails | None = None
     num_used: int = 0
     focal_error: tuple[float, float] = (0.0, float('inf'))
+    with_prior: bool = False
 
     @property
     def localized(self) -> bool:
@@ -104,4 +106,5 @@ class LocalizationResult:
             'num_inliers': self.num_inliers,
             'reprojection_error_px': float(error) if np.isfinite(error) else None,
             'latency_ms': dict(self.latency_ms),
+            'with_prior': self.with_prior,
         }

@@ -208,6 +208,7 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             'reliable': result.num_reliable,
             'inliers': result.num_inliers,
             'reprojection error [px]': result.reprojection_error_px,
+            'with prior': result.with_prior,
         }
         if result.covariance is not None:
             variances = np.diag(result.covariance)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,9 @@ from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.effort import RateController
+from d2s_ros.localization.effort import FULL, RateController
 from d2s_ros.localization.plausibility import FocalWatch
+from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
 from d2s_ros.ros.map_loader import LoadedMap
@@ -207,9 +210,20 @@ class FramePipeline:
             self.rate = RateController(rate)
 
     def process(
-        self, queued: QueuedImage, loaded: LoadedMap, *, details: bool = False
+        self,
+        queued: QueuedImage,
+        loaded: LoadedMap,
+        *,
+        details: bool = False,
+        expected: Callable[[int, str], PosePrior | None] | None = None,
     ) -> tuple[FrameOutcome, bool]:
         """Return the outcome, and whether time jumped back before this image.
+
+        Args:
+            queued: The image.
+            loaded: The map.
+            details: Also keep per-keypoint results.
+            expected: Says from a stamp and a frame_id where the camera should be.
 
         Raises:
             Exception: only from the localizer, where the device failed (`is_device_failure`).
@@ -225,7 +239,10 @@ class FramePipeline:
         if refusal is not None:
             outcome.refuse(refusal.value, reason)
         else:
-            self._localize(message, loaded, outcome, details)
+            prior: PriorSource | None = None
+            if expected is not None and not jumped:
+                prior = partial(expected, stamp_ns, outcome.camera_frame)
+            self._localize(message, loaded, outcome, details, prior)
         outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
         return outcome, jumped
 
@@ -235,6 +252,7 @@ class FramePipeline:
         loaded: LoadedMap,
         outcome: FrameOutcome,
         details: bool,
+        prior: PriorSource | None,
     ) -> None:
         start = time.monotonic()
         try:
@@ -264,12 +282,10 @@ class FramePipeline:
             return
         outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
         controller = self.rate
-        if controller is None or controller.effort.is_full:
-            result = loaded.localizer.localize(outcome.image, camera, details=details)
-        else:
-            result = loaded.localizer.localize(
-                outcome.image, camera, details=details, effort=controller.effort
-            )
+        effort = FULL if controller is None else controller.effort
+        result = loaded.localizer.localize(
+            outcome.image, camera, details=details, effort=effort, prior=prior
+        )
         if controller is not None:
             controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result

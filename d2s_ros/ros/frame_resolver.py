@@ -146,6 +146,26 @@ class FrameResolver:
         moved = covariance_of_body(covariance, map_from_camera, base_from_camera.inverse())
         return Resolved(config.base, map_from_base, moved, broadcast, problem, mode, odom_from_base)
 
+    def motion(
+        self, body: str, camera_frame: str, stamp_ns: int, timeout: float
+    ) -> tuple[RigidTransform | None, RigidTransform | None]:
+        """Return body_from_camera, and odom_from_body at a stamp; None each if it is not known.
+
+        Args:
+            body: Frame whose pose is published, see `Resolved`.
+            camera_frame: frame_id of the image.
+            stamp_ns: Stamp of the image.
+            timeout: Seconds to wait for transforms of the stamp.
+        """
+        camera_frame = (self._config.camera_frame or camera_frame).removeprefix('/')
+        if body == camera_frame:
+            return RigidTransform.identity(), None
+        base_from_camera, _ = self._base_from_camera(camera_frame, stamp_ns, timeout)
+        odom_from_base = None
+        if self._has_odometry:
+            odom_from_base, _ = self._odom_from_base(stamp_ns, timeout)
+        return base_from_camera, odom_from_base
+
     def _wait_for_frames(self, camera_frame: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         pairs = []

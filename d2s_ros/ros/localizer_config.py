@@ -196,6 +196,14 @@ class LocalizerNodeConfig:
         minimum=0.0,
         maximum=10.0,
     )
+    tracking_seconds: float = option(
+        2.0,
+        'How long an image that does not prove its pose alone may lean on the last one that did, '
+        'moved on by odometry (or max_speed). 0 switches this off.',
+        unit='s',
+        minimum=0.0,
+        maximum=60.0,
+    )
 
     lost_after: int = option(
         10,

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
@@ -23,6 +24,7 @@ from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError, InputError
 from d2s_ros.localization.plausibility import PlausibilityGate
+from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.memory import keep_freed_memory
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import (
@@ -475,7 +477,9 @@ class LocalizerNode(LifecycleNode):
             return
         wants_details = self._wanted('d2s/debug_image') or self._wanted('d2s/scene_points')
         try:
-            outcome, jumped = pipeline.process(queued, loaded, details=wants_details)
+            outcome, jumped = pipeline.process(
+                queued, loaded, details=wants_details, expected=self._expected_camera
+            )
         except Exception as error:
             outcome, jumped = self._failed(queued, error), False
         if jumped:
@@ -493,6 +497,26 @@ class LocalizerNode(LifecycleNode):
         outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
         self._figures.finished(outcome)
         self._publish_extras(outcome, loaded)
+
+    def _expected_camera(self, stamp_ns: int, camera_frame: str) -> PosePrior | None:
+        """Return where the last proven pose and the motion since lead; called by the worker."""
+        resolved, resolver = self._resolved, self._resolver
+        seconds = self.config.tracking_seconds
+        if resolved is None or resolver is None or not resolved.body or seconds <= 0:
+            return None
+        body_from_camera, odom_from_body = resolver.motion(
+            resolved.body, camera_frame, stamp_ns, 0.0
+        )
+        predicted = self._gate.predict(stamp_ns, odom_from_body, seconds)
+        if body_from_camera is None or predicted is None:
+            return None
+        map_from_body, sigma_m, sigma_deg = predicted
+        lever = float(np.linalg.norm(body_from_camera.translation))
+        return PosePrior(
+            map_from_body @ body_from_camera,
+            float(np.hypot(sigma_m, lever * np.radians(sigma_deg))),
+            sigma_deg,
+        )
 
     def _worker_failed(self, error: Exception) -> None:
         """Tell the operator what the worker went on after; it has logged the traceback."""
@@ -571,6 +595,9 @@ class LocalizerNode(LifecycleNode):
             self._resolved = resolved
             if not resolved.body:
                 outcome.refuse(NodeRefusal.NO_EXTRINSIC.value, resolved.problem)
+            elif result.with_prior:
+                # It agrees with where the last proven pose leads, and proves nothing itself.
+                self._publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
             elif implausible := self._gate.check(
                 outcome.stamp_ns,
                 resolved.map_from_body,

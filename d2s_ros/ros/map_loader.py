@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from d2s_ros.errors import ConfigError, D2SError, DeviceError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.effort import FULL, Effort
+from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
@@ -31,6 +32,7 @@ class SupportsLocalize(Protocol):
         *,
         details: bool = False,
         effort: Effort = FULL,
+        prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize one image."""
         ...

@@ -11,9 +11,10 @@ import pytest
 
 from d2s_ros.config import to_dict
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.pose_solver import solve_pose
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.network.types import SceneCoordinates
@@ -257,6 +258,76 @@ def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
     ideal = camera.undistort(features.keypoints)
     alone = solve_pose(ideal, points, camera.ideal, sigmas_px=np.ones(120))
     assert pose_error(alone.camera_from_map.inverse(), thing @ scene)[0] < 0.05
+
+
+def near(pose, offset_m, offset_deg, sigma_m=0.03, sigma_deg=0.5):
+    """Return a source of a prior that is off by so much."""
+    turn = rotation_from_vector(np.radians([0.0, offset_deg, 0.0]))
+    off = RigidTransform(pose.rotation @ turn, pose.translation + np.array([offset_m, 0, 0]))
+    return lambda: PosePrior(off, sigma_m, sigma_deg)
+
+
+@pytest.fixture
+def distrustful(localizer, monkeypatch):
+    """Return a localizer whose network trusts no keypoint, as in a light that it never saw."""
+    predict = localizer.predict
+
+    def without_reliability(*args):
+        found = predict(*args)
+        return replace(found, reliability=np.zeros_like(found.reliability))
+
+    monkeypatch.setattr(localizer, 'predict', without_reliability)
+    return localizer
+
+
+def test_a_prior_finds_what_the_image_alone_does_not_prove(distrustful, seen):
+    truth = seen.map_from_camera
+    alone = distrustful.localize(seen.image, seen.camera)
+    assert alone.status is LocalizationStatus.TOO_FEW_RELIABLE
+    found = distrustful.localize(seen.image, seen.camera, prior=near(truth, 0.03, 0.5))
+    assert found.localized
+    assert found.with_prior
+    assert found.num_inliers >= 21
+    # The pose is the image's, not the prior's.
+    error = pose_error(found.map_from_camera, truth)
+    assert error[0] < 0.01
+    assert error[1] < 0.2
+
+
+@pytest.mark.parametrize(
+    'prior',
+    [
+        {'offset_m': 1.0, 'offset_deg': 0.0},
+        {'offset_m': 0.0, 'offset_deg': 20.0},
+        # Too vague to say where to look.
+        {'offset_m': 0.0, 'offset_deg': 0.0, 'sigma_m': 1.0},
+    ],
+)
+def test_a_wrong_or_vague_prior_changes_nothing(distrustful, seen, prior):
+    result = distrustful.localize(
+        seen.image, seen.camera, prior=near(seen.map_from_camera, **prior)
+    )
+    assert result.status is LocalizationStatus.TOO_FEW_RELIABLE
+    assert not result.with_prior
+
+
+def test_a_prior_finds_nothing_in_an_image_of_something_else(distrustful, seen):
+    turned = np.ascontiguousarray(seen.image[::-1])
+    prior = near(seen.map_from_camera, 0.0, 0.0)
+    assert not distrustful.localize(turned, seen.camera, prior=prior).localized
+
+
+def test_nobody_asks_for_a_prior_where_the_image_proves_its_pose(localizer, seen):
+    asked = []
+    result = localizer.localize(seen.image, seen.camera, prior=lambda: asked.append(1))
+    assert result.localized
+    assert not result.with_prior
+    assert not asked
+
+
+def test_a_pose_less_certain_than_the_prior_tells_nothing(distrustful, seen):
+    sure = near(seen.map_from_camera, 0.0, 0.0, sigma_m=1e-5, sigma_deg=0.5)
+    assert not distrustful.localize(seen.image, seen.camera, prior=sure).localized
 
 
 def test_the_report_is_json(localizer, seen):

@@ -71,6 +71,31 @@ def test_uncertain_poses_may_differ_more(gate):
     assert gate.check(SECOND // 10, at(1.5), uncertain) == ''
 
 
+def test_the_next_pose_is_foretold_by_odometry():
+    gate = PlausibilityGate(max_speed=0.0, max_turn_rate=0.0, odometry_drift=0.1)
+    assert gate.predict(SECOND, at(1), 2.0) is None
+    quarter = at(3, 4, 90)
+    gate.check(0, at(1, 2), SMALL, quarter @ at(0))
+    expected, sigma_m, sigma_deg = gate.predict(SECOND, quarter @ at(2, 0, 45), 2.0)
+    np.testing.assert_allclose(expected.matrix, at(3, 2, 45).matrix, atol=1e-12)
+    # Half of the drift, and what the pose itself is uncertain by.
+    assert sigma_m == pytest.approx(np.hypot(0.1, 1e-3))
+    assert sigma_deg == pytest.approx(np.hypot(2.25, np.degrees(1e-4)))
+    # Not for ever, not backwards, and not without odometry where nothing bounds the motion.
+    assert gate.predict(3 * SECOND, quarter @ at(2), 2.0) is None
+    assert gate.predict(-SECOND, quarter @ at(2), 2.0) is None
+    assert gate.predict(SECOND, None, 2.0) is None
+
+
+def test_the_next_pose_is_foretold_by_the_largest_speed(gate):
+    gate.check(0, at(1), SMALL)
+    expected, sigma_m, _ = gate.predict(SECOND // 10, None, 2.0)
+    np.testing.assert_allclose(expected.translation, [1, 0, 0])
+    assert sigma_m == pytest.approx(0.05, rel=1e-3)
+    gate.reset()
+    assert gate.predict(SECOND // 10, None, 2.0) is None
+
+
 def test_a_reset_and_no_limit_accept_anything(gate):
     gate.check(0, at(0), SMALL)
     gate.reset()

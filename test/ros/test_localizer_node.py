@@ -478,6 +478,43 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
     assert [round(100 * p.pose.position.x) for p in path.poses] == [1, 2]
 
 
+def test_an_image_that_proves_nothing_leans_on_odometry(make_node, client, camera):
+    node = make_node(transform_timeout=5.0, tracking_seconds=1.0)
+    assert node.start()
+    send_transform(client, [('base_link', 'camera', 0, BASE_FROM_CAMERA)], static=True)
+    wait_for(lambda: node._source.lookup('base_link', 'camera', None).target_from_source)
+
+    def odom_from_base(seconds):
+        return RigidTransform(rotation_from_vector([0, 0, seconds]), np.array([seconds, 0, 0]))
+
+    keep = send_transform(
+        client,
+        [
+            ('odom', 'base_link', START + step * SECOND // 4, odom_from_base(step / 4))
+            for step in range(9)
+        ],
+    )
+    wait_for(lambda: node._source.lookup('odom', 'base_link', START).target_from_source)
+    camera.connect()
+    # Nothing proven yet: nothing to lean on.
+    assert show(camera, (0, 0, 252), 1).message == 'too_few_inliers'
+    assert show(camera, (120, 50), 5).message == 'localized'
+    status = show(camera, (0, 0, 252), 10)
+    assert status.message == 'localized'
+    assert values_of(status)['with prior'] == 'True'
+    message = wait_for(lambda: camera.poses.stamped(START + SECOND))
+    moved = odom_from_base(0.5).inverse() @ odom_from_base(1.0)
+    expected = pose(120, 50) @ BASE_FROM_CAMERA.inverse() @ moved
+    found = conversions.pose_from_msg(message.pose.pose)
+    np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-3)
+    # What leans on a pose does not hold up the next: 1.0 s after the proven one it ends.
+    assert show(camera, (0, 0, 252), 16).message == 'too_few_inliers'
+    node.set_parameters([Parameter('tracking_seconds', value=0.0)])
+    assert show(camera, (120, 50), 17).message == 'localized'
+    assert show(camera, (0, 0, 252), 18).message == 'too_few_inliers'
+    del keep
+
+
 def test_implausible_poses_are_held_back_until_confirmed(make_node, client, camera):
     node = make_node(max_speed=1.0)
     assert node.start()
@@ -543,7 +580,7 @@ def test_transport_is_found_and_followed(make_node, client):
     assert node.facts().transport == ''
     compressed = Camera(client, compressed=True)
     compressed.connect()
-    assert node.facts().transport == 'compressed'
+    wait_for(lambda: node.facts().transport == 'compressed')
     for publisher in (compressed.images, compressed.infos):
         client.destroy_publisher(publisher)
     raw = Camera(client)

@@ -26,7 +26,7 @@ class Slow(stub_localizer.StubLocalizer):
         super().__init__('cpu')
         self.efforts = []
 
-    def localize(self, image, camera, *, details=False, effort=FULL):
+    def localize(self, image, camera, *, details=False, effort=FULL, prior=None):
         self.efforts.append(effort)
         # The last steps are for nothing: only their being slow counts.
         time.sleep(0.05 if effort.keypoints > 0.6 else 0.0)

@@ -1,0 +1,81 @@
+"""Where the camera should be, for images that do not prove it alone.
+
+A prior names the landmarks that an image may show; the pose is then found as ever, from nothing but
+the image, and must agree with the prior. So a prior can make a refused image a pose, never another
+pose of an image that needs none, and an image of another place has nothing to agree with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.localization.guided_refinement import CandidateMatches, most_similar_close
+from d2s_ros.localization.pose_solver import PoseEstimate
+
+#: Standard deviations of a prior that landmarks are looked for in, and that a pose may be off by.
+_SEARCH_SIGMAS, _AGREEING_SIGMAS = 3.0, 4.0
+#: Largest radius of that search, share of the focal length: further out chance finds poses too.
+_MAX_SEARCH = 0.06
+
+
+@dataclass(frozen=True, eq=False)
+class PosePrior:
+    """A pose from elsewhere, as the last one moved on by odometry.
+
+    Attributes:
+        map_from_camera: The pose.
+        sigma_m: Standard deviation of the camera's position in each direction, unit of the map.
+        sigma_deg: Standard deviation of its rotation about each axis.
+    """
+
+    map_from_camera: RigidTransform
+    sigma_m: float
+    sigma_deg: float
+
+    def search_px(self, camera: Camera, depth: float, threshold_px: float) -> float:
+        """Return how far from their projection landmarks are looked for; 0 if that is too far.
+
+        Args:
+            camera: Of the image.
+            depth: Distance of the landmarks.
+            threshold_px: What the pose solver allows an inlier.
+        """
+        focal = 0.5 * (camera.fx + camera.fy)
+        sigma = np.hypot(np.radians(self.sigma_deg), self.sigma_m / max(depth, 1e-9))
+        radius = float(focal * _SEARCH_SIGMAS * sigma) + threshold_px
+        return radius if radius <= max(_MAX_SEARCH * focal, threshold_px) else 0.0
+
+    def pairs(
+        self, matches: CandidateMatches, depth: float, threshold_px: float
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """Return pairs (K, 2) of keypoint and landmark that may be seen from here."""
+        radius = self.search_px(matches.camera, depth, threshold_px)
+        if radius <= 0:
+            return np.empty((0, 2), np.int64)
+        return most_similar_close(matches, self.map_from_camera.inverse(), radius)
+
+    def disagrees(self, estimate: PoseEstimate) -> str:
+        """Return why a pose is not what was expected, or tells nothing new; empty if it is."""
+        distance, turn = pose_error(estimate.camera_from_map.inverse(), self.map_from_camera)
+        sigmas = [
+            float(np.sqrt(np.linalg.eigvalsh(estimate.covariance[part, part])[-1]))
+            for part in (slice(0, 3), slice(3, 6))
+        ]
+        allowed = _AGREEING_SIGMAS * float(np.hypot(sigmas[0], self.sigma_m))
+        allowed_turn = _AGREEING_SIGMAS * float(np.hypot(np.degrees(sigmas[1]), self.sigma_deg))
+        if sigmas[0] > self.sigma_m:
+            return f'less certain ({sigmas[0]:.3f} m) than what was expected ({self.sigma_m:.3f} m)'
+        if distance > allowed:
+            return f'{distance:.3f} m from where it was expected, {allowed:.3f} m allowed'
+        if turn > allowed_turn:
+            return f'{turn:.1f} degrees from what was expected, {allowed_turn:.1f} allowed'
+        return ''
+
+
+#: Asked where the camera should be; None where nothing is known.
+PriorSource = Callable[[], PosePrior | None]
