@@ -20,7 +20,16 @@ from dataclasses import replace
 from pathlib import Path
 
 # First: it decides how threads wait, before any is started.
-from accuracy import Built, Scene, compare, finite, real_scenes, simulated_scenes
+from accuracy import (
+    Built,
+    Outcomes,
+    Scene,
+    finite,
+    localize_queries,
+    real_scenes,
+    row_of,
+    simulated_scenes,
+)
 from places import Places
 
 import numpy as np
@@ -195,13 +204,18 @@ def main() -> int:
     if args.changed:
         parts += changed(args.simulated, int(args.scene.split()[-1]))
     results = []
+    known: dict[str, Outcomes] = {}
     for row in rows:
         config = base
         if row != 'table' and row not in TABLE_ROWS:
             config = config_of(row, args.budget, features, args.steps)
         built = build_row(row, config, reconstruction, scene, extractor)
         for part in parts:
-            result = compare(part, features, built, weights=args.weights)
+            outcomes = localize_queries(
+                part, features, built, weights=args.weights, known=known.get(part.name)
+            )
+            known[part.name] = outcomes
+            result = row_of(part.name, [built], outcomes)
             pixels = coordinate_error_px(built, part, extractor)
             result['coordinates_px'] = pixels
             results.append({'row': row, 'budget': args.budget, **result})

@@ -144,19 +144,33 @@ def simulated_scenes(folder: Path, seeds: list[int]) -> Iterator[Scene]:
 
 
 def localize_queries(
-    scene: Scene, features: FeatureConfig, built: Built, *, weights: str | None
+    scene: Scene,
+    features: FeatureConfig,
+    built: Built,
+    *,
+    weights: str | None,
+    known: Outcomes | None = None,
 ) -> Outcomes:
     """Localize the scene's queries with a method and with matching the whole database.
+
+    Args:
+        scene: With the queries.
+        features: Of the maps.
+        built: The method, and the points of the database.
+        weights: Of the features.
+        known: Outcomes with the same points, whose baseline is taken.
 
     Returns:
         For 'ours' and 'baseline' the result and the error (unit of the map, degrees) of each query.
     """
-    baseline = MatchingBaseline(built.reconstruction)
+    methods: dict[str, Any] = {'ours': built.method}
+    if known is None:
+        methods['baseline'] = MatchingBaseline(built.reconstruction)
     extractor = create_extractor(features, weights=weights)
-    outcomes: Outcomes = {'ours': [], 'baseline': []}
+    outcomes: Outcomes = {'ours': [], 'baseline': list(known['baseline']) if known else []}
     for frame in scene.queries:
         found = extractor.extract(frame.image)
-        for name, method in (('ours', built.method), ('baseline', baseline)):
+        for name, method in methods.items():
             outcome = method.localize_features(found, frame.camera)
             error = None
             if outcome.map_from_camera is not None:
@@ -197,12 +211,6 @@ def row_of(name: str, builts: list[Built], outcomes: Outcomes) -> dict:
         }
     row['ratio'] = row['ours']['median'] / row['baseline']['median']
     return row
-
-
-def compare(scene: Scene, features: FeatureConfig, built: Built, *, weights: str | None) -> dict:
-    """Return the figures of a method and of matching the whole database on a scene's queries."""
-    outcomes = localize_queries(scene, features, built, weights=weights)
-    return row_of(scene.name, [built], outcomes)
 
 
 def finite(document: Any) -> Any:
