@@ -26,10 +26,10 @@ from d2s_ros.localization.pose_solver import (
 
 #: Support lies within this share of the inlier threshold.
 _SUPPORT_RADIUS = 0.6
-#: Candidates that a pose is refined on lie within this many inlier thresholds.
-_GUIDED_RADIUS = 1.5
-#: Times that a refined pose names the candidates it is refined on.
-_ROUNDS = 4
+#: Candidates that a pose is refined on lie within this many inlier thresholds, round by round.
+_GUIDED_RADII = (1.5, 1.5, 1.5, 1.5)
+#: The same for poses of few inliers, and how many these are.
+_WIDE_RADII, _FEW_INLIERS = (3.0, 1.5, 1.5, 1.5), 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +114,9 @@ def refine_guided(
     """Refine a pose on every candidate landmark that it brings close to its keypoint.
 
     The pose knows better than descriptors which candidates are right, so it is given many more
-    correspondences than RANSAC was. A pose of few inliers may be some px off where it has none: the
-    refined one is asked again, until it names the same candidates. Inliers and spread stay those of
+    correspondences than RANSAC was. A pose of few inliers may be many px off where it has none: it is
+    given candidates from further around first, and the refined one is asked again, until it names
+    the same candidates. Inliers and spread stay those of
     RANSAC: matches chosen by a pose are no evidence for it.
 
     Args:
@@ -126,9 +127,10 @@ def refine_guided(
     Returns:
         The refined estimate, or the given one if the candidates are fewer than its inliers.
     """
-    radius = _GUIDED_RADIUS * config.threshold_px(matches.camera)
-    for _ in range(_ROUNDS):
-        pairs = most_similar_close(matches, estimate.camera_from_map, radius)
+    threshold = config.threshold_px(matches.camera)
+    few = estimate.inlier_mask.sum() < _FEW_INLIERS
+    for radius in _WIDE_RADII if few else _GUIDED_RADII:
+        pairs = most_similar_close(matches, estimate.camera_from_map, radius * threshold)
         if len(pairs) < estimate.inlier_mask.sum() or np.array_equal(pairs, estimate.guided_pairs):
             break
         refined, information, scatter = refine_pose(
