@@ -114,10 +114,10 @@ def refine_guided(
     """Refine a pose on every candidate landmark that it brings close to its keypoint.
 
     The pose knows better than descriptors which candidates are right, so it is given many more
-    correspondences than RANSAC was. A pose of few inliers may be many px off where it has none: it is
-    given candidates from further around first, and the refined one is asked again, until it names
-    the same candidates. Inliers and spread stay those of
-    RANSAC: matches chosen by a pose are no evidence for it.
+    correspondences than RANSAC was. A pose of few inliers may be many px off where it has none: it
+    is given candidates from further around first, and the refined one is asked again, until it
+    names the same candidates. Inliers and spread stay those of RANSAC: matches chosen by a pose are
+    no evidence for it.
 
     Args:
         estimate: From `solve_pose`.
