@@ -63,6 +63,9 @@ _PRIOR_MAY_HELP = (
     LocalizationStatus.MOVED_THING,
 )
 _PRIOR_INLIERS = 1.5
+#: Covariances of such poses are larger by this: what an image hardly shows is placed less exactly
+#: than its residuals tell (docs/evaluation.md).
+_PRIOR_COVARIANCE = 4.0
 #: Covariances grow where the share of reliable keypoints is below so much of the usual one.
 _USUAL_SHARE = 0.7
 
@@ -491,7 +494,7 @@ class Localizer:
         if estimate.inlier_mask.sum() < _PRIOR_INLIERS * self.config.min_inliers:
             return None
         estimate = with_focal_error(estimate, matches, self._solver_config)
-        estimate = estimate.scaled(covariance_scale)
+        estimate = estimate.scaled(covariance_scale * _PRIOR_COVARIANCE)
         localized = LocalizationStatus.LOCALIZED
         outcome, _ = judge_geometry(estimate, camera, self.config, calibration.scene_depth)
         if outcome is not localized or prior.disagrees(estimate):
