@@ -32,8 +32,9 @@ _logger = logging.getLogger(__name__)
 
 #: Focal lengths that are tried against the one that a log claims.
 _FOCAL_FACTORS = (0.8, 0.86, 0.92, 0.96, 1.0, 1.04, 1.08, 1.16, 1.25)
-#: Another focal length must explain this much more to be believed.
-_FOCAL_EVIDENCE = 1.1
+#: Another focal length must explain this much more to be believed, and by so many roots of what the
+#: given one explains: of few inliers some are chance.
+_FOCAL_EVIDENCE, _FOCAL_EXCESS = 1.08, 1.5
 _WRONG_CALIBRATION = 'the camera calibration does not fit'
 #: Frames of the same log this close in order are tried as neighbours.
 _TIME_NEIGHBOURS = 2
@@ -519,7 +520,8 @@ def _wrong_focal_lengths(
             continue
         best = _FOCAL_FACTORS[int(np.argmax(counts))]
         given = counts[_FOCAL_FACTORS.index(1.0)]
-        if abs(best - 1) >= config.max_focal_error and counts.max() > _FOCAL_EVIDENCE * given:
+        needed = max(_FOCAL_EVIDENCE * given, given + _FOCAL_EXCESS * given**0.5)
+        if abs(best - 1) >= config.max_focal_error and counts.max() > needed:
             refused[log] = (
                 f'{_WRONG_CALIBRATION}: the focal length seems wrong by {100 * abs(best - 1):.0f} %'
             )
