@@ -128,10 +128,10 @@ def refine_guided(
         The refined estimate, or the given one if the candidates are fewer than its inliers.
     """
     threshold = config.threshold_px(matches.camera)
-    few = estimate.inlier_mask.sum() < _FEW_INLIERS
-    for radius in _WIDE_RADII if few else _GUIDED_RADII:
+    num_inliers = int(estimate.inlier_mask.sum())
+    for radius in _WIDE_RADII if num_inliers < _FEW_INLIERS else _GUIDED_RADII:
         pairs = most_similar_close(matches, estimate.camera_from_map, radius * threshold)
-        if len(pairs) < estimate.inlier_mask.sum() or np.array_equal(pairs, estimate.guided_pairs):
+        if len(pairs) < num_inliers or np.array_equal(pairs, estimate.guided_pairs):
             break
         refined, information, scatter = refine_pose(
             estimate.camera_from_map,

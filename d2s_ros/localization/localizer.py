@@ -440,7 +440,7 @@ class Localizer:
         sigmas = self._sigmas_px(features)
         matches: CandidateMatches | None = None
         if self.config.guided_refinement and candidates is not None:
-            matches = self._matches(features, camera, candidates)
+            matches = self._matches(ideal, sigmas, camera, candidates)
         best: tuple[NDArray[np.int64], PoseEstimate | None] = used, None
         most = 0.0
         for _ in range(_MAX_HYPOTHESES):
@@ -475,7 +475,8 @@ class Localizer:
         lie in the right place: an image of another place finds a few among them, by chance.
         """
         calibration = self.scene_map.manifest.calibration
-        matches = self._matches(features, camera, candidates)
+        ideal, sigmas = camera.undistort(features.keypoints), self._sigmas_px(features)
+        matches = self._matches(ideal, sigmas, camera, candidates)
         threshold = self._solver_config.threshold_px(camera)
         pairs = prior.pairs(matches, calibration.scene_depth, threshold)
         used, landmarks = pairs.T
@@ -504,11 +505,15 @@ class Localizer:
         return named, used, estimate
 
     def _matches(
-        self, features: LocalFeatures, camera: Camera, candidates: Candidates
+        self,
+        ideal: NDArray[np.float64],
+        sigmas: NDArray[np.float64],
+        camera: Camera,
+        candidates: Candidates,
     ) -> CandidateMatches:
         return CandidateMatches(
-            camera.undistort(features.keypoints),
-            self._sigmas_px(features),
+            ideal,
+            sigmas,
             candidates.similarity,
             candidates.landmark_idx,
             self._points,

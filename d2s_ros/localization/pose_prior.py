@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
@@ -52,7 +53,7 @@ class PosePrior:
 
     def pairs(
         self, matches: CandidateMatches, depth: float, threshold_px: float
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    ) -> NDArray[np.int64]:
         """Return pairs (K, 2) of keypoint and landmark that may be seen from here."""
         radius = self.search_px(matches.camera, depth, threshold_px)
         if radius <= 0:

@@ -8,6 +8,7 @@ compared by the mean of its other observations. What the network learns then hol
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -30,7 +31,7 @@ from d2s_ros.threads import one_thread
 _ROWS_AT_ONCE = 256
 #: Sizes of the groups of groups of landmarks whose maxima are compared, and landmarks in a group.
 _GROUPS = (16, 4)
-_COLUMNS = 64
+_COLUMNS = math.prod(_GROUPS)
 #: Largest integers of keys and descriptors, and of cosines.
 _INT8_RANGE, _UINT8_RANGE = 127, 255
 #: Candidates found beyond those that are asked for: cosines of 8 bits do not order them exactly.
