@@ -165,25 +165,32 @@ def last_transform(collector):
     return None
 
 
-def test_map_to_odom_composes_with_odometry_to_the_pose(make_node, client, camera):
-    node = make_node(transform_tolerance=0.25, transform_timeout=5.0)
-    transforms = collect_transforms(client)
-    assert node.start()
+def odom_from_base(seconds):
+    """Return where odometry has the robot that `drive` drives: 1 m/s ahead, 1 rad/s to the left."""
+    return RigidTransform(rotation_from_vector([0, 0, seconds]), np.array([seconds, 0, 0]))
+
+
+def drive(node, client, seconds):
+    """Send the extrinsic and the odometry from START on; the result keeps the publisher alive."""
     send_transform(client, [('base_link', 'camera', 0, BASE_FROM_CAMERA)], static=True)
     wait_for(lambda: node._source.lookup('base_link', 'camera', None).target_from_source)
-
-    def odom_from_base(seconds):
-        return RigidTransform(rotation_from_vector([0, 0, seconds]), np.array([seconds, 0, 0]))
-
     keep = send_transform(
         client,
         [
             ('odom', 'base_link', START + step * SECOND // 4, odom_from_base(step / 4))
-            for step in range(5)
+            for step in range(int(4 * seconds) + 1)
         ],
     )
-    camera.connect()
     wait_for(lambda: node._source.lookup('odom', 'base_link', START).target_from_source)
+    return keep
+
+
+def test_map_to_odom_composes_with_odometry_to_the_pose(make_node, client, camera):
+    node = make_node(transform_tolerance=0.25, transform_timeout=5.0)
+    transforms = collect_transforms(client)
+    assert node.start()
+    keep = drive(node, client, 1.0)
+    camera.connect()
     stamp = START + 6 * SECOND // 10
     status = camera.show(image_msg(picture(120, 50), stamp))
     assert status.message == 'localized'
@@ -481,20 +488,7 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
 def test_an_image_that_proves_nothing_leans_on_odometry(make_node, client, camera):
     node = make_node(transform_timeout=5.0, tracking_seconds=1.0)
     assert node.start()
-    send_transform(client, [('base_link', 'camera', 0, BASE_FROM_CAMERA)], static=True)
-    wait_for(lambda: node._source.lookup('base_link', 'camera', None).target_from_source)
-
-    def odom_from_base(seconds):
-        return RigidTransform(rotation_from_vector([0, 0, seconds]), np.array([seconds, 0, 0]))
-
-    keep = send_transform(
-        client,
-        [
-            ('odom', 'base_link', START + step * SECOND // 4, odom_from_base(step / 4))
-            for step in range(9)
-        ],
-    )
-    wait_for(lambda: node._source.lookup('odom', 'base_link', START).target_from_source)
+    keep = drive(node, client, 2.0)
     camera.connect()
     # Nothing proven yet: nothing to lean on.
     assert show(camera, (0, 0, 252), 1).message == 'too_few_inliers'
