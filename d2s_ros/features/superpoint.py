@@ -26,6 +26,7 @@ from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, Weigh
 from d2s_ros.features.extractor import FeatureConfig, to_grey
 from d2s_ros.features.superpoint_int8 import Int8SuperPoint
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.threads import one_thread
 
 _logger = logging.getLogger(__name__)
 
@@ -410,18 +411,25 @@ class SuperPoint:
         ):
             logits, raw = self.forward(padded)
             scores = score_map(logits)[0, :height, :width].contiguous()
-            find = self._strongest_on_cpu if scores.device.type == 'cpu' else self._strongest
-            pixels, strength = find(scores, allowed)
-            keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
-            descriptors = read_descriptors(raw[0].float(), keypoints)
-            if self.projection is not None:
-                projected = descriptors.to(self.projection.dtype) @ self.projection
-                descriptors = functional.normalize(projected.float(), dim=-1)
             if scores.device.type == 'cpu':
+                with one_thread():
+                    pixels, strength = self._strongest_on_cpu(scores, allowed)
+                    keypoints, descriptors = self._described(scores, raw, pixels)
                 return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
+            pixels, strength = self._strongest(scores, allowed)
+            keypoints, descriptors = self._described(scores, raw, pixels)
             # One transfer for all of it.
             table = torch.cat([keypoints, strength[:, None], descriptors], dim=1).cpu().numpy()
         return _split(table[table[:, 2] > self.threshold])
+
+    def _described(self, scores: Tensor, raw: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keypoints (K, 2), refined from pixels (K, 2), and their descriptors (K, D)."""
+        keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
+        descriptors = read_descriptors(raw[0].float(), keypoints)
+        if self.projection is not None:
+            projected = descriptors.to(self.projection.dtype) @ self.projection
+            descriptors = functional.normalize(projected.float(), dim=-1)
+        return keypoints, descriptors
 
     def forward(self, padded: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """Run the network alone: logits and raw descriptors of (H, W), multiples of 8."""

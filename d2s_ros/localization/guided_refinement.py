@@ -15,7 +15,6 @@ from d2s_ros.localization.pose_solver import (
     PoseEstimate,
     PoseSolverConfig,
     Support,
-    covariance_of_pose,
     ellipse_area,
     extent_of,
     first_of_each,
@@ -30,6 +29,8 @@ _SUPPORT_RADIUS = 0.6
 _GUIDED_RADII = (1.5, 1.5, 1.5, 1.5)
 #: The same for poses of few inliers, and how many these are.
 _WIDE_RADII, _FEW_INLIERS = (3.0, 1.5, 1.5, 1.5), 100
+#: A pose that moves by less than this in the image would find the same candidates again.
+_STANDS_STILL_PX = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,22 +134,29 @@ def refine_guided(
         pairs = most_similar_close(matches, estimate.camera_from_map, radius * threshold)
         if len(pairs) < num_inliers or np.array_equal(pairs, estimate.guided_pairs):
             break
-        refined, information, scatter = refine_pose(
+        refined, uncertainty = refine_pose(
             estimate.camera_from_map,
             *matches.correspondences(pairs),
             np.ones(len(pairs), bool),
             config,
             rounds=1,
         )
-        covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
+        moved_px = _motion_px(estimate, refined, matches.camera)
         estimate = replace(
-            estimate,
-            camera_from_map=refined,
-            covariance=covariance,
-            rank_deficient=rank_deficient,
-            guided_pairs=pairs,
+            estimate, camera_from_map=refined, uncertainty=uncertainty, guided_pairs=pairs
         )
+        if moved_px < _STANDS_STILL_PX:
+            break
     return estimate
+
+
+def _motion_px(estimate: PoseEstimate, refined: RigidTransform, camera: Camera) -> float:
+    """Return how far points about as deep as the inliers move in the image, at most, about."""
+    before, depth = estimate.camera_from_map, max(estimate.median_depth, 1e-9)
+    angle = float(np.linalg.norm(refined.rotation - before.rotation)) / 2**0.5
+    middle = np.array([0.0, 0.0, depth])
+    moved = refined.apply(before.rotation.T @ (middle - before.translation))
+    return (angle + float(np.linalg.norm(moved - middle)) / depth) * camera.fx
 
 
 def with_focal_error(

@@ -557,6 +557,7 @@ class Localizer:
             sigmas_px=all_sigmas[used[valid]],
             point_covariances=covariances,
             config=self._solver_config,
+            rounds=2 if matches is None else 1,
         )
         if estimate is None:
             return None

@@ -9,8 +9,9 @@ few.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import poselib
@@ -84,17 +85,31 @@ class Support:
         return len(self.keypoints)
 
 
+class PoseUncertainty:
+    """Covariance of a refined pose, computed when it is asked for.
+
+    Args:
+        compute: Returns what `covariance_of_pose` returns.
+    """
+
+    def __init__(self, compute: Callable[[], tuple[Array, bool]]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def found(self) -> tuple[Array, bool]:
+        """The covariance (6, 6) and whether the information was rank deficient."""
+        return self._compute()
+
+
 @dataclass(frozen=True, eq=False)
 class PoseEstimate:
     """A pose found by `solve_pose`.
 
     Attributes:
         camera_from_map: The pose.
-        covariance: (6, 6) float64 of map_from_camera in ROS order: translation of the camera
-            centre along the map axes, then rotation about the fixed map axes (m^2, rad^2).
+        uncertainty: What `covariance` and `rank_deficient` are taken from.
         inlier_mask: (N,) bool over the given correspondences.
         reprojection_errors_px: (N,) float64, infinite behind the camera.
-        rank_deficient: The geometry leaves at least one direction undetermined.
         median_depth: Median distance of the inliers along the optical axis.
         inlier_scatter_px: (2, 2) float64 second moment of the inliers' ideal pixels.
         extent: Width of the inliers' points, two sigma to both sides, in the second widest
@@ -102,19 +117,34 @@ class PoseEstimate:
         guided_pairs: (K, 2) keypoints and landmarks that `refine_guided` refined it on.
         support: What the pose found beside its inliers, if it was asked to.
         focal_error: What `focal_error` gives for the guided pairs; nothing known: 0 and infinity.
+        covariance_factor: What the solver's covariance is multiplied by.
     """
 
     camera_from_map: RigidTransform
-    covariance: Array
+    uncertainty: PoseUncertainty
     inlier_mask: NDArray[np.bool_]
     reprojection_errors_px: Array
-    rank_deficient: bool
     median_depth: float
     inlier_scatter_px: Array
     extent: float
     guided_pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     support: Support | None = None
     focal_error: tuple[float, float] = (0.0, float('inf'))
+    covariance_factor: float = 1.0
+
+    @property
+    def covariance(self) -> Array:
+        """(6, 6) float64 of map_from_camera in ROS order.
+
+        Translation of the camera centre along the map axes, then rotation about the fixed map axes
+        (m^2, rad^2).
+        """
+        return self.uncertainty.found[0] * self.covariance_factor
+
+    @property
+    def rank_deficient(self) -> bool:
+        """Whether the geometry leaves at least one direction undetermined."""
+        return self.uncertainty.found[1]
 
     def spread(self, camera: Camera) -> float:
         """Return the area of the inliers' two-sigma ellipse over that of the image."""
@@ -123,8 +153,11 @@ class PoseEstimate:
     def scaled(self, factor: float) -> PoseEstimate:
         """Return the estimate with its covariances multiplied by a factor."""
         change, sigma = self.focal_error
-        covariance = self.covariance * factor
-        return replace(self, covariance=covariance, focal_error=(change, sigma * factor**0.5))
+        return replace(
+            self,
+            covariance_factor=self.covariance_factor * factor,
+            focal_error=(change, sigma * factor**0.5),
+        )
 
 
 def solve_pose(
@@ -135,6 +168,7 @@ def solve_pose(
     sigmas_px: Array,
     point_covariances: Array | None = None,
     config: PoseSolverConfig | None = None,
+    rounds: int = 2,
 ) -> PoseEstimate | None:
     """Estimate camera_from_map from correspondences, most reliable first.
 
@@ -145,6 +179,7 @@ def solve_pose(
         sigmas_px: (N,) standard deviation of each keypoint in px.
         point_covariances: (N, 3, 3) covariance of each scene coordinate, or None for exact ones.
         config: Options.
+        rounds: Of the refinement; one will do where `refine_guided` follows.
 
     Returns:
         None if no pose explains at least four correspondences.
@@ -176,7 +211,7 @@ def solve_pose(
         return None
     start = RigidTransform(np.asarray(pose.R), np.asarray(pose.t))
     candidates = np.asarray(info['inliers'], dtype=bool)
-    refined, information, scatter = refine_pose(
+    refined, uncertainty = refine_pose(
         start,
         ideal_keypoints,
         points_in_map,
@@ -185,6 +220,7 @@ def solve_pose(
         point_covariances,
         candidates,
         config,
+        rounds=rounds,
     )
     errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
     sigmas = np.hypot(sigmas_px, config.min_sigma_px)
@@ -194,13 +230,11 @@ def solve_pose(
     inliers &= errors <= threshold
     if inliers.sum() < 4:
         return None
-    covariance, rank_deficient = covariance_of_pose(refined, information, scatter)
     return PoseEstimate(
         refined,
-        covariance,
+        uncertainty,
         inliers,
         errors,
-        rank_deficient,
         float(np.median(in_camera[inliers, 2])),
         scatter_of(ideal_keypoints[inliers]),
         extent_of(points_in_map[inliers]),
@@ -346,7 +380,7 @@ def refine_pose(
     config: PoseSolverConfig,
     *,
     rounds: int = 2,
-) -> tuple[RigidTransform, Array, Array]:
+) -> tuple[RigidTransform, PoseUncertainty]:
     """Minimise the Cauchy loss of whitened residuals by iteratively reweighted Gauss-Newton.
 
     The tangent is a rotation and translation applied on the left of camera_from_map (camera axes).
@@ -354,8 +388,7 @@ def refine_pose(
     the weights depend weakly on the pose.
 
     Returns:
-        The pose, the information matrix (6, 6), rotation first, at the optimum, and the scatter
-        (6, 6) of the gradient there: see `covariance_of_pose`.
+        The pose and its covariance at the optimum.
     """
     problem = _Residuals(
         ideal_keypoints[mask],
@@ -404,7 +437,12 @@ def refine_pose(
             damping = max(damping / 10, 1e-9)
             if gain < _SMALL_GAIN * (cost + gain):
                 break
-    return pose, information, _gradient_scatter(*linearised, _inverse(information), config)
+
+    def covariance() -> tuple[Array, bool]:
+        scatter = _gradient_scatter(*linearised, _inverse(information), config)
+        return covariance_of_pose(pose, information, scatter)
+
+    return pose, PoseUncertainty(covariance)
 
 
 def _gradient_scatter(

@@ -27,8 +27,8 @@ from d2s_ros.mapping.reconstruction import Reconstruction
 from d2s_ros.network.landmark import candidate_evidence, nearest_keys
 from d2s_ros.threads import one_thread
 
-#: Keypoints searched at once: their cosines stay in the cache.
-_ROWS_AT_ONCE = 256
+#: Keypoints searched at once, and bytes of their cosines: few calls, little memory.
+_ROWS_AT_ONCE, _COSINE_BYTES = 1024, 1 << 24
 #: Sizes of the groups of groups of landmarks whose maxima are compared, and landmarks in a group.
 _GROUPS = (16, 4)
 _COLUMNS = math.prod(_GROUPS)
@@ -237,7 +237,9 @@ class LandmarkIndex:
             self._pack()
 
     def _pack(self) -> None:
-        shape = [_ROWS_AT_ONCE, self._small.shape[1]]
+        fitting = max(_COSINE_BYTES // len(self._small), 64)
+        self._rows_at_once = min(_ROWS_AT_ONCE, 1 << (fitting.bit_length() - 1))
+        shape = [self._rows_at_once, self._small.shape[1]]
         self._packed = torch.ops.onednn.qlinear_prepack(self._small, shape)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
@@ -288,7 +290,7 @@ class LandmarkIndex:
         with one_thread():
             small = self._quantised(queries).add_(_INT8_RANGE + 1).to(torch.uint8)
             column_best = torch.zeros(len(self._small), dtype=torch.uint8)
-        for rows in small.split(_ROWS_AT_ONCE):
+        for rows in small.split(self._rows_at_once):
             cosines = torch.ops.onednn.qlinear_pointwise(
                 rows, 1 / self._scale, _INT8_RANGE + 1, self._packed, self._key_scales,
                 self._key_zeros, None, 1 / _UINT8_RANGE, 0, torch.uint8, 'none', [], '',

@@ -18,7 +18,7 @@ from d2s_ros.localization.gates import (
     judge,
     needed_evidence,
 )
-from d2s_ros.localization.pose_solver import PoseEstimate, Support
+from d2s_ros.localization.pose_solver import PoseEstimate, PoseUncertainty, Support
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.mapping.scene_map import Calibration
 
@@ -34,10 +34,9 @@ def estimate_of(points, total=None):
     widths = 4 * np.sqrt(np.linalg.eigvalsh(np.cov(points.T)))
     return PoseEstimate(
         RigidTransform.identity(),
-        1e-6 * np.eye(6),
+        PoseUncertainty(lambda: (1e-6 * np.eye(6), False)),
         mask,
         np.zeros(len(mask)),
-        False,
         float(np.median(points[:, 2])),
         np.cov(pixels.T),
         float(widths[1]),
