@@ -6,16 +6,18 @@ Three simulated buildings are mapped by day. They are asked about frames of othe
 with the same pictures on other walls, unlike buildings, photographs, walls seen from near, dark,
 blurred and saturated frames; and about their own frames at dusk, at night and after a third of the
 furniture was moved. A solver's pose is right if it is within 50 cm and 10 degrees of the truth, and
-close if its error is at most ten times the median error of the poses that were published. With
---focal the buildings' own frames are asked about with a wrong camera_info instead, with --prior
-those that are refused with a prior. With --data,
-scenes of photographs are asked about too, and mapped. Logs, maps and features in the folders are
-used again.
+close if its error is at most ten times the median error of the poses that were published.
+
+With --focal the buildings' own frames are asked about with a wrong camera_info instead, with
+--prior those that are refused with a prior, with --odometry all of them in order, with simulated
+odometry that images are fused with. With --data, scenes of photographs are asked about too, and
+mapped. Logs, maps and features in the folders are used again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections import Counter
@@ -31,8 +33,14 @@ import numpy as np
 from places import Observed, Places, is_building, photographs
 
 from d2s_ros.data.frames import Frame
-from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
+from d2s_ros.geometry.transforms import (
+    RigidTransform,
+    pose_error,
+    rotation_from_vector,
+    vector_from_rotation,
+)
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.odometry_fusion import OdometryFusion
 from d2s_ros.localization.plausibility import FocalWatch
 from d2s_ros.localization.pose_prior import PosePrior
 
@@ -41,6 +49,8 @@ RIGHT_M, RIGHT_DEG = 0.5, 10.0
 #: A close pose is within this many median errors.
 CLOSE_MEDIANS = 10.0
 SCENES = ('fox', 'castle-P30', 'redkitchen')
+#: How long images lean on odometry, as the node's `tracking_seconds`.
+TRACKING_SECONDS = 2.0
 CHANGES = ('query_day', 'query_dusk', 'query_night', 'query_moved')
 
 
@@ -137,9 +147,93 @@ def ask(localizer: Localizer, place: str, kind: str, frames: list[Observed]) -> 
                 'status': result.status.value,
                 'published': result.localized,
                 'error': error,
+                'given': error if result.localized else None,
             }
         )
     return rows
+
+
+def simulated_odometry(poses: list[RigidTransform], drift: float, rng: Any) -> list[RigidTransform]:
+    """Return odometry whose steps are off by a share of their way and turn.
+
+    As much by chance as by a scale that is wrong throughout. The way also turns it: by that share
+    of a radian a metre, about the camera's vertical axis where it is systematic.
+    """
+    scale, turn_scale, curve = drift * rng.standard_normal(3)
+    odometry = [RigidTransform.identity()]
+    for before, after in itertools.pairwise(poses):
+        motion = before.inverse() @ after
+        turn = vector_from_rotation(motion.rotation)
+        way = float(np.linalg.norm(motion.translation))
+        shares = drift / 3**0.5 * rng.standard_normal((2, 3))
+        turned = (1 + turn_scale) * turn + shares[0] * (float(np.linalg.norm(turn)) + way)
+        turned[1] += curve * way
+        moved = (1 + scale) * motion.translation + shares[1] * way
+        odometry.append(odometry[-1] @ RigidTransform(rotation_from_vector(turned), moved))
+    return odometry
+
+
+def ask_in_order(
+    localizer: Localizer, place: str, kind: str, frames: list[Observed], drift: float, rng: Any
+) -> list[dict]:
+    """As `ask`, as a robot with odometry: what is published is fused, and leans on it if refused.
+
+    The fusion is told twice the share that odometry is off by, as the most.
+    """
+    rows = ask(localizer, place, kind, frames)
+    truths = [frame.truth for frame in frames if frame.truth is not None]
+    fusion = OdometryFusion(2.0 * drift)
+    odometry = simulated_odometry(truths, drift, rng)
+    for row, frame, odom in zip(rows, frames, odometry, strict=True):
+        assert frame.truth is not None
+        stamp_ns = round(float(frame.name) * 1e9)
+
+        def expected(stamp_ns: int = stamp_ns, odom: RigidTransform = odom) -> PosePrior | None:
+            predicted = fusion.predict(stamp_ns, odom, TRACKING_SECONDS)
+            return PosePrior(*predicted) if predicted is not None else None
+
+        result = localizer.localize_features(frame.features, frame.camera, prior=expected)
+        row['published'], row['given'] = False, None
+        row['with_prior'] = result.with_prior
+        if result.map_from_camera is None or result.covariance is None:
+            continue
+        fused = fusion.fuse(
+            stamp_ns,
+            result.map_from_camera,
+            result.covariance,
+            odom,
+            proven=not result.with_prior,
+        )
+        if fused.refusal:
+            row['status'] = 'implausible'
+            continue
+        row['published'] = True
+        row['given'] = pose_error(fused.map_from_body, frame.truth)
+        off = np.concatenate(
+            [
+                fused.map_from_body.translation - frame.truth.translation,
+                vector_from_rotation(fused.map_from_body.rotation @ frame.truth.rotation.T),
+            ]
+        )
+        row['nees'] = float(off @ np.linalg.solve(fused.covariance, off))
+    return rows
+
+
+def ask_with_odometry(
+    places: Places, names: list[str], drifts: list[float], runs: int
+) -> Iterator[tuple[float, list[dict]]]:
+    """Yield the rows of all logs in order, for each drift: `runs` times with other noise."""
+    for drift in drifts:
+        rows: list[dict] = []
+        for name in filter(is_building, names):
+            localizer = Localizer.from_map(places.map(name), device='cpu')
+            for kind in CHANGES:
+                frames = places.observed(name, kind, localizer.extractor)
+                for run in range(runs):
+                    rng = np.random.default_rng([run, int(name[1:]), CHANGES.index(kind)])
+                    what = kind.removeprefix('query_')
+                    rows += ask_in_order(localizer, name, what, frames, drift, rng)
+        yield drift, rows
 
 
 def ask_wrongly(places: Places, names: list[str], factors: list[float], every: int) -> list[str]:
@@ -261,7 +355,7 @@ def query_table(rows: list[dict]) -> tuple[list[str], dict[str, float]]:
         chosen = [row for row in rows if kind in ('all', row['kind'])]
         good = [row for row in chosen if right(row)]
         published = [row for row in chosen if row['published']]
-        errors = np.array([row['error'] for row in published]).reshape(-1, 2)
+        errors = np.array([row['given'] for row in published]).reshape(-1, 2)
         median = np.median(errors, axis=0) if len(errors) else np.full(2, np.nan)
         far = int((errors > CLOSE_MEDIANS * median).any(axis=1).sum())
         close = [
@@ -269,7 +363,7 @@ def query_table(rows: list[dict]) -> tuple[list[str], dict[str, float]]:
             for row in chosen
             if row['error'] is not None and (np.array(row['error']) <= CLOSE_MEDIANS * median).all()
         ]
-        wrong = sum(not right(row) for row in published)
+        wrong = sum(not right({'error': row['given']}) for row in published)
         figures = {
             'frames': len(chosen),
             'published': len(published),
@@ -305,6 +399,16 @@ def main() -> int:
         metavar='M DEG',
         help='ask about refused frames again, with priors of these standard deviations',
     )
+    parser.add_argument(
+        '--odometry',
+        type=float,
+        nargs='+',
+        metavar='DRIFT',
+        help='ask about the own frames in order, fused with odometry that is off by these shares',
+    )
+    parser.add_argument(
+        '--runs', type=int, default=1, help='with --odometry: repetitions with other noise'
+    )
     parser.add_argument('--json', type=Path)
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
     args = parser.parse_args()
@@ -320,6 +424,19 @@ def main() -> int:
         return 0
     if args.focal:
         print('\n'.join(ask_wrongly(places, names, args.focal, args.every)))
+        return 0
+    if args.odometry:
+        for drift, rows in ask_with_odometry(places, names, args.odometry, args.runs):
+            lines, _ = query_table(rows)
+            print(f'\nodometry off by {100 * drift:g} %\n\n' + '\n'.join(lines))
+            distances = np.array([row['nees'] for row in rows if 'nees' in row])
+            limits = (5.348, 10.645, 12.592, 16.812)
+            held = ', '.join(f'{100 * np.mean(distances <= limit):.0f}' for limit in limits)
+            print(
+                f'\n{sum(row["with_prior"] for row in rows)} with a prior, '
+                f'{sum(row["status"] == "implausible" for row in rows)} held back; mean NEES '
+                f'{distances.mean():.2f}, 50/90/95/99 % ellipsoids hold {held} %'
+            )
         return 0
     unknown: list[dict] = []
     known: list[dict] = []

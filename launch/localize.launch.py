@@ -26,12 +26,22 @@ PARAMETERS = {
     'pose_frame': 'auto, base or camera',
     'odom_frame': 'odometry frame',
     'base_frame': 'robot frame',
+    'fuse_odometry': 'true to publish what images and odometry tell together',
+    'odometry_drift': 'most that odometry is off by, as a share of its motion',
+    'tracking_seconds': 'how long images may lean on the last proven pose; 0 for never',
     'camera_frame': "camera's optical frame, if the images do not name it",
     'frame_prefix': 'put before the odometry and robot frames, such as robot1/',
     'autostart': 'true, or false where a lifecycle manager configures the node',
     'use_sim_time': 'true to take time from /clock',
 }
-_BOOLEANS = ('autostart', 'use_sim_time')
+_BOOLEANS = ('autostart', 'use_sim_time', 'fuse_odometry')
+_NUMBERS = ('odometry_drift', 'tracking_seconds')
+
+
+def _typed(name: str, value: str) -> str | bool | float:
+    if name in _BOOLEANS:
+        return value.lower() == 'true'
+    return float(value) if name in _NUMBERS else value
 
 
 def start(context: LaunchContext) -> list[Node]:
@@ -40,7 +50,7 @@ def start(context: LaunchContext) -> list[Node]:
     for name in PARAMETERS:
         value = LaunchConfiguration(name).perform(context)
         if value != '':
-            overrides[name] = value.lower() == 'true' if name in _BOOLEANS else value
+            overrides[name] = _typed(name, value)
     nodes = [
         Node(
             package='d2s_ros',

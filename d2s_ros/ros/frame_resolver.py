@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,17 @@ class Resolved:
     tf_mode: str
     odom_from_body: RigidTransform | None = None
 
+    def corrected(self, map_from_body: RigidTransform, covariance: Array) -> Resolved:
+        """Return the same with another pose of the body; a correction of odometry follows it."""
+        broadcast = self.broadcast
+        if broadcast is not None and self.tf_mode == 'map_to_odom':
+            assert self.odom_from_body is not None
+            map_from_odom = map_from_body @ self.odom_from_body.inverse()
+            broadcast = replace(broadcast, parent_from_child=map_from_odom)
+        return replace(
+            self, map_from_body=map_from_body, covariance=covariance, broadcast=broadcast
+        )
+
 
 class FrameResolver:
     """Keeps what is known about the frames of one robot.
@@ -70,7 +81,7 @@ class FrameResolver:
     @staticmethod
     def needs_source(config: LocalizerNodeConfig) -> bool:
         """Return whether transforms must be looked up."""
-        if config.tf_mode in ('auto', 'map_to_odom'):
+        if config.tf_mode in ('auto', 'map_to_odom') or config.fuse_odometry:
             return True
         wants_base = config.tf_mode == 'map_to_base' or config.pose_frame != 'camera'
         return wants_base and not config.base_from_camera
@@ -109,7 +120,8 @@ class FrameResolver:
 
         mode = config.tf_mode
         odom_from_base, odom_problem = None, ''
-        if mode in ('auto', 'map_to_odom') and map_from_base is not None:
+        wants_odom = mode in ('auto', 'map_to_odom') or config.fuse_odometry
+        if wants_odom and map_from_base is not None:
             odom_from_base, odom_problem = self._odom_from_base(stamp_ns, timeout)
         if mode == 'auto':
             if self._has_odometry and base_from_camera is not None:

@@ -196,6 +196,12 @@ class LocalizerNodeConfig:
         minimum=0.0,
         maximum=10.0,
     )
+    fuse_odometry: bool = option(
+        False,
+        'Publish what images and odometry tell together: smoother and more exact, but not for a '
+        'filter that takes odometry in as well. Set odometry_drift to what the odometry is good '
+        'for. Needs odometry over TF.',
+    )
     tracking_seconds: float = option(
         2.0,
         'How long an image that does not prove its pose alone may lean on the last one that did, '
@@ -260,6 +266,13 @@ class LocalizerNodeConfig:
                 f'error_no_image is {self.error_no_image}, it must be at least warn_no_image '
                 f'({self.warn_no_image})'
             )
+        if self.fuse_odometry and self.tf_mode not in ('auto', 'map_to_odom', 'none'):
+            raise ConfigError(
+                f'fuse_odometry needs odometry, which tf_mode {self.tf_mode} does not look up; use '
+                'auto, map_to_odom or none'
+            )
+        if self.fuse_odometry and self.pose_frame == 'camera':
+            raise ConfigError('fuse_odometry is of the robot: pose_frame must be auto or base')
         for name in ('image_topic', 'odom_frame', 'base_frame'):
             if not getattr(self, name):
                 raise ConfigError(f'{name} must not be empty')

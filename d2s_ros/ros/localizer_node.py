@@ -23,6 +23,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError, InputError
+from d2s_ros.localization.odometry_fusion import OdometryFusion
 from d2s_ros.localization.plausibility import PlausibilityGate
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.memory import keep_freed_memory
@@ -102,6 +103,7 @@ class LocalizerNode(LifecycleNode):
         self._pipeline: FramePipeline | None = None
         self._resolver: FrameResolver | None = None
         self._gate = PlausibilityGate(0.0, 0.0, 0.0)
+        self._fusion = OdometryFusion(0.0)
         self._resolved: Resolved | None = None
         self._broadcaster: tf.TransformBroadcaster | None = None
         self._source: tf.TransformSource | None = None
@@ -140,6 +142,7 @@ class LocalizerNode(LifecycleNode):
             self._gate.max_speed = config.max_speed
             self._gate.max_turn_rate = config.max_turn_rate
             self._gate.odometry_drift = config.odometry_drift
+            self._fusion.odometry_drift = config.odometry_drift
             self._pipeline.camera_info_timeout = config.camera_info_timeout
             self._pipeline.max_focal_error = config.localizer.max_focal_error
             self._pipeline.hold(config.target_rate)
@@ -261,6 +264,7 @@ class LocalizerNode(LifecycleNode):
         self._transforms_sent = self._transforms_missed = 0
         self._resolved = None
         self._gate = PlausibilityGate(config.max_speed, config.max_turn_rate, config.odometry_drift)
+        self._fusion = OdometryFusion(config.odometry_drift)
         with self._path_lock:
             self._path = deque(maxlen=config.path_length)
         self._pipeline = FramePipeline(
@@ -425,7 +429,7 @@ class LocalizerNode(LifecycleNode):
         x, y, z = pose.translation
         stamp_ns = conversions.ns_from_stamp(message.header.stamp)
         # The robot was moved by hand or by somebody who knows better: believe the next image.
-        self._gate.reset()
+        self._forget_motion()
         self._hint = (stamp_ns, f'x {x:.3f} y {y:.3f} z {z:.3f} at {stamp_ns / 1e9:.3f}')
         self.get_logger().info(f'initial pose noted as a hint: {self._hint[1]}')
 
@@ -507,7 +511,8 @@ class LocalizerNode(LifecycleNode):
         body_from_camera, odom_from_body = resolver.motion(
             resolved.body, camera_frame, stamp_ns, 0.0
         )
-        predicted = self._gate.predict(stamp_ns, odom_from_body, seconds)
+        before = self._fusion if self.config.fuse_odometry else self._gate
+        predicted = before.predict(stamp_ns, odom_from_body, seconds)
         if body_from_camera is None or predicted is None:
             return None
         map_from_body, sigma_m, sigma_deg = predicted
@@ -554,14 +559,14 @@ class LocalizerNode(LifecycleNode):
 
     def _on_clock_jump(self, jump: Any) -> None:
         """Forget transforms of the future when simulated time starts again."""
-        self._gate.reset()
+        self._forget_motion()
         if self._source is not None:
             self._source.restart_at(self.get_clock().now().nanoseconds)
 
     def _on_time_jump(self, stamp_ns: int) -> None:
         self._figures.jumped()
         self.get_logger().warning('time jumped back, what depends on it starts again')
-        self._gate.reset()
+        self._forget_motion()
         if self._source is not None:
             self._source.restart_at(stamp_ns)
         with self._path_lock:
@@ -591,22 +596,18 @@ class LocalizerNode(LifecycleNode):
                 timeout=config.transform_timeout,
             )
             if self._resolved is not None and self._resolved.body != resolved.body:
-                self._gate.reset()
+                self._forget_motion()
             self._resolved = resolved
             if not resolved.body:
                 outcome.refuse(NodeRefusal.NO_EXTRINSIC.value, resolved.problem)
-            elif result.with_prior:
-                # It agrees with where the last proven pose leads, and proves nothing itself.
-                self._publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
-            elif implausible := self._gate.check(
-                outcome.stamp_ns,
-                resolved.map_from_body,
-                resolved.covariance,
-                resolved.odom_from_body,
-            ):
-                outcome.refuse(NodeRefusal.IMPLAUSIBLE.value, implausible)
             else:
-                self._publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
+                resolved, implausible = self._follow(
+                    outcome.stamp_ns, resolved, proven=not result.with_prior
+                )
+                if implausible:
+                    outcome.refuse(NodeRefusal.IMPLAUSIBLE.value, implausible)
+                else:
+                    self._publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
         outcome.latency_ms['publish'] = 1e3 * (time.monotonic() - start)
         if self._wanted('d2s/status'):
             name = self._diagnostic_name()
@@ -622,6 +623,33 @@ class LocalizerNode(LifecycleNode):
                     header=conversions.header(outcome.stamp_ns, loaded.map_frame), status=[status]
                 )
             )
+
+    def _follow(self, stamp_ns: int, resolved: Resolved, *, proven: bool) -> tuple[Resolved, str]:
+        """Return what to publish after the poses before, and why it is held back or nothing.
+
+        A pose that its image does not prove agrees with where the last one leads, and nothing
+        follows it.
+        """
+        if self.config.fuse_odometry and resolved.odom_from_body is not None:
+            fused = self._fusion.fuse(
+                stamp_ns,
+                resolved.map_from_body,
+                resolved.covariance,
+                resolved.odom_from_body,
+                proven=proven,
+            )
+            return resolved.corrected(fused.map_from_body, fused.covariance), fused.refusal
+        if not proven:
+            return resolved, ''
+        reason = self._gate.check(
+            stamp_ns, resolved.map_from_body, resolved.covariance, resolved.odom_from_body
+        )
+        return resolved, reason
+
+    def _forget_motion(self) -> None:
+        """Believe the next pose, whatever the ones before were."""
+        self._gate.reset()
+        self._fusion.reset()
 
     def _publish_pose(self, resolved: Resolved, stamp_ns: int, map_frame: str) -> None:
         message = conversions.pose_with_covariance(

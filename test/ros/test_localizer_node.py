@@ -35,8 +35,10 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
+from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.ros import conversions
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.localizer_node import LocalizerNode
 
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures('tf2_msgs')]
@@ -507,6 +509,52 @@ def test_an_image_that_proves_nothing_leans_on_odometry(make_node, client, camer
     assert show(camera, (120, 50), 17).message == 'localized'
     assert show(camera, (0, 0, 252), 18).message == 'too_few_inliers'
     del keep
+
+
+def test_images_and_odometry_are_fused(make_node, client, camera):
+    node = make_node(transform_timeout=5.0, fuse_odometry=True, odometry_drift=0.05)
+    transforms = collect_transforms(client)
+    assert node.start()
+    keep = drive(node, client, 3.0)
+    camera.connect()
+
+    def published(place, number):
+        assert show(camera, place, number).message == 'localized'
+        message = wait_for(lambda: camera.poses.stamped(START + number * SECOND // 10))
+        covariance = np.array(message.pose.covariance).reshape(6, 6)
+        return conversions.pose_from_msg(message.pose.pose), covariance
+
+    start, first = published((100, 100), 0)
+    alone = pose(100, 100) @ BASE_FROM_CAMERA.inverse()
+    np.testing.assert_allclose(start.matrix, alone.matrix, atol=1e-9)
+    image = pose(120, 100) @ BASE_FROM_CAMERA.inverse()
+    found, second = published((120, 100), 1)
+    expected = alone @ odom_from_base(0.1)
+    between = np.linalg.norm(found.translation - expected.translation)
+    assert 0 < between < np.linalg.norm(image.translation - expected.translation)
+    assert np.trace(second[:3, :3]) < np.trace(first[:3, :3])
+    transform = wait_for(
+        lambda: (
+            (sent := last_transform(transforms))
+            and conversions.ns_from_stamp(sent.header.stamp) > START + SECOND // 10
+            and sent
+        )
+    )
+    map_from_odom = RigidTransform.from_tum(conversions.transform_from_msg(transform.transform))
+    np.testing.assert_allclose(
+        (map_from_odom @ odom_from_base(0.1)).matrix, found.matrix, atol=1e-3
+    )
+    # What cannot be is held back, and the second image that says so is believed.
+    status = show(camera, (250, 250), 2)
+    assert status.message == 'implausible'
+    assert 'odometry' in values_of(status)['reason']
+    del keep
+
+
+@pytest.mark.parametrize('wrong', [{'tf_mode': 'map_to_camera'}, {'pose_frame': 'camera'}])
+def test_odometry_is_not_fused_where_it_is_not_looked_up(wrong):
+    with pytest.raises(ConfigError, match='fuse_odometry'):
+        LocalizerNodeConfig(fuse_odometry=True, **wrong)
 
 
 def test_implausible_poses_are_held_back_until_confirmed(make_node, client, camera):

@@ -65,8 +65,10 @@ def logs(tmp_path_factory):
     return folder
 
 
-def test_map_to_odom_puts_the_robot_where_it_is(logs, start_process, tmp_path):
+@pytest.mark.parametrize('fused', [False, True])
+def test_map_to_odom_puts_the_robot_where_it_is(logs, start_process, tmp_path, fused):
     node_parameters = {
+        'fuse_odometry': fused,
         **RELIABLE,
         'map': logs / 'map',
         'device': 'cpu',
