@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -367,8 +368,7 @@ class SuperPoint:
             raise UnsupportedImageError(
                 f'the mask is {mask.shape[1]}x{mask.shape[0]}, the image {width}x{height}'
             )
-        resized = resize_to_fit(grey, self.config.max_size)
-        factor = np.array([width / resized.shape[1], height / resized.shape[0]])
+        resized, factor = self.prepared(grey)
         allowed = None
         if mask is not None:
             allowed = np.asarray(
@@ -379,8 +379,6 @@ class SuperPoint:
                 ),
                 np.uint8,
             )
-        if self.smoothing > 0:
-            resized = np.asarray(cv2.GaussianBlur(resized, (0, 0), self.smoothing), np.uint8)
         keypoints, scores, descriptors = self._run(resized, allowed)
         keypoints = (keypoints + 0.5) * factor - 0.5
         if mask is not None:
@@ -401,26 +399,49 @@ class SuperPoint:
         self, grey: NDArray[np.uint8], allowed: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
         """Return keypoints (K, 2) in px of `grey`, scores (K,) and descriptors (K, D)."""
-        height, width = grey.shape
         padded = pad_to_cells(grey)
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            ),
-        ):
-            logits, raw = self.forward(padded)
-            scores = score_map(logits)[0, :height, :width].contiguous()
-            if scores.device.type == 'cpu':
+        if self.device.type == 'cpu':
+            with torch.inference_mode():
+                logits, raw = self.forward(padded)
+                scores = _scores_of(logits, grey.shape)
                 with one_thread():
                     pixels, strength = self._strongest_on_cpu(scores, allowed)
                     keypoints, descriptors = self._described(scores, raw, pixels)
-                return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
+            return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
+        # One transfer for all of it.
+        image = torch.from_numpy(padded).to(self.device)
+        table = self.on_device(image, grey.shape, allowed).cpu().numpy()
+        return _split(table[table[:, 2] > self.threshold])
+
+    def prepared(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Return what the network sees of (H, W), and how many px of it one of that is, x and y."""
+        height, width = grey.shape
+        resized = resize_to_fit(grey, self.config.max_size)
+        factor = np.array([width / resized.shape[1], height / resized.shape[0]])
+        if self.smoothing > 0:
+            resized = np.asarray(cv2.GaussianBlur(resized, (0, 0), self.smoothing), np.uint8)
+        return resized, factor
+
+    def on_device(
+        self, padded: Tensor, size: tuple[int, ...], allowed: NDArray[np.uint8] | None = None
+    ) -> Tensor:
+        """Find and describe keypoints without waiting for the device; its shape is always the same.
+
+        Args:
+            padded: (H, W) uint8 on the device, multiples of 8.
+            size: Height and width without padding.
+            allowed: (H, W) non-zero where keypoints may be.
+
+        Returns:
+            (K, 3 + D) float32: x, y and score, best first, and the descriptor. What is not a
+            keypoint has a score of at most `threshold`.
+        """
+        with torch.inference_mode(), _exact_convolutions():
+            logits, raw = self._float_forward(padded[None, None])
+            scores = _scores_of(logits, size)
             pixels, strength = self._strongest(scores, allowed)
             keypoints, descriptors = self._described(scores, raw, pixels)
-            # One transfer for all of it.
-            table = torch.cat([keypoints, strength[:, None], descriptors], dim=1).cpu().numpy()
-        return _split(table[table[:, 2] > self.threshold])
+            return torch.cat([keypoints, strength[:, None], descriptors], dim=1)
 
     def _described(self, scores: Tensor, raw: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return keypoints (K, 2), refined from pixels (K, 2), and their descriptors (K, D)."""
@@ -436,8 +457,12 @@ class SuperPoint:
         image = torch.from_numpy(padded)[None, None]
         if self._integer_network is not None:
             return self._integer_network(image)
+        with _exact_convolutions():
+            return self._float_forward(image.to(self.device))
+
+    def _float_forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.precision == 'bf16' else torch.float32
-        image = image.to(self.device).to(dtype) / 255.0
+        image = image.to(dtype) / 255.0
         logits, raw = self.network(image.contiguous(memory_format=torch.channels_last))
         return logits, raw
 
@@ -483,6 +508,19 @@ class SuperPoint:
         columns = max(1, inner.shape[1])
         rows = torch.div(index, columns, rounding_mode='floor')
         return torch.stack([index - rows * columns + edge, rows + edge], dim=1), strength
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """Let a GPU compute the same for the same image, in full float32 where that was asked for."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
+
+
+def _scores_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return the score map (H, W) without padding."""
+    return score_map(logits)[0, : size[0], : size[1]].contiguous()
 
 
 def _split(

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from d2s_ros.device import has_fast_bfloat16, resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
 from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
+from d2s_ros.features.superpoint import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.device_stages import DeviceStages, Observation
 from d2s_ros.localization.effort import FULL, Effort
 from d2s_ros.localization.gates import (
     doubt_focal_length,
@@ -96,6 +98,7 @@ class Localizer:
         self._solver_config = self.config.solver
         self._index: LandmarkIndex | None = None
         self._judge_candidates: LandmarkJudge | None = None
+        self._device_stages: DeviceStages | None = None
         table, network = scene_map.landmark_table, scene_map.landmark_network
         if table is not None and network is not None:
             exact = precision == 'fp32'
@@ -108,6 +111,9 @@ class Localizer:
                 dtype=torch.bfloat16 if half else torch.float32,
             )
             self._keep_points(table)
+            on_one_device = isinstance(extractor, SuperPoint) and extractor.device.type != 'cpu'
+            if on_one_device and device != 'cpu' and network.config.num_layers == 0:
+                self._use_device_stages()
         elif scene_map.regression is not None:
             scene_map.regression.to(device).eval()
             limit = max(self.config.solver.max_reprojection_error_px, REGRESSION_ERROR_PX)
@@ -155,7 +161,20 @@ class Localizer:
             torch.from_numpy(table.normalized(table.points_in_map))
         )
         other._keep_points(table)
+        if other._device_stages is not None:
+            other._use_device_stages()
         return other
+
+    def _use_device_stages(self) -> None:
+        """Compute features, candidates and reliabilities in one go on the extractor's device."""
+        network = self.scene_map.landmark_network
+        assert isinstance(self.extractor, SuperPoint)
+        assert self._index is not None
+        assert self._judge_candidates is not None
+        assert network is not None
+        self._device_stages = DeviceStages(
+            self.extractor, self._index, self._judge_candidates, network.config.num_candidates
+        )
 
     def _keep_points(self, table: LandmarkTable) -> None:
         """Keep points and covariances as the pose solver takes them, not converted each frame."""
@@ -199,7 +218,12 @@ class Localizer:
             height, width = grey.shape
             if (camera.width, camera.height) != (width, height):
                 camera = camera.resized(width, height)
-            features = self.extractor.extract(image)
+            seen: Observation | None = None
+            if self._device_stages is not None and effort.is_full:
+                seen = self._device_stages.observe(grey, camera)
+                features = seen.features
+            else:
+                features = self.extractor.extract(image)
             if not effort.is_full:
                 count = round(effort.keypoints * self.extractor.config.max_keypoints)
                 features = features.strongest(max(count, self.config.min_keypoints))
@@ -209,7 +233,13 @@ class Localizer:
             return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
         elapsed = 1e3 * (time.perf_counter() - started)
         result = self.localize_features(
-            features, camera, details=details, features_ms=elapsed, prior=prior
+            features,
+            camera,
+            details=details,
+            features_ms=elapsed,
+            candidates=None if seen is None else seen.candidates,
+            coordinates=None if seen is None else self._coordinates(seen),
+            prior=prior,
         )
         if result.details is not None and (width, height) != given_size:
             ratio = np.array(given_size, np.float32) / np.array((width, height), np.float32)
@@ -227,12 +257,14 @@ class Localizer:
         details: bool = False,
         features_ms: float = 0.0,
         candidates: Candidates | None = None,
+        coordinates: SceneCoordinates | None = None,
         prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize from features that were extracted before; `camera` is of the image's size.
 
         Given `candidates` replace the search among the landmarks (mapping images are judged
-        without their own observations when a map is calibrated).
+        without their own observations when a map is calibrated), given `coordinates` of them the
+        network.
         """
         status = LocalizationStatus
         latency = {'features': features_ms, 'network': 0.0, 'pose': 0.0, 'total': features_ms}
@@ -247,7 +279,8 @@ class Localizer:
         started = time.perf_counter()
         if candidates is None:
             candidates = self.find_candidates(features)
-        coordinates = self.predict(features, camera, candidates)
+        if coordinates is None:
+            coordinates = self.predict(features, camera, candidates)
         predicted = time.perf_counter()
         used, num_reliable = self._select(coordinates)
         used, estimate = self._solve_best(features, camera, coordinates, used, candidates)
@@ -393,11 +426,22 @@ class Localizer:
             logits = self._judge_candidates(*(torch.from_numpy(i).to(self.device) for i in inputs))
             probability = torch.softmax(logits, dim=-1)[:, :-1]
             reliability, choice = probability.max(dim=-1)
-        rows = np.arange(len(features))
-        landmark_idx = candidates.landmark_idx[rows, choice.cpu().numpy()]
+        return self._chosen(candidates, reliability.cpu().numpy(), choice.cpu().numpy())
+
+    def _coordinates(self, seen: Observation) -> SceneCoordinates:
+        return self._chosen(seen.candidates, seen.reliability, seen.choice)
+
+    def _chosen(
+        self,
+        candidates: Candidates,
+        reliability: NDArray[np.float32],
+        choice: NDArray[np.int64],
+    ) -> SceneCoordinates:
+        """Return the points of the chosen columns of the candidates, (N,)."""
+        landmark_idx = candidates.landmark_idx[np.arange(len(choice)), choice]
         return SceneCoordinates(
             self._points[landmark_idx],
-            reliability.cpu().numpy(),
+            reliability,
             self._point_covariances[landmark_idx],
             landmark_idx,
         )

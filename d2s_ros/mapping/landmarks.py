@@ -11,6 +11,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -262,21 +263,26 @@ class LandmarkIndex:
             num_candidates: C; fewer landmarks than that are padded with the last one.
         """
         queries = torch.from_numpy(np.ascontiguousarray(descriptors)).to(self._keys.device)
+        idx, similarity, best = self.nearest(queries, num_candidates)
+        return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
+
+    def nearest(
+        self, queries: torch.Tensor, num_candidates: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `search`, with tensors (N, D) where the keys are and (N, C) there, not waited for."""
         count = min(num_candidates, len(self._keys))
         if self._by_integers and len(queries):
-            found = self._search_integers(queries, count)
+            idx, similarity, best = self._search_integers(queries, count)
         else:
             cosines = queries @ self._keys.T
             similarity, idx = nearest_keys(cosines, count)
             best = cosines.amax(dim=0)[idx] if len(queries) else similarity
-            found = idx, similarity, best
         missing = num_candidates - count
-        idx, similarity, best = found
         if missing:
             similarity = functional.pad(similarity, (0, missing), value=-1.0)
             best = functional.pad(best, (0, missing), value=1.0)
             idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
-        return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
+        return idx, similarity, best
 
     def _quantised(self, values: torch.Tensor) -> torch.Tensor:
         # Rounding in place: large temporaries cost more than the arithmetic.
@@ -405,8 +411,13 @@ def keypoint_inputs(
     features: LocalFeatures, camera: Camera
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return what the network sees of keypoints: places x/z, y/z (N, 2) and log scales (N,)."""
-    normalized = np.nan_to_num(camera.normalize(features.keypoints)).astype(np.float32)
-    return np.clip(normalized, -4.0, 4.0), np.log(np.maximum(features.scales, 1e-3))
+    return normalized_places(camera, features.keypoints), np.log(np.maximum(features.scales, 1e-3))
+
+
+def normalized_places(camera: Camera, keypoints: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return undistorted places x/z, y/z (N, 2) of pixels (N, 2), as the network sees them."""
+    normalized = np.nan_to_num(camera.normalize(keypoints)).astype(np.float32)
+    return np.clip(normalized, -4.0, 4.0)
 
 
 def candidate_errors_px(
