@@ -77,6 +77,7 @@ class FrameResolver:
         self._given = (
             RigidTransform.from_tum(config.base_from_camera) if config.base_from_camera else None
         )
+        self._wants_odometry = config.tf_mode in ('auto', 'map_to_odom') or config.fuse_odometry
 
     @staticmethod
     def needs_source(config: LocalizerNodeConfig) -> bool:
@@ -120,8 +121,7 @@ class FrameResolver:
 
         mode = config.tf_mode
         odom_from_base, odom_problem = None, ''
-        wants_odom = mode in ('auto', 'map_to_odom') or config.fuse_odometry
-        if wants_odom and map_from_base is not None:
+        if self._wants_odometry and map_from_base is not None:
             odom_from_base, odom_problem = self._odom_from_base(stamp_ns, timeout)
         if mode == 'auto':
             if self._has_odometry and base_from_camera is not None:
@@ -147,6 +147,9 @@ class FrameResolver:
                 broadcast = Broadcast(map_frame, config.odom, ahead, map_from_odom)
             else:
                 problem = base_problem or odom_problem
+
+        if config.fuse_odometry and odom_from_base is None and not problem:
+            problem = f'odometry is not fused: {base_problem or odom_problem}'
 
         wants_base = config.pose_frame == 'base' or (
             config.pose_frame == 'auto' and config.tf_mode in ('map_to_base', 'map_to_odom')
@@ -183,7 +186,7 @@ class FrameResolver:
         pairs = []
         if self._source is not None and self._given is None and camera_frame:
             pairs.append((self._config.base, camera_frame))
-        if self._source is not None and self._config.tf_mode in ('auto', 'map_to_odom'):
+        if self._source is not None and self._wants_odometry:
             pairs.append((self._config.odom, self._config.base))
         for target, source in pairs:
             while time.monotonic() < deadline:

@@ -548,6 +548,28 @@ def test_images_and_odometry_are_fused(make_node, client, camera):
     status = show(camera, (250, 250), 2)
     assert status.message == 'implausible'
     assert 'odometry' in values_of(status)['reason']
+    # Odometry ends: the image alone, and a warning.
+    node.set_parameters([Parameter('transform_timeout', value=0.0)])
+    found, _ = published((50, 50), 60)
+    expected = pose(50, 50) @ BASE_FROM_CAMERA.inverse()
+    np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-9)
+    assert 'base_link' in node.facts().transform_problem
+    del keep
+
+
+def test_fused_poses_without_a_transform(make_node, client, camera):
+    node = make_node(transform_timeout=5.0, fuse_odometry=True, odometry_drift=0.05, tf_mode='none')
+    assert node.start()
+    keep = drive(node, client, 1.0)
+    camera.connect()
+    covariances = []
+    for number in range(2):
+        assert show(camera, (100 + 10 * number, 100), number).message == 'localized'
+        stamp = START + number * SECOND // 10
+        message = wait_for(lambda stamp=stamp: camera.poses.stamped(stamp))
+        covariances.append(np.array(message.pose.covariance).reshape(6, 6))
+    assert np.trace(covariances[1]) < np.trace(covariances[0])
+    assert not node.facts().transform_problem
     del keep
 
 
