@@ -166,6 +166,7 @@ def plot(result: dict[str, dict[int, Row]], path: Path) -> None:
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.4), layout='constrained')
     for axis, (quantity, rows) in zip(axes.flat, result.items(), strict=False):
@@ -173,6 +174,9 @@ def plot(result: dict[str, dict[int, Row]], path: Path) -> None:
         for name in rows[values[0]]:
             axis.plot(values, [rows[v][name] for v in values], 'o-', markersize=3, label=name)
         axis.set(xscale='log', yscale='log', xlabel=quantity, ylabel='CPU time [ms]')
+        # Labels between the powers of ten would lie over each other.
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xticks(list(rows), [f'{value:,}' for value in rows], fontsize=8)
         axis.grid(alpha=0.3, which='both')
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=80)

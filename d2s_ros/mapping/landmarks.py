@@ -30,13 +30,16 @@ from d2s_ros.threads import one_thread
 
 #: Keypoints searched at once, and bytes of their cosines: few calls, little memory.
 _ROWS_AT_ONCE, _COSINE_BYTES = 1024, 1 << 24
+#: Keypoints whose exact cosines are computed at once: their keys stay in the cache.
+_EXACT_ROWS = 256
 #: Sizes of the groups of groups of landmarks whose maxima are compared, and landmarks in a group.
 _GROUPS = (16, 4)
 _COLUMNS = math.prod(_GROUPS)
 #: Largest integers of keys and descriptors, and of cosines.
 _INT8_RANGE, _UINT8_RANGE = 127, 255
-#: Candidates found beyond those that are asked for: cosines of 8 bits do not order them exactly.
-_SPARE_CANDIDATES = 2
+#: The search looks at so many principal components of the keys, and finds so many candidates beyond
+#: those that are asked for: such cosines, of 8 bits, do not order them exactly.
+_COMPONENTS, _SPARE_CANDIDATES = 64, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,9 +219,9 @@ def _choose_points(
 class LandmarkIndex:
     """The keys of a table, arranged for the search of nearest landmarks.
 
-    On processors with fast integer products the search runs on keys and descriptors of 8 bits and
-    gives cosines of 8 bits: a little more than the candidates that are asked for are taken from
-    it, and ordered by their exact cosines.
+    On processors with fast integer products the search runs on the principal components of keys and
+    descriptors, in 8 bits, and gives cosines of 8 bits: twice the candidates that are asked for are
+    taken from it, and ordered by their exact cosines.
     """
 
     def __init__(
@@ -228,10 +231,12 @@ class LandmarkIndex:
         self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
         self._by_integers = device == 'cpu' and not exact and has_fast_int8()
         if self._by_integers:
-            self._scale = _INT8_RANGE / max(float(np.abs(keys).max(initial=0.0)), 1e-6)
+            self._components = _principal_components(self._keys, _COMPONENTS)
+            largest = float((self._keys @ self._components).abs().max()) if len(keys) else 0.0
+            self._scale = _INT8_RANGE / max(largest, 1e-6)
             # Zeros at the end: no cosine is smaller than theirs.
             padded = -(-len(keys) // _COLUMNS) * _COLUMNS
-            self._small = torch.zeros((padded, keys.shape[1]), dtype=torch.int8)
+            self._small = torch.zeros((padded, self._components.shape[1]), dtype=torch.int8)
             self._small[: len(keys)] = self._quantised(self._keys).to(torch.int8)
             self._key_scales = torch.full((padded,), 1 / self._scale)
             self._key_zeros = torch.zeros(padded, dtype=torch.int64)
@@ -285,8 +290,10 @@ class LandmarkIndex:
         return idx, similarity, best
 
     def _quantised(self, values: torch.Tensor) -> torch.Tensor:
-        # Rounding in place: large temporaries cost more than the arithmetic.
-        return (values * self._scale).round_().clamp_(-_INT8_RANGE, _INT8_RANGE)
+        """Return components (N, d) as whole numbers in float32."""
+        # In place: large temporaries cost more than the arithmetic.
+        components = values @ self._components
+        return components.mul_(self._scale).round_().clamp_(-_INT8_RANGE, _INT8_RANGE)
 
     def _search_integers(
         self, queries: torch.Tensor, count: int
@@ -311,11 +318,23 @@ class LandmarkIndex:
             best = column_best.index_select(0, idx.flatten()).view_as(idx)
             # Both of 8 bits: exactly zero for mutual neighbours.
             behind = (best - torch.from_numpy(np.concatenate(values))).float() / _UINT8_RANGE
-            keys_found = self._keys.index_select(0, idx.flatten()).view(*idx.shape, -1)
-            similarity = keys_found.mul_(queries[:, None]).sum(dim=-1)
+            pairs = zip(idx.split(_EXACT_ROWS), queries.split(_EXACT_ROWS), strict=True)
+            similarity = torch.cat([self._cosines(part, rows) for part, rows in pairs])
             similarity, order = similarity.sort(dim=1, descending=True)
             similarity, order = similarity[:, :count], order[:, :count]
             return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
+
+    def _cosines(self, idx: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Return the exact cosines (N, C) of queries (N, D) and keys (N, C)."""
+        keys = self._keys.index_select(0, idx.flatten()).view(*idx.shape, -1)
+        return keys.mul_(queries[:, None]).sum(dim=-1)
+
+
+def _principal_components(keys: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the (D, d) orthonormal directions in which keys (M, D) are longest, d <= `count`."""
+    moments = (keys.T @ keys).double()
+    directions = torch.linalg.eigh(moments).eigenvectors.flip(1)
+    return directions[:, :count].to(keys.dtype).contiguous()
 
 
 def _largest_bytes(
@@ -328,14 +347,10 @@ def _largest_bytes(
     """
     if values.shape[1] // _COLUMNS <= 2 * count:
         return _largest(values[:, :width].numpy(), count)
-    # A group is every n-th column, so that halves can be compared element by element.
+    # A group is every n-th column: rows of columns are compared element by element.
     levels = [values]
     for size in reversed(_GROUPS):
-        best = levels[-1]
-        num_groups = best.shape[1] // size
-        while best.shape[1] > num_groups:
-            best = torch.maximum(*best.chunk(2, dim=1))
-        levels.append(best)
+        levels.append(levels[-1].view(len(values), size, -1).amax(dim=1))
     largest, columns = _largest(levels.pop().numpy(), count)
     rows = np.arange(len(values))[:, None]
     for size in _GROUPS:
