@@ -19,6 +19,7 @@ from d2s_ros.geometry.transforms import (
     skew,
     vector_from_rotation,
 )
+from d2s_ros.localization.plausibility import largest_sigma
 
 Array = NDArray[np.float64]
 
@@ -125,7 +126,8 @@ class OdometryFusion:
                 self._belief, self._held = confirmed, None
                 return FusedPose(confirmed.map_from_body, confirmed.covariance)
         if proven:
-            self._belief, self._held = belief, start
+            # Moved on, but told by no image: `predict` counts from the last that was believed.
+            self._belief, self._held = replace(belief, stamp_ns=self._belief.stamp_ns), start
         off = map_from_body.translation - belief.map_from_body.translation
         sigma = float(np.sqrt(np.trace(belief.covariance[:3, :3])))
         refusal = (
@@ -149,11 +151,9 @@ class OdometryFusion:
         moved = self._moved(belief, belief.stamp_ns, odom_from_body)
         # The motion counts as it was made, not as the straight line between two poses.
         self._belief = moved
-        sigmas = [
-            float(np.sqrt(np.linalg.eigvalsh(moved.covariance[part, part])[-1]))
-            for part in (slice(0, 3), slice(3, 6))
-        ]
-        return moved.map_from_body, sigmas[0], float(np.degrees(sigmas[1]))
+        sigma_m = largest_sigma(moved.covariance[:3, :3])
+        sigma_rad = largest_sigma(moved.covariance[3:, 3:])
+        return moved.map_from_body, sigma_m, float(np.degrees(sigma_rad))
 
     def _moved(self, belief: _Belief, stamp_ns: int, odom_from_body: RigidTransform) -> _Belief:
         """Return a belief at the present odometry."""

@@ -111,7 +111,7 @@ class PlausibilityGate:
         predicted, moved, turned = self._expected(reference, stamp_ns, odom_from_body)
         # What the motion may be off by at most is taken for two standard deviations.
         parts = (slice(0, 3), slice(3, 6))
-        sigma_m, sigma = (_largest_sigma(reference.covariance[part, part]) for part in parts)
+        sigma_m, sigma = (largest_sigma(reference.covariance[part, part]) for part in parts)
         return (
             predicted,
             float(np.hypot(sigma_m, 0.5 * moved)),
@@ -138,7 +138,7 @@ class PlausibilityGate:
             reference, new.stamp_ns, new.odom_from_body
         )
         sigmas = [
-            _largest_sigma(item.covariance[part, part])
+            largest_sigma(item.covariance[part, part])
             for item in (reference, new)
             for part in (slice(0, 3), slice(3, 6))
         ]
@@ -152,7 +152,8 @@ class PlausibilityGate:
         return ''
 
 
-def _largest_sigma(covariance: Array) -> float:
+def largest_sigma(covariance: Array) -> float:
+    """Return the largest standard deviation of any direction of a covariance (D, D)."""
     return float(np.sqrt(max(0.0, float(np.linalg.eigvalsh(covariance)[-1]))))
 
 

@@ -77,12 +77,16 @@ class FrameResolver:
         self._given = (
             RigidTransform.from_tum(config.base_from_camera) if config.base_from_camera else None
         )
-        self._wants_odometry = config.tf_mode in ('auto', 'map_to_odom') or config.fuse_odometry
+        self._wants_odometry = self._needs_odometry(config)
+
+    @staticmethod
+    def _needs_odometry(config: LocalizerNodeConfig) -> bool:
+        return config.tf_mode in ('auto', 'map_to_odom') or config.fuse_odometry
 
     @staticmethod
     def needs_source(config: LocalizerNodeConfig) -> bool:
         """Return whether transforms must be looked up."""
-        if config.tf_mode in ('auto', 'map_to_odom') or config.fuse_odometry:
+        if FrameResolver._needs_odometry(config):
             return True
         wants_base = config.tf_mode == 'map_to_base' or config.pose_frame != 'camera'
         return wants_base and not config.base_from_camera

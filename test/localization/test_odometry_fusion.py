@@ -99,6 +99,9 @@ def test_a_pose_that_does_not_follow_is_held_back_once():
     found = fusion.fuse(10 * SECOND, wrong, COVARIANCE, odom[10])
     assert float(found.refusal.split()[0]) == pytest.approx(0.3, abs=0.03)
     assert 'odometry' in found.refusal
+    # Time counts from the last image that was believed.
+    assert fusion.predict(11 * SECOND, odom[11], 1.5) is None
+    assert fusion.predict(11 * SECOND, odom[10], 2.5) is not None
     found = fusion.fuse(11 * SECOND, noisy(true[11], rng), COVARIANCE, odom[11])
     assert not found.refusal
     assert pose_error(found.map_from_body, true[11])[0] < 0.03
