@@ -92,7 +92,7 @@ def test_superpoint_does_no_more_than_its_convolutions(precision, megabytes):
 
 
 def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer, small_map):
-    """No loops over points: only the search goes by blocks of 256 keypoints."""
+    """No loops over points: only exact cosines go by blocks of 256 keypoints."""
     frame = small_map.frames[3]
     features = localizer.extractor.extract(frame.image)
     counts = [
