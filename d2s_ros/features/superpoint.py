@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
@@ -37,6 +38,9 @@ CELL = 8
 STRIP_ROWS = 64
 #: Added to scores before their logarithm is taken: what is below is noise.
 REFINEMENT_FLOOR = 1e-3
+
+#: So many pixels are compared with each other for maxima, one by one.
+_FEW_PIXELS = 512
 
 #: What `precision` may be.
 PRECISIONS = ('auto', 'fp32', 'bf16', 'int8')
@@ -202,6 +206,70 @@ def local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
     return kept
 
 
+def strongest_maxima(
+    scores: NDArray[np.float32],
+    radius: int,
+    count: int,
+    eligible: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+) -> NDArray[np.int64]:
+    """Return the strongest of the maxima that `local_maxima` finds: flat indices, best first.
+
+    Of equal scores the first is best. A pixel never gives way to a weaker one. So as soon as the
+    first round of suppression has found `count` maxima, the next ones need only look at pixels that
+    are as strong as these, which are few.
+
+    Args:
+        scores: (H, W), positive where eligible.
+        radius: As for `local_maxima`.
+        count: Most maxima.
+        eligible: Which of these flat indices count; the others suppress their neighbours alike.
+    """
+    flat = scores.reshape(-1)
+    if radius > 0:
+        square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+        first = scores == cv2.dilate(scores, square)
+        found = np.flatnonzero(first)
+        found = found[eligible(found)]
+        if len(found) >= count:
+            least = np.partition(flat[found], len(found) - count)[len(found) - count]
+            strong = scores >= least
+            free = cv2.dilate((first & strong).view(np.uint8), square) == 0
+            left = np.flatnonzero(np.logical_and(strong, free, out=free))
+            if len(left) <= _FEW_PIXELS:
+                late = left[_late_maxima(flat[left], *np.divmod(left, scores.shape[1]), radius)]
+                found = np.concatenate([found, late[eligible(late)]])
+                return _strongest_first(flat, found, count)
+    found = np.flatnonzero(local_maxima(scores, radius))
+    return _strongest_first(flat, found[eligible(found)], count)
+
+
+def _late_maxima(
+    scores: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64], radius: int
+) -> NDArray[np.bool_]:
+    """Return which of (M,) pixels the second and third round of suppression keep."""
+    near = np.abs(rows[:, None] - rows) <= radius
+    near &= np.abs(columns[:, None] - columns) <= radius
+    kept = np.zeros(len(scores), bool)
+    free = np.ones(len(scores), bool)
+    for _ in range(2):
+        kept |= free & ~(near & (free & (scores > scores[:, None]))).any(axis=1)
+        free = ~near[:, kept].any(axis=1)
+    return kept
+
+
+def _strongest_first(
+    scores: NDArray[np.float32], index: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """Return the `count` places of the highest of positive scores, of equal ones the first."""
+    # As integers, positive numbers are ordered alike.
+    last = np.uint64(len(scores) - 1)
+    order = scores[index].view(np.uint32).astype(np.uint64) << np.uint64(32)
+    order |= last - index.astype(np.uint64)
+    count = min(count, len(order))
+    order = np.sort(np.partition(order, len(order) - count)[len(order) - count :])[::-1]
+    return np.asarray(last - (order & np.uint64(0xFFFFFFFF))).astype(np.int64)
+
+
 def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
     """Read unit descriptors (B, K, C) from a raw map (B, C, h, w) at keypoints (B, K, 2) px.
 
@@ -223,6 +291,12 @@ def read_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
     """As `sample_descriptors` for one image, (C, h, w) and (K, 2): three times as fast on a CPU."""
     channels, height, width = raw.shape
     cells = raw.permute(1, 2, 0).reshape(height * width, channels)
+    mixed = mixed_descriptors(cells, *neighbouring_cells(keypoints, height, width))
+    return functional.normalize(mixed, dim=1)
+
+
+def neighbouring_cells(keypoints: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the four cells around each of (K, 2) keypoints, (K, 4) int64, and their weights."""
     u = ((keypoints[:, 0] - (CELL - 1) / 2) / CELL).clamp(0, width - 1)
     v = ((keypoints[:, 1] - (CELL - 1) / 2) / CELL).clamp(0, height - 1)
     left, top = u.floor().clamp(max=max(width - 2, 0)), v.floor().clamp(max=max(height - 2, 0))
@@ -231,11 +305,15 @@ def read_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
     first = (top * width + left).long()
     neighbours = torch.stack([first, first + right, first + below, first + right + below], dim=1)
     weights = torch.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b], dim=1)
+    return neighbours, weights
+
+
+def mixed_descriptors(cells: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
+    """Return descriptors (K, C), of any length, from raw ones (M, C), rows (K, 4) and weights."""
     # Cells are normalised by their weights: that saves a copy of the map.
     lengths = torch.linalg.vector_norm(cells, dim=1).clamp_min(1e-12)
-    weights /= lengths[neighbours]
-    mixed = functional.embedding_bag(neighbours, cells, per_sample_weights=weights, mode='sum')
-    return functional.normalize(mixed, dim=1)
+    weights = weights / lengths[neighbours]
+    return functional.embedding_bag(neighbours, cells, per_sample_weights=weights, mode='sum')
 
 
 def refine_keypoints(scores: Tensor, keypoints: Tensor) -> Tensor:
@@ -402,16 +480,36 @@ class SuperPoint:
         padded = pad_to_cells(grey)
         if self.device.type == 'cpu':
             with torch.inference_mode():
-                logits, raw = self.forward(padded)
-                scores = _scores_of(logits, grey.shape)
-                with one_thread():
-                    pixels, strength = self._strongest_on_cpu(scores, allowed)
-                    keypoints, descriptors = self._described(scores, raw, pixels)
-            return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
+                return self._run_on_cpu(padded, grey.shape, allowed)
         # One transfer for all of it.
         image = torch.from_numpy(padded).to(self.device)
         table = self.on_device(image, grey.shape, allowed).cpu().numpy()
         return _split(table[table[:, 2] > self.threshold])
+
+    def _run_on_cpu(
+        self, padded: NDArray[np.uint8], size: tuple[int, ...], allowed: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+        """As `_run`, for (H, W) that was padded from `size`."""
+        integers = self._integer_network
+        if integers is not None:
+            shared, logits = integers.detect(torch.from_numpy(padded)[None, None])
+        else:
+            logits, raw = self.forward(padded)
+        scores = _scores_of(logits, size)
+        height, width = logits.shape[2:]
+        with one_thread():
+            pixels, strength = self._strongest_on_cpu(scores, allowed)
+            keypoints = self._refined(scores, pixels)
+            neighbours, weights = neighbouring_cells(keypoints, height, width)
+            if integers is not None:
+                cells, neighbours = _used_rows(neighbours, height * width)
+        if integers is not None:
+            described = integers.describe(shared, cells)
+        else:
+            described = raw[0].permute(1, 2, 0).reshape(height * width, -1).float()
+        with one_thread():
+            descriptors = self._shortened(mixed_descriptors(described, neighbours, weights))
+        return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
 
     def prepared(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return what the network sees of (H, W), and how many px of it one of that is, x and y."""
@@ -440,17 +538,18 @@ class SuperPoint:
             logits, raw = self._float_forward(padded[None, None])
             scores = _scores_of(logits, size)
             pixels, strength = self._strongest(scores, allowed)
-            keypoints, descriptors = self._described(scores, raw, pixels)
+            keypoints = self._refined(scores, pixels)
+            descriptors = self._shortened(read_descriptors(raw[0].float(), keypoints))
             return torch.cat([keypoints, strength[:, None], descriptors], dim=1)
 
-    def _described(self, scores: Tensor, raw: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keypoints (K, 2), refined from pixels (K, 2), and their descriptors (K, D)."""
-        keypoints = refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
-        descriptors = read_descriptors(raw[0].float(), keypoints)
+    def _refined(self, scores: Tensor, pixels: Tensor) -> Tensor:
+        return refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
+
+    def _shortened(self, descriptors: Tensor) -> Tensor:
+        """Return the unit descriptors (K, D) of (K, 256) of any length."""
         if self.projection is not None:
-            projected = descriptors.to(self.projection.dtype) @ self.projection
-            descriptors = functional.normalize(projected.float(), dim=-1)
-        return keypoints, descriptors
+            descriptors = (descriptors.to(self.projection.dtype) @ self.projection).float()
+        return functional.normalize(descriptors, dim=-1)
 
     def forward(self, padded: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """Run the network alone: logits and raw descriptors of (H, W), multiples of 8."""
@@ -471,22 +570,18 @@ class SuperPoint:
     ) -> tuple[Tensor, Tensor]:
         """Return the strongest maxima: pixels (K, 2) int64 x, y and scores (K,), best first."""
         array = scores.numpy()
+        height, width = array.shape
         edge = self.border
-        inside = (slice(edge, -edge), slice(edge, -edge))
-        peaks = np.zeros(array.shape, bool)
-        peaks[inside] = local_maxima(array, self.nms_radius)[inside]
-        peaks &= array > self.threshold
-        if allowed is not None:
-            peaks &= allowed > 0
-        index = np.flatnonzero(peaks)
-        # Scores are positive: as integers they are ordered alike. Of equal ones, the first is best.
-        last = np.uint64(array.size - 1)
-        order = array.reshape(-1)[index].view(np.uint32).astype(np.uint64) << np.uint64(32)
-        order |= last - index.astype(np.uint64)
-        count = min(self.config.max_keypoints, len(order))
-        order = np.sort(np.partition(order, len(order) - count)[len(order) - count :])[::-1]
-        index = (last - (order & np.uint64(0xFFFFFFFF))).astype(np.int64)
-        rows, columns = np.divmod(index, array.shape[1])
+
+        def eligible(index: NDArray[np.int64]) -> NDArray[np.bool_]:
+            rows, columns = np.divmod(index, width)
+            inside = (rows >= edge) & (rows < height - edge)
+            inside &= (columns >= edge) & (columns < width - edge)
+            inside &= array.reshape(-1)[index] > self.threshold
+            return inside if allowed is None else inside & (allowed.reshape(-1)[index] > 0)
+
+        index = strongest_maxima(array, self.nms_radius, self.config.max_keypoints, eligible)
+        rows, columns = np.divmod(index, width)
         pixels = np.stack([columns, rows], axis=1)
         return torch.from_numpy(pixels), torch.from_numpy(array.reshape(-1)[index])
 
@@ -521,6 +616,14 @@ def _exact_convolutions() -> AbstractContextManager[None]:
 def _scores_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return the score map (H, W) without padding."""
     return score_map(logits)[0, : size[0], : size[1]].contiguous()
+
+
+def _used_rows(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return which of `count` rows are among (K, 4), and (K, 4) places among these instead."""
+    used = torch.zeros(count, dtype=torch.bool)
+    used[rows.flatten()] = True
+    places = used.cumsum(0) - 1
+    return used.nonzero()[:, 0], places[rows]
 
 
 def _split(

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from d2s_ros.threads import one_thread
+
 if TYPE_CHECKING:
     from d2s_ros.features.superpoint import SuperPointNet
 
@@ -39,6 +41,8 @@ _INPUT_OF = {
 _RANGE_SHARE = 0.9999
 _HEADS = ('convPb', 'convDb')
 _POOLED = ('conv1b', 'conv2b', 'conv3b')
+#: Cells are described by multiples of this: oneDNN makes a program for each number it meets.
+_CELL_BUCKET = 256
 
 
 def calibration_image(seed: int, width: int = 640, height: int = 480) -> NDArray[np.uint8]:
@@ -72,6 +76,7 @@ class Int8SuperPoint:
     def __init__(self, network: SuperPointNet) -> None:
         ranges = _activation_ranges(network)
         self._layers: dict[str, tuple[Tensor, Tensor, Tensor, Tensor, float, float, int]] = {}
+        self._products: dict[str, Tensor] = {}
         for name, source in _INPUT_OF.items():
             layer = getattr(network, name)
             weight = layer.weight.detach().float()
@@ -80,10 +85,16 @@ class Int8SuperPoint:
             # Images are uint8 already: 255 is the network's 1.0.
             input_scale = ranges[source] / 255 if source else 1 / 255
             pad = layer.padding[0]
+            integers = integers.to(torch.int8)
             packed = torch.ops.onednn.qconv_prepack(
-                integers.to(torch.int8), weight_scales, input_scale, 0, [1, 1], [pad] * 2, [1, 1],
-                1, None,
-            )  # fmt: skip
+                integers, weight_scales, input_scale, 0, [1, 1], [pad] * 2, [1, 1], 1, None
+            )
+            if name in ('convDa', 'convDb'):
+                # As a product with the neighbourhoods of cells: row by row, channels last.
+                rows = integers.permute(0, 2, 3, 1).reshape(len(integers), -1).contiguous()
+                self._products[name] = torch.ops.onednn.qlinear_prepack(
+                    rows, [_CELL_BUCKET, rows.shape[1]]
+                )
             self._layers[name] = (
                 packed,
                 weight_scales,
@@ -105,15 +116,48 @@ class Int8SuperPoint:
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """As `SuperPointNet.forward`, from (1, 1, H, W) uint8."""
+        shared, logits = self.detect(image)
+        return logits, self._layer('convDb', self._layer('convDa', shared))
+
+    def detect(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the heads share (1, 128, h, w), uint8, and the logits (1, 65, h, w)."""
         x = image.contiguous(memory_format=torch.channels_last)
         for name in list(_INPUT_OF)[:8]:
             x = self._layer(name, x)
             if name in _POOLED:
                 x = torch.ops.quantized.max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], False)
-        return (
-            self._layer('convPb', self._layer('convPa', x)),
-            self._layer('convDb', self._layer('convDa', x)),
-        )
+        return x, self._layer('convPb', self._layer('convPa', x))
+
+    def describe(self, shared: Tensor, cells: Tensor) -> Tensor:
+        """Return raw descriptors (M, 256) of some cells, equal to those of all.
+
+        Keypoints lie in half of the cells or less: the others need no descriptor.
+
+        Args:
+            shared: As `detect` returns it.
+            cells: (M,) int64, row after row of (h, w).
+        """
+        channels, _, width = shared.shape[1:]
+        num_cells = len(cells)
+        with one_thread():
+            cells = functional.pad(cells, (0, -num_cells % _CELL_BUCKET))
+            padded = functional.pad(shared[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1))
+            # Three neighbours in a row follow each other in memory: three pieces are all nine.
+            length = 3 * channels
+            pieces = padded.as_strided((padded.numel() // channels - 2, length), (channels, 1))
+            first = cells + 2 * torch.div(cells, width, rounding_mode='floor')
+            starts = first[:, None] + torch.arange(3) * (width + 2)
+            around = pieces.index_select(0, starts.flatten()).view(len(cells), 3 * length)
+        return self._product('convDb', self._product('convDa', around))[:num_cells]
+
+    def _product(self, name: str, x: Tensor) -> Tensor:
+        _, weight_scales, zeros, bias, input_scale, scale, _ = self._layers[name]
+        head = name in _HEADS
+        result: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, input_scale, 0, self._products[name], weight_scales, zeros, bias, scale, 0,
+            torch.float32 if head else torch.uint8, 'none' if head else 'relu', [], '',
+        )  # fmt: skip
+        return result
 
 
 def _activation_ranges(network: SuperPointNet) -> dict[str, float]:

@@ -37,7 +37,7 @@ from d2s_ros.localization.guided_refinement import (
     with_focal_error,
 )
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
-from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, solve_pose
+from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, median_of, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.mapping.landmarks import (
     Candidates,
@@ -305,7 +305,7 @@ class Localizer:
         error_px = float('nan')
         if estimate is not None:
             inlier[used[estimate.inlier_mask]] = True
-            error_px = float(np.median(estimate.reprojection_errors_px[estimate.inlier_mask]))
+            error_px = median_of(estimate.reprojection_errors_px[estimate.inlier_mask])
         reliable = np.zeros(len(features), bool)
         reliable[used] = True
         frame_details = None

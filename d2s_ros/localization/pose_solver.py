@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import poselib
@@ -223,10 +224,12 @@ def solve_pose(
         rounds=rounds,
     )
     errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
-    sigmas = np.hypot(sigmas_px, config.min_sigma_px)
-    problem = _Residuals(ideal_keypoints, points_in_map, camera, sigmas, point_covariances)
-    problem.whiten(refined)
-    inliers = (in_camera[:, 2] > 1e-6) & (problem.at(refined).squared <= config.inlier_sigmas**2)
+    problem = _Residuals(
+        ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config
+    )
+    problem.whiten(refined.rotation, refined.translation)
+    squared = problem.at(refined.rotation, refined.translation).squared
+    inliers = (in_camera[:, 2] > 1e-6) & (squared <= config.inlier_sigmas**2)
     inliers &= errors <= threshold
     if inliers.sum() < 4:
         return None
@@ -235,10 +238,17 @@ def solve_pose(
         uncertainty,
         inliers,
         errors,
-        float(np.median(in_camera[inliers, 2])),
+        median_of(in_camera[inliers, 2]),
         scatter_of(ideal_keypoints[inliers]),
         extent_of(points_in_map[inliers]),
     )
+
+
+def median_of(values: Array) -> float:
+    """Return the median of (N,), N > 0: `np.median` takes four times as long for some hundred."""
+    middle = len(values) // 2
+    middle_ones = np.partition(values, (middle - 1 + len(values) % 2, middle))
+    return float(0.5 * (middle_ones[middle - 1 + len(values) % 2] + middle_ones[middle]))
 
 
 def scatter_of(points: Array) -> Array:
@@ -282,16 +292,31 @@ def _project(in_camera: Array, camera: Camera) -> Array:
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
 
-@dataclass(frozen=True, eq=False)
-class _Evaluation:
-    """Whitened residuals at a pose: (2, N), their squared lengths (N,), and x/z, y/z, 1/z (N,)."""
+class _Evaluation(NamedTuple):
+    """Whitened residuals at a pose, and what the Cauchy loss makes of them.
+
+    Residuals are (2, N), their squared lengths (N,), their weights (N,); a, b and inverse_depth
+    are x/z, y/z and 1/z (N,).
+    """
 
     residual: Array
     squared: Array
+    weight: Array
+    cost: float
     a: Array
     b: Array
     inverse_depth: Array
     all_in_front: bool
+
+    @property
+    def slope(self) -> float:
+        """The mean slope of the influence over the mean weight.
+
+        The slope of w r with w = 1 / (1 + r^2 / c^2) along r is w (2 w - 1), across it w: w^2 on
+        average.
+        """
+        weight = self.weight
+        return max(float(weight @ weight) / max(float(weight.sum()), 1e-12), _MIN_SLOPE)
 
 
 class _Residuals:
@@ -308,23 +333,25 @@ class _Residuals:
         camera: Camera,
         sigmas_px: Array,
         point_covariances: Array | None,
+        config: PoseSolverConfig,
     ) -> None:
-        self._keypoints = np.ascontiguousarray(keypoints.T)
+        self._from_keypoints = np.array([[camera.cx], [camera.cy]]) - keypoints.T
         self._points = np.ascontiguousarray(points.T)
         self._camera = camera
-        self._variances = np.square(sigmas_px)
+        self._scale = config.cauchy_scale**2
+        self._variances = np.square(np.hypot(sigmas_px, config.min_sigma_px))
         self._covariances: Array | None = None
         if point_covariances is not None:
             self._covariances = np.ascontiguousarray(point_covariances.transpose(1, 2, 0))
 
-    def whiten(self, pose: RigidTransform) -> None:
+    def whiten(self, rotation: Array, translation: Array) -> None:
         """Fix the weights W (2x2 each) to W S W^T = 1 for the covariances S of the residuals."""
-        a, b, inverse = self._rays(pose)[:3]
+        a, b, inverse = self._rays(rotation, translation)[:3]
         uu, vv = self._variances, self._variances
         uv = np.zeros(len(uu))
         if self._covariances is not None:
             # Rows of d pixel / d point in the map.
-            x, y, z = pose.rotation[:, :, None]
+            x, y, z = rotation[:, :, None]
             by_u = self._camera.fx * inverse * (x - a * z)
             by_v = self._camera.fy * inverse * (y - b * z)
             moved = (self._covariances * by_v).sum(axis=1)
@@ -336,37 +363,57 @@ class _Residuals:
         mixed = uv / first
         second = np.sqrt(np.maximum(vv - np.square(mixed), 1e-12))
         self._uu, self._vv, self._vu = 1 / first, 1 / second, -mixed / (first * second)
+        # By x/z and y/z instead of pixels.
+        self._ua, self._va = self._uu * self._camera.fx, self._vu * self._camera.fx
+        self._vb = self._vv * self._camera.fy
 
-    def _rays(self, pose: RigidTransform) -> tuple[Array, Array, Array, Array]:
-        x, y, z = pose.rotation @ self._points + pose.translation[:, None]
+    def _rays(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array, Array]:
+        x, y, z = rotation @ self._points + translation[:, None]
         inverse = 1.0 / np.maximum(z, 1e-6)
         return x * inverse, y * inverse, inverse, z
 
-    def at(self, pose: RigidTransform) -> _Evaluation:
-        """Evaluate at a pose."""
+    def at(self, rotation: Array, translation: Array) -> _Evaluation:
+        """Evaluate at a pose: plain arrays, as checking them would take longer than this."""
         camera = self._camera
-        a, b, inverse, z = self._rays(pose)
-        u = camera.fx * a + (camera.cx - self._keypoints[0])
-        v = camera.fy * b + (camera.cy - self._keypoints[1])
-        residual = np.stack([self._uu * u, self._vu * u + self._vv * v])
-        return _Evaluation(
-            residual, np.square(residual).sum(axis=0), a, b, inverse, bool(z.min(initial=1.0) > 0)
-        )
+        a, b, inverse, z = self._rays(rotation, translation)
+        u = camera.fx * a + self._from_keypoints[0]
+        v = camera.fy * b + self._from_keypoints[1]
+        residual = np.empty((2, len(u)))
+        np.multiply(self._uu, u, out=residual[0])
+        np.add(self._vu * u, self._vv * v, out=residual[1])
+        squared = residual[0] * residual[0] + residual[1] * residual[1]
+        growth = 1.0 + squared / self._scale
+        cost = self._scale * float(np.log(growth).sum())
+        in_front = bool(z.min(initial=1.0) > 0)
+        return _Evaluation(residual, squared, 1.0 / growth, cost, a, b, inverse, in_front)
 
-    def by_focal(self, at: _Evaluation) -> Array:
-        """Return (2, N): by the logarithm of the focal length, whitened."""
-        u, v = self._camera.fx * at.a, self._camera.fy * at.b
-        return np.stack([self._uu * u, self._vu * u + self._vv * v])
+    def jacobian(self, at: _Evaluation, *, with_focal: bool = False) -> Array:
+        """Return (6, 2, N): by rotation and translation on the left of the pose, whitened.
 
-    def jacobian(self, at: _Evaluation) -> Array:
-        """Return (6, 2, N): by rotation and translation on the left of the pose, whitened."""
+        With the focal length it is (7, 2, N); the last is by its logarithm.
+        """
         a, b, inverse = at.a, at.b, at.inverse_depth
-        ab, zero = a * b, np.zeros_like(a)
-        by_u = np.stack([-ab, 1 + np.square(a), -b, inverse, zero, -a * inverse])
-        by_v = np.stack([-1 - np.square(b), ab, a, zero, inverse, -b * inverse])
-        by_u *= self._camera.fx
-        by_v *= self._camera.fy
-        return np.stack([self._uu * by_u, self._vu * by_u + self._vv * by_v], axis=1)
+        count = 7 if with_focal else 6
+        # Rows of zeros that are filled: half the calls of stacking them.
+        by_a, by_b = np.zeros((count, len(a))), np.zeros((count, len(a)))
+        np.multiply(a, b, out=by_b[1])
+        np.negative(by_b[1], out=by_a[0])
+        np.add(1.0, a * a, out=by_a[1])
+        np.negative(b, out=by_a[2])
+        by_a[3] = inverse
+        np.multiply(a, -inverse, out=by_a[5])
+        np.subtract(-1.0, b * b, out=by_b[0])
+        by_b[2] = a
+        by_b[4] = inverse
+        np.multiply(b, -inverse, out=by_b[5])
+        if with_focal:
+            by_a[6], by_b[6] = a, b
+        jacobian = np.empty((count, 2, len(a)))
+        np.multiply(by_a, self._ua, out=jacobian[:, 0])
+        by_a *= self._va
+        by_b *= self._vb
+        np.add(by_a, by_b, out=jacobian[:, 1])
+        return jacobian
 
 
 def refine_pose(
@@ -394,49 +441,40 @@ def refine_pose(
         ideal_keypoints[mask],
         points_in_map[mask],
         camera,
-        np.hypot(sigmas_px[mask], config.min_sigma_px),
+        sigmas_px[mask],
         None if point_covariances is None else point_covariances[mask],
+        config,
     )
-    pose = camera_from_map
-    scale = config.cauchy_scale**2
-
-    def cost_of(evaluation: _Evaluation) -> float:
-        return float(scale * np.log1p(evaluation.squared / scale).sum())
-
+    rotation, translation = camera_from_map.rotation, camera_from_map.translation
     for _ in range(rounds):
-        problem.whiten(pose)
+        problem.whiten(rotation, translation)
         damping = 1e-6
-        at = problem.at(pose)
-        cost = cost_of(at)
+        at = problem.at(rotation, translation)
         for _ in range(max(1, config.refine_iterations // rounds)):
-            weight = 1.0 / (1.0 + at.squared / scale)
             jacobian = problem.jacobian(at)
-            weighted = jacobian * weight
-            information = weighted.reshape(6, -1) @ jacobian.reshape(6, -1).T
-            scores = (weighted * at.residual).sum(axis=1)
+            information, gradient = _normal_equations(jacobian, at)
             linearised = at, jacobian, information
             if config.refine_iterations == 0:
                 break
-            step = _damped_step(information, scores.sum(axis=1), damping)
+            step = _damped_step(information, gradient, damping)
             if damping < 1e-4:
                 # Reweighting alone goes the slope's share of the way.
-                step /= max(_slope(at, config), _MIN_STEP_SLOPE)
-            rotation = rotation_from_vector(step[:3])
-            candidate = RigidTransform(
-                rotation @ pose.rotation, rotation @ pose.translation + step[3:]
-            )
-            there = problem.at(candidate)
-            new_cost = cost_of(there)
-            if new_cost > cost or not there.all_in_front:
+                step /= max(at.slope, _MIN_STEP_SLOPE)
+            turn = rotation_from_vector(step[:3])
+            candidate = turn @ rotation, turn @ translation + step[3:]
+            there = problem.at(*candidate)
+            # A cost that is not a number is no better either.
+            if not there.cost <= at.cost or not there.all_in_front:
                 damping = max(damping, 1e-4) * 10
                 if damping > 1e3:
                     break
                 continue
-            gain, cost = cost - new_cost, new_cost
-            pose, at = candidate, there
+            gain, cost = at.cost - there.cost, at.cost
+            (rotation, translation), at = candidate, there
             damping = max(damping / 10, 1e-9)
-            if gain < _SMALL_GAIN * (cost + gain):
+            if gain < _SMALL_GAIN * cost:
                 break
+    pose = RigidTransform(rotation, translation)
 
     def covariance() -> tuple[Array, bool]:
         scatter = _gradient_scatter(*linearised, _inverse(information), config)
@@ -445,39 +483,32 @@ def refine_pose(
     return pose, PoseUncertainty(covariance)
 
 
+def _normal_equations(jacobian: Array, at: _Evaluation) -> tuple[Array, Array]:
+    """Return the weighted information (P, P) of P parameters and the gradient (P,) by them."""
+    rows = jacobian.reshape(len(jacobian), -1)
+    weighted = (jacobian * at.weight).reshape(rows.shape)
+    return weighted @ rows.T, weighted @ at.residual.reshape(-1)
+
+
 def _gradient_scatter(
-    at: _Evaluation,
-    jacobian: Array,
-    information: Array,
-    inverse: Array,
-    config: PoseSolverConfig,
+    at: _Evaluation, jacobian: Array, information: Array, inverse: Array, config: PoseSolverConfig
 ) -> Array:
     """Return the covariance (P, P) of the cost's gradient by P parameters, from the residuals.
 
     An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
     psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
     """
-    scale = config.cauchy_scale**2
-    weighted = jacobian / (1.0 + at.squared / scale)
-    scores = (weighted * at.residual).sum(axis=1)
-    slope = _slope(at, config)
+    weighted = jacobian * at.weight
+    scores = np.einsum('prn,rn->pn', weighted, at.residual)
     # A residual is smaller than its noise by the share that it had in the parameters (HC3).
-    moved = np.tensordot(inverse, jacobian, axes=1)
-    share = (weighted * moved).sum(axis=(0, 1))
-    scores = scores / (np.maximum(1.0 - share, 0.5) * slope)
+    moved = (inverse @ jacobian.reshape(len(jacobian), -1)).reshape(jacobian.shape)
+    share = np.einsum('prn,prn->n', weighted, moved)
+    scores /= np.maximum(1.0 - share, 0.5) * at.slope
     expected = information * robust_inflation(config.cauchy_scale)
     count = scores.shape[1]
     return np.asarray(
         (count * (scores @ scores.T) + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
     )
-
-
-def _slope(at: _Evaluation, config: PoseSolverConfig) -> float:
-    """Return the mean slope of the influence over the mean weight."""
-    scale = config.cauchy_scale**2
-    weight = 1.0 / (1.0 + at.squared / scale)
-    slopes = weight * (1.0 - weight * at.squared / scale)
-    return max(float(slopes.mean() / max(weight.mean(), 1e-12)), _MIN_SLOPE)
 
 
 def focal_error(
@@ -500,19 +531,17 @@ def focal_error(
         ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config: As for
             `refine_pose`, without what is not used.
     """
-    scale = config.cauchy_scale**2
-    sigmas = np.hypot(sigmas_px, config.min_sigma_px)
     pose, found, sigma = camera_from_map, 0.0, float('inf')
     for _ in range(_FOCAL_ROUNDS):
         factor = float(np.exp(found))
         zoomed = replace(camera, fx=camera.fx * factor, fy=camera.fy * factor)
-        problem = _Residuals(ideal_keypoints, points_in_map, zoomed, sigmas, point_covariances)
-        problem.whiten(pose)
-        at = problem.at(pose)
-        jacobian = np.concatenate([problem.jacobian(at), problem.by_focal(at)[None]])
-        weighted = jacobian / (1.0 + at.squared / scale)
-        information = weighted.reshape(7, -1) @ jacobian.reshape(7, -1).T
-        gradient = (weighted * at.residual).sum(axis=(1, 2))
+        problem = _Residuals(
+            ideal_keypoints, points_in_map, zoomed, sigmas_px, point_covariances, config
+        )
+        problem.whiten(pose.rotation, pose.translation)
+        at = problem.at(pose.rotation, pose.translation)
+        jacobian = problem.jacobian(at, with_focal=True)
+        information, gradient = _normal_equations(jacobian, at)
         # No lens is off by more than some tens of per cent; some views tell nothing about it.
         information[6, 6] += 1.0 / _FOCAL_PRIOR**2
         gradient[6] += found / _FOCAL_PRIOR**2
@@ -521,7 +550,7 @@ def focal_error(
         scatter = _gradient_scatter(at, jacobian, information, inverse, config)
         sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
         # A step of reweighting is shorter than the way by the slope of the influence.
-        whole = float(step[6]) / _slope(at, config)
+        whole = float(step[6]) / at.slope
         if abs(found + whole) < _FOCAL_CLEAR_SIGMAS * sigma or abs(whole) < 0.1 * sigma:
             return found + whole, sigma
         step *= min(1.0, _FOCAL_PRIOR / abs(step[6]))

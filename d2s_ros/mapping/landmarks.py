@@ -308,8 +308,8 @@ class LandmarkIndex:
                 rows, 1 / self._scale, _INT8_RANGE + 1, self._packed, self._key_scales,
                 self._key_zeros, None, 1 / _UINT8_RANGE, 0, torch.uint8, 'none', [], '',
             )  # fmt: skip
+            torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
             with one_thread():
-                torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
                 largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
             values.append(largest)
             found.append(columns)
@@ -318,16 +318,25 @@ class LandmarkIndex:
             best = column_best.index_select(0, idx.flatten()).view_as(idx)
             # Both of 8 bits: exactly zero for mutual neighbours.
             behind = (best - torch.from_numpy(np.concatenate(values))).float() / _UINT8_RANGE
-            pairs = zip(idx.split(_EXACT_ROWS), queries.split(_EXACT_ROWS), strict=True)
-            similarity = torch.cat([self._cosines(part, rows) for part, rows in pairs])
+            similarity = torch.from_numpy(self._cosines(idx.numpy(), queries.numpy()))
             similarity, order = similarity.sort(dim=1, descending=True)
             similarity, order = similarity[:, :count], order[:, :count]
             return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
 
-    def _cosines(self, idx: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    def _cosines(self, idx: NDArray[np.int64], queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the exact cosines (N, C) of queries (N, D) and keys (N, C)."""
-        keys = self._keys.index_select(0, idx.flatten()).view(*idx.shape, -1)
-        return keys.mul_(queries[:, None]).sum(dim=-1)
+        all_keys = self._keys.numpy()
+        num_candidates, dim = idx.shape[1], queries.shape[1]
+        cosines = np.empty(idx.shape, np.float32)
+        gathered = np.empty((_EXACT_ROWS * num_candidates, dim), np.float32)
+        for start in range(0, len(idx), _EXACT_ROWS):
+            rows = idx[start : start + _EXACT_ROWS]
+            # NumPy checks the indices only into a buffer of its own, unless it may clip them.
+            keys = np.take(all_keys, rows.ravel(), 0, gathered[: rows.size], mode='clip')
+            keys = keys.reshape(*rows.shape, dim)
+            part = slice(start, start + _EXACT_ROWS)
+            np.einsum('nck,nk->nc', keys, queries[part], out=cosines[part])
+        return cosines
 
 
 def _principal_components(keys: torch.Tensor, count: int) -> torch.Tensor:
@@ -342,8 +351,8 @@ def _largest_bytes(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the `count` largest of the first `width` columns of (N, M) uint8, and their columns.
 
-    The largest are in the groups with the largest maxima, level by level. M is a multiple of
-    `_COLUMNS`, and columns from `width` on hold zeros.
+    Not in order. The largest are in the groups with the largest maxima, level by level. M is a
+    multiple of `_COLUMNS`, and columns from `width` on hold zeros.
     """
     if values.shape[1] // _COLUMNS <= 2 * count:
         return _largest(values[:, :width].numpy(), count)
@@ -352,21 +361,20 @@ def _largest_bytes(
     for size in reversed(_GROUPS):
         levels.append(levels[-1].view(len(values), size, -1).amax(dim=1))
     largest, columns = _largest(levels.pop().numpy(), count)
-    rows = np.arange(len(values))[:, None]
     for size in _GROUPS:
-        level = levels.pop()
-        stride = level.shape[1] // size
-        members = (columns[:, :, None] + stride * np.arange(size)).reshape(len(values), -1)
-        few = level.gather(1, torch.from_numpy(members)).numpy()
-        largest, position = _largest(few, count)
-        columns = members[rows, position]
+        members = levels.pop().view(len(values), size, -1)
+        of_groups = torch.from_numpy(columns)[:, None].expand(-1, size, -1)
+        few = members.gather(2, of_groups).view(len(values), -1).numpy()
+        largest, places = _largest(few, count)
+        member, group = np.divmod(places, count)
+        columns = columns[np.arange(len(columns))[:, None], group] + members.shape[2] * member
     return largest, columns
 
 
 def _largest(values: NDArray[np.uint8], count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the `count` largest of each row of (N, W) and their columns, best and first first.
+    """Return the `count` largest of each row of (N, W), of equal ones the first, and their columns.
 
-    Value and column are packed into one integer, which NumPy sorts several times as fast as
+    Value and column are packed into one integer, which NumPy partitions several times as fast as
     PyTorch finds the largest with their places.
     """
     width = values.shape[1]
@@ -376,7 +384,7 @@ def _largest(values: NDArray[np.uint8], count: int) -> tuple[NDArray[np.uint8], 
     packed <<= kind(bits)
     packed |= np.arange(width - 1, -1, -1, dtype=kind)
     packed.partition(width - count, axis=1)
-    best = np.sort(packed[:, width - count :], axis=1)[:, ::-1]
+    best = packed[:, width - count :]
     columns = width - 1 - (best & kind((1 << bits) - 1)).astype(np.int64)
     return (best >> kind(bits)).astype(np.uint8), columns
 
@@ -431,7 +439,8 @@ def keypoint_inputs(
 
 def normalized_places(camera: Camera, keypoints: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Return undistorted places x/z, y/z (N, 2) of pixels (N, 2), as the network sees them."""
-    normalized = np.nan_to_num(camera.normalize(keypoints)).astype(np.float32)
+    normalized = camera.normalize(keypoints).astype(np.float32)
+    normalized[np.isnan(normalized)] = 0.0
     return np.clip(normalized, -4.0, 4.0)
 
 

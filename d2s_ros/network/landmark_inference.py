@@ -176,9 +176,10 @@ class LandmarkJudge:
         as_best, as_second, as_any = self._of_points
         x += as_best.index_select(0, landmark_idx[:, 0])
         x += as_second.index_select(0, landmark_idx[:, min(1, landmark_idx.shape[1] - 1)])
-        context = context_of(count, self.config.max_context, x.device)
-        for layer in self._layers:
-            x = layer(x, context)
+        if self._layers:
+            context = context_of(count, self.config.max_context, x.device)
+            for layer in self._layers:
+                x = layer(x, context)
         final = functional.linear(x, self._final_weight, self._final_bias)
         hidden = as_any.index_select(0, landmark_idx.flatten())
         hidden.addmm_(evidence.flatten(0, 1).to(self.dtype), self._evidence_weight).relu_()

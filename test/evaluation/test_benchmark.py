@@ -80,19 +80,25 @@ def test_counts_are_those_of_known_operations():
     ],
 )
 def test_superpoint_does_no_more_than_its_convolutions(precision, megabytes):
-    """At 640x480: 26.05 billion multiplications, a few operations for everything else."""
+    """At 640x480: 26.05 billion multiplications, a few operations for everything else.
+
+    In 8 bits only cells around keypoints are described: half of the last 1.7 billion.
+    """
     config = FeatureConfig(name='superpoint', max_keypoints=1024)
     extractor = create_extractor(config, precision=precision)
     image = calibration_image(3)
     extractor.extract(image)
     counts = count_operations(lambda: extractor.extract(image))
-    assert counts['gflop'] == pytest.approx(52.1, rel=0.03)
-    assert counts['operations'] <= (210 if precision == 'fp32' else 150)
+    if precision == 'int8':
+        assert 48.6 < counts['gflop'] < 50.9
+    else:
+        assert counts['gflop'] == pytest.approx(52.1, rel=0.03)
+    assert counts['operations'] <= (210 if precision == 'fp32' else 165)
     assert counts['tensor_mb'] <= megabytes
 
 
 def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer, small_map):
-    """No loops over points: only exact cosines go by blocks of 256 keypoints."""
+    """No loops over points."""
     frame = small_map.frames[3]
     features = localizer.extractor.extract(frame.image)
     counts = [
@@ -101,10 +107,9 @@ def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer
         )
         for n in (100, 250, 600)
     ]
-    for name, most, block in (('operations', 180, 25), ('tensors', 95, 15)):
+    for name, most in (('operations', 160), ('tensors', 80)):
         first, second, third = (count[name] for count in counts)
-        assert first == second <= most
-        assert third <= second + 2 * block
+        assert first == second == third <= most
 
 
 def test_the_network_does_what_its_shapes_say(localizer, small_map):

@@ -22,6 +22,7 @@ from d2s_ros.features.superpoint import (
     resize_to_fit,
     sample_descriptors,
     score_map,
+    strongest_maxima,
     suppress_non_maxima,
 )
 from d2s_ros.features.superpoint_int8 import calibration_image
@@ -134,6 +135,43 @@ def test_both_suppressions_keep_the_same(radius):
     kept = suppress_non_maxima(torch.from_numpy(scores)[None], radius)[0].numpy()
     mask = local_maxima(scores, radius)
     np.testing.assert_array_equal(np.where(mask, scores, 0), kept)
+
+
+@pytest.mark.parametrize('kind', ['noise', 'equal scores', 'smooth', 'smooth and equal'])
+def test_the_strongest_maxima_are_those_of_the_whole_suppression(kind):
+    rng = np.random.default_rng(7)
+    by_few_pixels = 0
+    for _ in range(60):
+        height, width = rng.integers(20, 90, 2)
+        radius, count = int(rng.integers(0, 6)), int(rng.integers(1, 60))
+        scores = rng.random((height, width)).astype(np.float32)
+        if 'smooth' in kind:
+            scores = cv2.GaussianBlur(scores, (0, 0), 1.5)
+        if 'equal' in kind:
+            scores = np.round(scores * 12) / 12 + np.float32(1e-3)
+        scores, allowed = scores.astype(np.float32), rng.random(scores.size) < 0.7
+        found = strongest_maxima(scores, radius, count, lambda index, of=allowed: of[index])
+        every = np.flatnonzero(local_maxima(scores, radius).reshape(-1) & allowed)
+        best_first = every[np.argsort(-scores.reshape(-1)[every], kind='stable')]
+        np.testing.assert_array_equal(found, best_first[:count])
+        by_few_pixels += len(every) > count and radius > 0
+    assert by_few_pixels > 20
+
+
+@needs_int8
+@pytest.mark.parametrize('size', [(8, 8), (8, 120), (64, 8), (120, 168)])
+def test_describing_some_cells_is_describing_all(network, size):
+    integers = make(network, precision='int8')._integer_network
+    image = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, 1, *size), np.uint8))
+    with torch.inference_mode():
+        shared, logits = integers.detect(image)
+        every_logit, every_descriptor = integers(image)
+        rows = every_descriptor[0].permute(1, 2, 0).reshape(-1, 256)
+        for share in (1.0, 0.3, 0.0):
+            chosen = torch.from_numpy(np.random.default_rng(4).random(len(rows)) < share)
+            cells = chosen.nonzero()[:, 0]
+            assert torch.equal(integers.describe(shared, cells), rows[cells])
+    assert torch.equal(logits, every_logit)
 
 
 @pytest.mark.parametrize('keypoints', [70, 5000])
