@@ -309,8 +309,7 @@ class LandmarkIndex:
                 self._key_zeros, None, 1 / _UINT8_RANGE, 0, torch.uint8, 'none', [], '',
             )  # fmt: skip
             torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
-            with one_thread():
-                largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
+            largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
             values.append(largest)
             found.append(columns)
         with one_thread():
@@ -357,18 +356,31 @@ def _largest_bytes(
     if values.shape[1] // _COLUMNS <= 2 * count:
         return _largest(values[:, :width].numpy(), count)
     # A group is every n-th column: rows of columns are compared element by element.
-    levels = [values]
-    for size in reversed(_GROUPS):
-        levels.append(levels[-1].view(len(values), size, -1).amax(dim=1))
-    largest, columns = _largest(levels.pop().numpy(), count)
-    for size in _GROUPS:
-        members = levels.pop().view(len(values), size, -1)
-        of_groups = torch.from_numpy(columns)[:, None].expand(-1, size, -1)
-        few = members.gather(2, of_groups).view(len(values), -1).numpy()
-        largest, places = _largest(few, count)
-        member, group = np.divmod(places, count)
-        columns = columns[np.arange(len(columns))[:, None], group] + members.shape[2] * member
-    return largest, columns
+    groups = values.view(len(values), _GROUPS[1], -1)
+    maxima = groups.amax(dim=1)
+    with one_thread():
+        groups_of_groups = maxima.view(len(values), _GROUPS[0], -1)
+        _, columns = _largest(groups_of_groups.amax(dim=1).numpy(), count)
+        _, columns = _largest_members(groups_of_groups, columns)
+    return _largest_members(groups, columns)
+
+
+def _largest_members(
+    groups: torch.Tensor, columns: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the C largest members of C groups in each row, and their columns, (N, C) both.
+
+    Args:
+        groups: (N, S, G) uint8: member after member of G groups.
+        columns: (N, C) the groups.
+    """
+    _, size, stride = groups.shape
+    count = columns.shape[1]
+    of_groups = torch.from_numpy(columns)[:, None].expand(-1, size, -1)
+    few = groups.gather(2, of_groups).view(len(groups), -1).numpy()
+    largest, places = _largest(few, count)
+    member, group = np.divmod(places, count)
+    return largest, columns[np.arange(len(columns))[:, None], group] + stride * member
 
 
 def _largest(values: NDArray[np.uint8], count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
