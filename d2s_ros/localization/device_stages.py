@@ -16,6 +16,7 @@ from torch.nn import functional
 from d2s_ros.features.superpoint import SuperPoint, pad_to_cells
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.recorded_frame import FrameRecorder
 from d2s_ros.mapping.landmarks import Candidates, LandmarkIndex, normalized_places
 from d2s_ros.network.landmark_inference import LandmarkJudge
 
@@ -57,17 +58,23 @@ class DeviceStages:
         self._extractor, self._index, self._judge = extractor, index, judge
         self._num_candidates = num_candidates
         self._places: tuple[Camera, Tensor] | None = None
+        device = extractor.device
+        self._recorder = FrameRecorder(device) if device.type == 'cuda' else None
 
     def observe(self, grey: NDArray[np.uint8], camera: Camera) -> Observation:
         """Return what an image (H, W) of a camera of this size shows."""
         resized, factor = self._extractor.prepared(grey)
         image = torch.from_numpy(pad_to_cells(resized))
-        device = self._extractor.device
-        if device.type == 'cuda':
-            image = image.pin_memory()
         places = self._places_of(camera)
-        table = self.compute(image.to(device, non_blocking=True), resized.shape, factor, places)
-        rows = table.cpu().numpy()
+
+        def compute(padded: Tensor) -> Tensor:
+            return self.compute(padded, resized.shape, factor, places)
+
+        if self._recorder is not None:
+            kind = grey.shape, resized.shape, camera
+            rows = self._recorder.run(kind, compute, image).numpy()
+        else:
+            rows = compute(image.to(self._extractor.device)).cpu().numpy()
         rows = rows[rows[:, 2] > self._extractor.threshold]
         count = self._num_candidates
         keypoints, numbers = rows[:, :2].copy(), rows[:, 5:].reshape(len(rows), 3, count)

@@ -15,6 +15,7 @@ from d2s_ros.features.superpoint import SuperPoint, SuperPointNet, pad_to_cells
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.device_stages import DeviceStages
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.recorded_frame import FrameRecorder
 from d2s_ros.map_building.pipeline import budget, build_map
 from d2s_ros.mapping.landmarks import LandmarkIndex
 from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
@@ -139,3 +140,37 @@ def test_one_transfer_in_and_one_out_of_a_frame(superpoint_map, small_map):
     np.testing.assert_allclose(
         found.map_from_camera.matrix, expected.map_from_camera.matrix, atol=1e-3
     )
+
+
+def test_what_cannot_be_recorded_runs_one_by_one(caplog):
+    """PyTorch without CUDA refuses to record, as a GPU does that is short of memory."""
+    if torch.cuda.is_available():
+        pytest.skip('here a recording succeeds')
+    recorder = FrameRecorder(torch.device('cpu'))
+    images = [torch.full((8, 8), value, dtype=torch.uint8) for value in range(12)]
+    for kind in ('a', 'b'):
+        for image in images:
+            found = recorder.run(kind, lambda image: image.float() + 1, image)
+            assert torch.equal(found, image.float() + 1)
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert 'cannot be recorded as a CUDA graph' in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_map, caplog):
+    plain, recorded = (
+        Localizer.from_map(superpoint_map, device='cuda', precision='fp32') for _ in range(2)
+    )
+    plain._device_stages._recorder = FrameRecorder(torch.device('cuda'), frames_before=10**6)
+    bent = replace(small_map.frames[0].camera, distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
+    for camera in (small_map.frames[0].camera, bent):
+        for frame in small_map.frames[:8]:
+            expected = plain.localize(frame.image, camera, details=True)
+            found = recorded.localize(frame.image, camera, details=True)
+            assert found.status is expected.status
+            np.testing.assert_allclose(
+                found.details.keypoints, expected.details.keypoints, atol=1e-2
+            )
+        assert recorded._device_stages._recorder._recorded is not None
+    assert not caplog.records

@@ -1,0 +1,117 @@
+"""What a GPU does for an image, recorded once as a CUDA graph and started with one call.
+
+A frame is some three hundred small operations. Starting them one by one takes the host longer than
+the GPU needs for them; a graph starts them all at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from d2s_ros.errors import DeviceError
+
+_logger = logging.getLogger(__name__)
+
+#: Runs before a recording: libraries choose their kernels and take their memory in them.
+_WARM_UP_RUNS = 3
+#: Rows of the table that must be the same when a recording is played, and how close is the same:
+#: a product may be summed in another order, and a keypoint of equal score be another.
+_SAME_ROWS, _SAME = 0.98, 1e-2
+
+
+class RecordedFrame:
+    """A computation from an image to a table, of fixed shapes, as a CUDA graph.
+
+    Args:
+        compute: From (H, W) uint8 on the device to a table (K, D) float32 there, without waiting.
+        image: (H, W) uint8 on the host, to try it on.
+        device: A GPU.
+
+    Raises:
+        DeviceError: it cannot be recorded, or does not give what the computation gives.
+    """
+
+    def __init__(
+        self, compute: Callable[[Tensor], Tensor], image: Tensor, device: torch.device
+    ) -> None:
+        try:
+            self._record(compute, image, device)
+        except RuntimeError as error:
+            reason = str(error).strip().split('\n')[0]
+            raise DeviceError(f'a frame cannot be recorded as a CUDA graph: {reason}') from error
+
+    def _record(
+        self, compute: Callable[[Tensor], Tensor], image: Tensor, device: torch.device
+    ) -> None:
+        # The graph reads what this refers to, and keeps nothing alive itself.
+        self._compute = compute
+        self._graph = torch.cuda.CUDAGraph()
+        self._image = image.to(device)
+        self._from_host = torch.empty_like(image, pin_memory=True)
+        # As PyTorch asks for: not on the default stream.
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_RUNS):
+                expected = compute(self._image).clone()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        # Other threads of the program may use the GPU meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
+            self._table = compute(self._image)
+        self._to_host = torch.empty(self._table.shape, dtype=self._table.dtype, pin_memory=True)
+        self._device = device
+        found = self(image)
+        same = torch.isclose(found, expected.cpu(), rtol=_SAME, atol=_SAME).all(dim=1)
+        if float(same.float().mean()) < _SAME_ROWS:
+            raise DeviceError(
+                f'a frame recorded as a CUDA graph gives {int((~same).sum())} other rows of '
+                f'{len(same)}'
+            )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the table of an image (H, W) uint8 on the host, on the host; overwritten later."""
+        self._from_host.copy_(image)
+        self._image.copy_(self._from_host, non_blocking=True)
+        self._graph.replay()
+        self._to_host.copy_(self._table, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()
+        return self._to_host
+
+
+class FrameRecorder:
+    """Records a computation as soon as images of one kind keep coming, and plays it for these."""
+
+    def __init__(self, device: torch.device, *, frames_before: int = 3) -> None:
+        """Record on `device` after `frames_before` images of the same kind."""
+        self._device, self._frames_before = device, frames_before
+        self._kind: object = None
+        self._seen = 0
+        self._recorded: RecordedFrame | None = None
+        self._refused = False
+
+    def run(self, kind: object, compute: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        """Return `compute(image)` on the host.
+
+        Args:
+            kind: Images of an equal kind differ in their pixels only, for `compute` too.
+            compute: As for `RecordedFrame`.
+            image: (H, W) uint8 on the host.
+        """
+        if kind != self._kind:
+            self._kind, self._seen, self._recorded = kind, 0, None
+        self._seen += 1
+        if self._recorded is None and self._seen > self._frames_before and not self._refused:
+            try:
+                self._recorded = RecordedFrame(compute, image, self._device)
+            except DeviceError as error:
+                self._refused = True
+                _logger.warning('%s; its operations are started one by one', error)
+        if self._recorded is not None:
+            return self._recorded(image)
+        if self._device.type == 'cuda':
+            image = image.pin_memory()
+        return compute(image.to(self._device, non_blocking=True)).cpu()
