@@ -136,19 +136,19 @@ def rotation_from_quaternion(xyzw: ArrayLike) -> Array:
 
 def quaternion_from_rotation(rotation: ArrayLike) -> Array:
     """Return the unit quaternion (4,) xyzw, w >= 0, of a (3, 3) rotation."""
-    r = np.asarray(rotation, dtype=np.float64)
-    # Bar-Itzhack: the eigenvector of the largest eigenvalue is stable for every angle.
-    k = np.array(
-        [
-            [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
-            [r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
-            [r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1], 0],
-            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], np.trace(r)],
-        ]
+    # Plain numbers, as above. Divided by its largest component, which is at least a half, each
+    # quaternion is stable (Shepperd 1978).
+    (a, b, c), (d, e, f), (g, h, i) = np.asarray(rotation, dtype=np.float64).tolist()
+    products = (
+        (1 + a - e - i, b + d, c + g, h - f),
+        (b + d, 1 - a + e - i, f + h, c - g),
+        (c + g, f + h, 1 - a - e + i, d - b),
+        (h - f, c - g, d - b, 1 + a + e + i),
     )
-    _, vectors = np.linalg.eigh(k / 3, UPLO='L')
-    quaternion: Array = vectors[:, -1]
-    return -quaternion if quaternion[3] < 0 else quaternion
+    row = max(range(4), key=lambda k: products[k][k])
+    x, y, z, w = products[row]
+    norm = math.copysign(math.sqrt(x * x + y * y + z * z + w * w), w if w else 1.0)
+    return np.array([x / norm, y / norm, z / norm, w / norm])
 
 
 def rotation_from_vector(rotation_vector: ArrayLike) -> Array:
