@@ -196,13 +196,23 @@ def local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
     """Return where `suppress_non_maxima` keeps (H, W) scores; by OpenCV, on the CPU."""
     if radius <= 0:
         return np.ones(scores.shape, bool)
-    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    kept = scores == cv2.dilate(scores, square)
+    square = _square(radius)
+    return _with_later_rounds(scores, scores == cv2.dilate(scores, square), square)
+
+
+def _square(radius: int) -> NDArray[np.uint8]:
+    return np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+
+
+def _with_later_rounds(
+    scores: NDArray[np.float32], kept: NDArray[np.bool_], square: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Return the maxima `kept` by the first round of suppression with those of the next two."""
     for _ in range(2):
         # 1 where no maximum is near: the only pixels that are copied, the others are zero.
         free = 1 - cv2.dilate(kept.view(np.uint8), square)
         rest = cv2.copyTo(scores, free)
-        kept |= (rest == cv2.dilate(rest, square)) & free.view(bool)
+        kept = kept | ((rest == cv2.dilate(rest, square)) & free.view(bool))
     return kept
 
 
@@ -225,21 +235,23 @@ def strongest_maxima(
         eligible: Which of these flat indices count; the others suppress their neighbours alike.
     """
     flat = scores.reshape(-1)
-    if radius > 0:
-        square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-        first = scores == cv2.dilate(scores, square)
-        found = np.flatnonzero(first)
-        found = found[eligible(found)]
-        if len(found) >= count:
-            least = np.partition(flat[found], len(found) - count)[len(found) - count]
-            strong = scores >= least
-            free = cv2.dilate((first & strong).view(np.uint8), square) == 0
-            left = np.flatnonzero(np.logical_and(strong, free, out=free))
-            if len(left) <= _FEW_PIXELS:
-                late = left[_late_maxima(flat[left], *np.divmod(left, scores.shape[1]), radius)]
-                found = np.concatenate([found, late[eligible(late)]])
-                return _strongest_first(flat, found, count)
-    found = np.flatnonzero(local_maxima(scores, radius))
+    if radius <= 0:
+        found = np.arange(len(flat))
+        return _strongest_first(flat, found[eligible(found)], count)
+    square = _square(radius)
+    first = scores == cv2.dilate(scores, square)
+    found = np.flatnonzero(first)
+    found = found[eligible(found)]
+    if len(found) >= count:
+        least = np.partition(flat[found], len(found) - count)[len(found) - count]
+        strong = scores >= least
+        free = cv2.dilate((first & strong).view(np.uint8), square) == 0
+        left = np.flatnonzero(strong & free)
+        if len(left) <= _FEW_PIXELS:
+            late = left[_late_maxima(flat[left], *np.divmod(left, scores.shape[1]), radius)]
+            found = np.concatenate([found, late[eligible(late)]])
+            return _strongest_first(flat, found, count)
+    found = np.flatnonzero(_with_later_rounds(scores, first, square))
     return _strongest_first(flat, found[eligible(found)], count)
 
 
@@ -501,9 +513,8 @@ class SuperPoint:
             pixels, strength = self._strongest_on_cpu(scores, allowed)
             keypoints = self._refined(scores, pixels)
             neighbours, weights = neighbouring_cells(keypoints, height, width)
-            if integers is not None:
-                cells, neighbours = _used_rows(neighbours, height * width)
         if integers is not None:
+            cells, neighbours = _used_rows(neighbours, height * width)
             described = integers.describe(shared, cells)
         else:
             described = raw[0].permute(1, 2, 0).reshape(height * width, -1).float()

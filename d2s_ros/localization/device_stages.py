@@ -58,8 +58,7 @@ class DeviceStages:
         self._extractor, self._index, self._judge = extractor, index, judge
         self._num_candidates = num_candidates
         self._places: tuple[Camera, Tensor] | None = None
-        device = extractor.device
-        self._recorder = FrameRecorder(device) if device.type == 'cuda' else None
+        self._recorder = FrameRecorder(extractor.device)
 
     def observe(self, grey: NDArray[np.uint8], camera: Camera) -> Observation:
         """Return what an image (H, W) of a camera of this size shows."""
@@ -70,11 +69,8 @@ class DeviceStages:
         def compute(padded: Tensor) -> Tensor:
             return self.compute(padded, resized.shape, factor, places)
 
-        if self._recorder is not None:
-            kind = grey.shape, resized.shape, camera
-            rows = self._recorder.run(kind, compute, image).numpy()
-        else:
-            rows = compute(image.to(self._extractor.device)).cpu().numpy()
+        kind = grey.shape, resized.shape, camera
+        rows = self._recorder.run(kind, compute, image).numpy()
         rows = rows[rows[:, 2] > self._extractor.threshold]
         count = self._num_candidates
         keypoints, numbers = rows[:, :2].copy(), rows[:, 5:].reshape(len(rows), 3, count)

@@ -246,9 +246,9 @@ def solve_pose(
 
 def median_of(values: Array) -> float:
     """Return the median of (N,), N > 0: `np.median` takes four times as long for some hundred."""
-    middle = len(values) // 2
-    middle_ones = np.partition(values, (middle - 1 + len(values) % 2, middle))
-    return float(0.5 * (middle_ones[middle - 1 + len(values) % 2] + middle_ones[middle]))
+    low, high = (len(values) - 1) // 2, len(values) // 2
+    ordered = np.partition(values, (low, high))
+    return float(0.5 * (ordered[low] + ordered[high]))
 
 
 def scatter_of(points: Array) -> Array:

@@ -16,6 +16,8 @@ from d2s_ros.errors import DeviceError
 
 _logger = logging.getLogger(__name__)
 
+#: Images of one kind before it is worth while.
+_FRAMES_BEFORE = 3
 #: Runs before a recording: libraries choose their kernels and take their memory in them.
 _WARM_UP_RUNS = 3
 #: Rows of the table that must be the same when a recording is played, and how close is the same:
@@ -83,15 +85,18 @@ class RecordedFrame:
 
 
 class FrameRecorder:
-    """Records a computation as soon as images of one kind keep coming, and plays it for these."""
+    """Records a computation on a GPU as soon as images of one kind keep coming.
 
-    def __init__(self, device: torch.device, *, frames_before: int = 3) -> None:
-        """Record on `device` after `frames_before` images of the same kind."""
-        self._device, self._frames_before = device, frames_before
+    Args:
+        device: Where it is computed; on others than GPUs nothing is recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._kind: object = None
         self._seen = 0
         self._recorded: RecordedFrame | None = None
-        self._refused = False
+        self._refused = device.type != 'cuda'
 
     def run(self, kind: object, compute: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         """Return `compute(image)` on the host.
@@ -104,7 +109,7 @@ class FrameRecorder:
         if kind != self._kind:
             self._kind, self._seen, self._recorded = kind, 0, None
         self._seen += 1
-        if self._recorded is None and self._seen > self._frames_before and not self._refused:
+        if self._recorded is None and self._seen > _FRAMES_BEFORE and not self._refused:
             try:
                 self._recorded = RecordedFrame(compute, image, self._device)
             except DeviceError as error:

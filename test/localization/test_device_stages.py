@@ -147,6 +147,7 @@ def test_what_cannot_be_recorded_runs_one_by_one(caplog):
     if torch.cuda.is_available():
         pytest.skip('here a recording succeeds')
     recorder = FrameRecorder(torch.device('cpu'))
+    recorder._refused = False
     images = [torch.full((8, 8), value, dtype=torch.uint8) for value in range(12)]
     for kind in ('a', 'b'):
         for image in images:
@@ -162,9 +163,10 @@ def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_m
     plain, recorded = (
         Localizer.from_map(superpoint_map, device='cuda', precision='fp32') for _ in range(2)
     )
-    plain._device_stages._recorder = FrameRecorder(torch.device('cuda'), frames_before=10**6)
-    bent = replace(small_map.frames[0].camera, distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
-    for camera in (small_map.frames[0].camera, bent):
+    plain._device_stages._recorder._refused = True
+    straight = small_map.frames[0].camera
+    bent = replace(straight, model='plumb_bob', distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
+    for camera in (straight, bent):
         for frame in small_map.frames[:8]:
             expected = plain.localize(frame.image, camera, details=True)
             found = recorded.localize(frame.image, camera, details=True)
