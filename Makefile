@@ -7,6 +7,7 @@
 # make updates     map updates in a simulated building: table and plot
 # make colcon      build with colcon into build/colcon
 # make venv        the virtual environment that all of these use
+# make native      the compiled part, in place (part of all of these)
 #
 # Variables: PYTHON (3.11 or 3.12), VENV (an environment to make or to use again),
 # PYTEST_FLAGS, DEMO_OUTPUT.
@@ -28,18 +29,27 @@ PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.txt
 # tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
 TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
-STAMP := $(VENV)/.d2s_ros_requirements
+NATIVE := build/native.stamp
+STAMP := $(VENV)/.d2s_ros_requirements $(NATIVE)
 BIN := $(VENV)/bin
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks)
 
-.PHONY: help venv demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
+.PHONY: help venv native demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 venv: $(STAMP)
 
-$(STAMP): $(REQUIREMENTS) $(TYPE_SUPPORT)
+native: $(NATIVE)
+
+# Without a compiler this says so, and the package works without its compiled part.
+$(NATIVE): $(wildcard d2s_ros/native/*.[ch] d2s_ros/native/*.inc) setup.py \
+		$(VENV)/.d2s_ros_requirements
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/.d2s_ros_requirements: $(REQUIREMENTS) $(TYPE_SUPPORT)
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "make: no Python 3.11 or 3.12 with the venv module found;" \
 			"install python3.11-venv or set PYTHON=/path/to/python3.11" >&2; exit 1; fi
@@ -90,5 +100,6 @@ colcon: $(STAMP)
 		--install-base build/colcon/install
 
 clean:
-	rm -rf build install log demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build install log demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		d2s_ros/native/*.so
 	find d2s_ros test -name __pycache__ -type d -prune -exec rm -rf {} +

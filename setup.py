@@ -1,9 +1,10 @@
 """The one source of the package's metadata, for colcon (ament_python) and for pip."""
 
+import hashlib
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 PACKAGE = 'd2s_ros'
 ROOT = Path(__file__).resolve().parent
@@ -15,6 +16,33 @@ def version() -> str:
     if match is None:
         raise RuntimeError(f'{PACKAGE}/__init__.py has no __version__')
     return match.group(1)
+
+
+def compiled_part() -> Extension:
+    """Return the compiled part; the package works without it where there is no compiler."""
+    folder = ROOT / PACKAGE / 'native'
+    sources = sorted(path for path in folder.iterdir() if path.suffix in ('.c', '.h', '.inc'))
+    # As `d2s_ros/native/library.py` computes it.
+    digest = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    names = [path.relative_to(ROOT).as_posix() for path in sources]
+    return Extension(
+        f'{PACKAGE}.native._kernels',
+        [name for name in names if name.endswith('.c')],
+        depends=[*names, 'setup.py'],
+        define_macros=[('D2S_SOURCE_DIGEST', f'"{digest}"')],
+        extra_compile_args=[
+            '-std=c11',
+            '-O3',
+            '-fno-math-errno',
+            '-fno-trapping-math',
+            '-fopenmp',
+            '-fvisibility=hidden',
+            # No function passes vectors on.
+            '-Wno-psabi',
+        ],
+        extra_link_args=['-fopenmp'],
+        optional=True,
+    )
 
 
 def shared_files(*folders: str) -> list:
@@ -37,7 +65,12 @@ setup(
     license='Apache-2.0',
     author='The d2s_ros authors',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={f'{PACKAGE}.features': ['weights/*.safetensors']},
+    package_data={
+        f'{PACKAGE}.features': ['weights/*.safetensors'],
+        # The loader compares the sources with those that the compiled part was made from.
+        f'{PACKAGE}.native': ['*.c', '*.h', '*.inc'],
+    },
+    ext_modules=[compiled_part()],
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

@@ -20,6 +20,7 @@ LAYERS = (
     'memory',
     'processes',
     'colmap',
+    'native',
     'geometry',
     'data',
     'simulation',
@@ -46,7 +47,7 @@ ROS_PACKAGES = {
     'rosidl_runtime_py',
 }
 #: Layers that work without torch.
-WITHOUT_TORCH = ('errors', 'config', 'geometry', 'data', 'simulation')
+WITHOUT_TORCH = ('errors', 'config', 'native', 'geometry', 'data', 'simulation')
 
 
 def modules(root: Path) -> list[Path]:

@@ -306,7 +306,8 @@ def table(report: dict[str, Any]) -> str:
     memory = report['memory']
     for stage, counts in report['operations'].items():
         lines.append(
-            f'{stage}: {counts["operations"]} operations, {counts["gflop"]} GFLOP, '
+            f'{stage}: {counts["operations"]} operations of PyTorch, '
+            f'{counts["compiled_calls"]} compiled calls, {counts["gflop"]} GFLOP, '
             f'{counts["tensors"]} tensors of {counts["tensor_mb"]} MB, transfers '
             f'{counts["to_device"]} to the device and {counts["to_host"]} back'
         )

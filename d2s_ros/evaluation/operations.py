@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from d2s_ros.native import library
+
 
 def _matrix(args: Any, result: Tensor) -> int:
     return 2 * result.numel() * int(args[0].shape[-1])
@@ -62,10 +64,12 @@ class OperationCounter(TorchDispatchMode):
 
     Attributes:
         operations: Number of calls by name; composite operations count as their parts.
-        flops: Multiplications and additions of products, convolutions and attention.
+        flops: Multiplications and additions of products, convolutions and attention, those of the
+            compiled part included.
         tensors: Tensors that were made, views excepted, and `tensor_bytes` their size.
         to_device, to_host: Copies from the host to a device and back, waits for numbers included.
         largest_product: Largest result of a matrix product, in elements.
+        compiled_calls: Calls of the compiled part of the package, which are no operations here.
     """
 
     def __init__(self) -> None:
@@ -77,6 +81,27 @@ class OperationCounter(TorchDispatchMode):
         self.to_device = 0
         self.to_host = 0
         self.largest_product = 0
+        self.compiled_calls = 0
+        self._depth = 0
+
+    def __enter__(self) -> OperationCounter:
+        """Count from here on, what the compiled part of the package does included."""
+        self._depth += 1
+        if self._depth == 1:
+            library.observers.append(self._on_compiled)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Count until here."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._depth -= 1
+        if self._depth == 0:
+            library.observers.remove(self._on_compiled)
+
+    def _on_compiled(self, name: str, flops: int) -> None:
+        self.compiled_calls += bool(name)
+        self.flops += flops
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -126,6 +151,7 @@ class OperationCounter(TorchDispatchMode):
             'to_device': self.to_device,
             'to_host': self.to_host,
             'largest_product': self.largest_product,
+            'compiled_calls': self.compiled_calls,
         }
 
 

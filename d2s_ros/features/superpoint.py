@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
@@ -25,6 +24,15 @@ from torch.nn import functional
 
 from d2s_ros.device import has_fast_bfloat16, has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
+from d2s_ros.features import dense_maps_cpu
+from d2s_ros.features.dense_maps import (
+    CELL,
+    mixed_descriptors,
+    read_descriptors,
+    refine_keypoints,
+    score_map,
+    suppress_non_maxima,
+)
 from d2s_ros.features.extractor import FeatureConfig, to_grey
 from d2s_ros.features.superpoint_int8 import Int8SuperPoint
 from d2s_ros.features.types import LocalFeatures
@@ -32,15 +40,8 @@ from d2s_ros.threads import one_thread
 
 _logger = logging.getLogger(__name__)
 
-#: Side of a cell in px: the descriptor map has one descriptor per cell.
-CELL = 8
 #: Height of the strips that the first stage is computed in on a CPU, even.
 STRIP_ROWS = 64
-#: Added to scores before their logarithm is taken: what is below is noise.
-REFINEMENT_FLOOR = 1e-3
-
-#: So many pixels are compared with each other for maxima, one by one.
-_FEW_PIXELS = 512
 
 #: What `precision` may be.
 PRECISIONS = ('auto', 'fp32', 'bf16', 'int8')
@@ -158,202 +159,6 @@ class SuperPointNet(nn.Module):
         logits = self._layer('convPb', self._layer('convPa', x))
         descriptors = self._layer('convDb', self._layer('convDa', x))
         return logits, descriptors
-
-
-def score_map(logits: Tensor) -> Tensor:
-    """Turn logits (B, 65, h, w) into keypoint probabilities (B, 8h, 8w)."""
-    # Channels last, as the networks give them: one pass each for softmax and `pixel_shuffle`.
-    probabilities = torch.softmax(logits.permute(0, 2, 3, 1).float(), dim=-1)[..., :-1]
-    batch, height, width, _ = probabilities.shape
-    cells = probabilities.unflatten(-1, (CELL, CELL)).permute(0, 1, 3, 2, 4)
-    return cells.reshape(batch, CELL * height, CELL * width)
-
-
-def suppress_non_maxima(scores: Tensor, radius: int) -> Tensor:
-    """Set all but local maxima of (B, H, W) scores to zero.
-
-    A maximum suppresses the square of side 2 * radius + 1 around it. As published, two more rounds
-    look for maxima among what no kept maximum suppresses.
-    """
-    if radius <= 0:
-        return scores
-
-    def windowed_max(x: Tensor) -> Tensor:
-        # Along rows, then along columns: 2 (2 r + 1) comparisons instead of (2 r + 1)^2.
-        side = 2 * radius + 1
-        rows = functional.max_pool2d(x[:, None], (1, side), stride=1, padding=(0, radius))
-        return functional.max_pool2d(rows, (side, 1), stride=1, padding=(radius, 0))[:, 0]
-
-    kept = scores == windowed_max(scores)
-    for _ in range(2):
-        suppressed = windowed_max(kept.float()) > 0
-        rest = scores.masked_fill(suppressed, 0.0)
-        kept = kept | ((rest == windowed_max(rest)) & ~suppressed)
-    return torch.where(kept, scores, torch.zeros_like(scores))
-
-
-def local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
-    """Return where `suppress_non_maxima` keeps (H, W) scores; by OpenCV, on the CPU."""
-    if radius <= 0:
-        return np.ones(scores.shape, bool)
-    square = _square(radius)
-    return _with_later_rounds(scores, scores == cv2.dilate(scores, square), square)
-
-
-def _square(radius: int) -> NDArray[np.uint8]:
-    return np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-
-
-def _with_later_rounds(
-    scores: NDArray[np.float32], kept: NDArray[np.bool_], square: NDArray[np.uint8]
-) -> NDArray[np.bool_]:
-    """Return the maxima `kept` by the first round of suppression with those of the next two."""
-    for _ in range(2):
-        # 1 where no maximum is near: the only pixels that are copied, the others are zero.
-        free = 1 - cv2.dilate(kept.view(np.uint8), square)
-        rest = cv2.copyTo(scores, free)
-        kept = kept | ((rest == cv2.dilate(rest, square)) & free.view(bool))
-    return kept
-
-
-def strongest_maxima(
-    scores: NDArray[np.float32],
-    radius: int,
-    count: int,
-    eligible: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
-) -> NDArray[np.int64]:
-    """Return the strongest of the maxima that `local_maxima` finds: flat indices, best first.
-
-    Of equal scores the first is best. A pixel never gives way to a weaker one. So as soon as the
-    first round of suppression has found `count` maxima, the next ones need only look at pixels that
-    are as strong as these, which are few.
-
-    Args:
-        scores: (H, W), positive where eligible.
-        radius: As for `local_maxima`.
-        count: Most maxima.
-        eligible: Which of these flat indices count; the others suppress their neighbours alike.
-    """
-    flat = scores.reshape(-1)
-    if radius <= 0:
-        found = np.arange(len(flat))
-        return _strongest_first(flat, found[eligible(found)], count)
-    square = _square(radius)
-    first = scores == cv2.dilate(scores, square)
-    found = np.flatnonzero(first)
-    found = found[eligible(found)]
-    if len(found) >= count:
-        least = np.partition(flat[found], len(found) - count)[len(found) - count]
-        strong = scores >= least
-        free = cv2.dilate((first & strong).view(np.uint8), square) == 0
-        left = np.flatnonzero(strong & free)
-        if len(left) <= _FEW_PIXELS:
-            late = left[_late_maxima(flat[left], *np.divmod(left, scores.shape[1]), radius)]
-            found = np.concatenate([found, late[eligible(late)]])
-            return _strongest_first(flat, found, count)
-    found = np.flatnonzero(_with_later_rounds(scores, first, square))
-    return _strongest_first(flat, found[eligible(found)], count)
-
-
-def _late_maxima(
-    scores: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64], radius: int
-) -> NDArray[np.bool_]:
-    """Return which of (M,) pixels the second and third round of suppression keep."""
-    near = np.abs(rows[:, None] - rows) <= radius
-    near &= np.abs(columns[:, None] - columns) <= radius
-    kept = np.zeros(len(scores), bool)
-    free = np.ones(len(scores), bool)
-    for _ in range(2):
-        kept |= free & ~(near & (free & (scores > scores[:, None]))).any(axis=1)
-        free = ~near[:, kept].any(axis=1)
-    return kept
-
-
-def _strongest_first(
-    scores: NDArray[np.float32], index: NDArray[np.int64], count: int
-) -> NDArray[np.int64]:
-    """Return the `count` places of the highest of positive scores, of equal ones the first."""
-    # As integers, positive numbers are ordered alike.
-    last = np.uint64(len(scores) - 1)
-    order = scores[index].view(np.uint32).astype(np.uint64) << np.uint64(32)
-    order |= last - index.astype(np.uint64)
-    count = min(count, len(order))
-    order = np.sort(np.partition(order, len(order) - count)[len(order) - count :])[::-1]
-    return np.asarray(last - (order & np.uint64(0xFFFFFFFF))).astype(np.int64)
-
-
-def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
-    """Read unit descriptors (B, K, C) from a raw map (B, C, h, w) at keypoints (B, K, 2) px.
-
-    Convention: a cell's descriptor belongs to the centre of its 8x8 pixels, px (3.5, 3.5) of the
-    cell; beyond the outermost centres the map is continued constantly. The map is normalised per
-    cell, read bilinearly and normalised again.
-    """
-    height, width = raw.shape[-2:]
-    size = keypoints.new_tensor([width * CELL, height * CELL])
-    grid = (keypoints + 0.5) / size * 2.0 - 1.0
-    normalised = functional.normalize(raw, dim=1)
-    sampled = functional.grid_sample(
-        normalised, grid[:, :, None], mode='bilinear', padding_mode='border', align_corners=False
-    )
-    return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)
-
-
-def read_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
-    """As `sample_descriptors` for one image, (C, h, w) and (K, 2): three times as fast on a CPU."""
-    channels, height, width = raw.shape
-    cells = raw.permute(1, 2, 0).reshape(height * width, channels)
-    mixed = mixed_descriptors(cells, *neighbouring_cells(keypoints, height, width))
-    return functional.normalize(mixed, dim=1)
-
-
-def neighbouring_cells(keypoints: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the four cells around each of (K, 2) keypoints, (K, 4) int64, and their weights."""
-    u = ((keypoints[:, 0] - (CELL - 1) / 2) / CELL).clamp(0, width - 1)
-    v = ((keypoints[:, 1] - (CELL - 1) / 2) / CELL).clamp(0, height - 1)
-    left, top = u.floor().clamp(max=max(width - 2, 0)), v.floor().clamp(max=max(height - 2, 0))
-    a, b = u - left, v - top
-    right, below = min(1, width - 1), width * min(1, height - 1)
-    first = (top * width + left).long()
-    neighbours = torch.stack([first, first + right, first + below, first + right + below], dim=1)
-    weights = torch.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b], dim=1)
-    return neighbours, weights
-
-
-def mixed_descriptors(cells: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
-    """Return descriptors (K, C), of any length, from raw ones (M, C), rows (K, 4) and weights."""
-    # Cells are normalised by their weights: that saves a copy of the map.
-    lengths = torch.linalg.vector_norm(cells, dim=1).clamp_min(1e-12)
-    weights = weights / lengths[neighbours]
-    return functional.embedding_bag(neighbours, cells, per_sample_weights=weights, mode='sum')
-
-
-def refine_keypoints(scores: Tensor, keypoints: Tensor) -> Tensor:
-    """Move (K, 2) integer keypoints below the pixel, to the top of a parabola; float32 px.
-
-    The parabola, with its mixed term, goes through the logarithm of the 3x3 scores around.
-
-    Args:
-        scores: (H, W) before suppression.
-        keypoints: (K, 2) int64 x, y, at least one pixel from the border.
-    """
-    width = scores.shape[1]
-    steps = torch.arange(-1, 2, device=scores.device)
-    around = (steps[:, None] * width + steps).flatten()
-    center = keypoints[:, 1] * width + keypoints[:, 0]
-    window = scores.flatten().index_select(0, (around[:, None] + center).flatten())
-    # From left to right, then from top to bottom.
-    nw, n, ne, w, c, e, sw, s, se = (window.view(9, -1) + REFINEMENT_FLOOR).log().unbind()
-    x_slope, y_slope = 0.5 * (e - w), 0.5 * (s - n)
-    c2 = c + c
-    xx, yy, xy = e + w - c2, s + n - c2, 0.25 * (se + nw - ne - sw)
-    determinant = xx * yy - xy * xy
-    # A saddle or a plateau says nothing about where the top is: divided by infinity.
-    peak = (determinant > 1e-6) & (xx < 0)
-    divisor = determinant.masked_fill(~peak, torch.inf)
-    offset = torch.stack([xy * y_slope - yy * x_slope, xy * x_slope - xx * y_slope], dim=1)
-    offset = (offset / divisor[:, None]).clamp_(-0.75, 0.75)
-    return keypoints.to(scores.dtype) + offset
 
 
 class SuperPoint:
@@ -507,20 +312,32 @@ class SuperPoint:
             shared, logits = integers.detect(torch.from_numpy(padded)[None, None])
         else:
             logits, raw = self.forward(padded)
-        scores = _scores_of(logits, size)
-        height, width = logits.shape[2:]
-        with one_thread():
-            pixels, strength = self._strongest_on_cpu(scores, allowed)
-            keypoints = self._refined(scores, pixels)
-            neighbours, weights = neighbouring_cells(keypoints, height, width)
-        if integers is not None:
-            cells, neighbours = _used_rows(neighbours, height * width)
-            described = integers.describe(shared, cells)
+        scores = dense_maps_cpu.score_map(logits, size)
+        index = dense_maps_cpu.strongest_maxima(
+            scores,
+            self.nms_radius,
+            self.config.max_keypoints,
+            border=self.border,
+            threshold=self.threshold,
+            allowed=allowed,
+        )
+        if self.subpixel:
+            keypoints = dense_maps_cpu.refine_keypoints(scores, index)
         else:
-            described = raw[0].permute(1, 2, 0).reshape(height * width, -1).float()
+            keypoints = dense_maps_cpu.pixels_of(index, size[1]).astype(np.float32)
+        height, width = logits.shape[2:]
+        cells, places, weights = dense_maps_cpu.cells_around(keypoints, height, width)
+        if integers is not None:
+            described = integers.describe(shared, torch.from_numpy(cells))
+        else:
+            rows = raw[0].permute(1, 2, 0).reshape(height * width, -1)
+            described = rows[torch.from_numpy(cells)].float()
         with one_thread():
-            descriptors = self._shortened(mixed_descriptors(described, neighbours, weights))
-        return keypoints.double().numpy(), strength.numpy(), descriptors.numpy()
+            mixed = mixed_descriptors(
+                described, torch.from_numpy(places), torch.from_numpy(weights)
+            )
+            descriptors = self._shortened(mixed)
+        return keypoints.astype(np.float64), scores.reshape(-1)[index], descriptors.numpy()
 
     def prepared(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return what the network sees of (H, W), and how many px of it one of that is, x and y."""
@@ -576,32 +393,13 @@ class SuperPoint:
         logits, raw = self.network(image.contiguous(memory_format=torch.channels_last))
         return logits, raw
 
-    def _strongest_on_cpu(
-        self, scores: Tensor, allowed: NDArray[np.uint8] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the strongest maxima: pixels (K, 2) int64 x, y and scores (K,), best first."""
-        array = scores.numpy()
-        height, width = array.shape
-        edge = self.border
-
-        def eligible(index: NDArray[np.int64]) -> NDArray[np.bool_]:
-            rows, columns = np.divmod(index, width)
-            inside = (rows >= edge) & (rows < height - edge)
-            inside &= (columns >= edge) & (columns < width - edge)
-            inside &= array.reshape(-1)[index] > self.threshold
-            return inside if allowed is None else inside & (allowed.reshape(-1)[index] > 0)
-
-        index = strongest_maxima(array, self.nms_radius, self.config.max_keypoints, eligible)
-        rows, columns = np.divmod(index, width)
-        pixels = np.stack([columns, rows], axis=1)
-        return torch.from_numpy(pixels), torch.from_numpy(array.reshape(-1)[index])
-
     def _strongest(
         self, scores: Tensor, allowed: NDArray[np.uint8] | None
     ) -> tuple[Tensor, Tensor]:
-        """As `_strongest_on_cpu` without waiting for the device: always K rows.
+        """Return the strongest maxima: pixels (K, 2) int64 x, y and scores (K,), best first.
 
-        What is not a keypoint has the score 0 and lies at the border's corner.
+        Without waiting for the device, always K rows: what is not a keypoint has the score 0 and
+        lies at the border's corner.
         """
         height, width = scores.shape
         edge = self.border
@@ -627,14 +425,6 @@ def _exact_convolutions() -> AbstractContextManager[None]:
 def _scores_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return the score map (H, W) without padding."""
     return score_map(logits)[0, : size[0], : size[1]].contiguous()
-
-
-def _used_rows(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return which of `count` rows are among (K, 4), and (K, 4) places among these instead."""
-    used = torch.zeros(count, dtype=torch.bool)
-    used[rows.flatten()] = True
-    places = used.cumsum(0) - 1
-    return used.nonzero()[:, 0], places[rows]
 
 
 def _split(

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from d2s_ros.native.keypoints import gather_around
+from d2s_ros.native.library import is_available
 from d2s_ros.threads import one_thread
 
 if TYPE_CHECKING:
@@ -137,18 +139,26 @@ class Int8SuperPoint:
             shared: As `detect` returns it.
             cells: (M,) int64, row after row of (h, w).
         """
+        around = self._around(shared, cells)
+        return self._product('convDb', self._product('convDa', around))[: len(cells)]
+
+    def _around(self, shared: Tensor, cells: Tensor) -> Tensor:
+        """Return the nine cells around each, (M', 9 * 128), M' the next multiple of a bucket."""
         channels, _, width = shared.shape[1:]
-        num_cells = len(cells)
+        num_rows = len(cells) + -len(cells) % _CELL_BUCKET
+        if is_available():
+            values = shared[0].permute(1, 2, 0).contiguous().numpy()
+            threads = torch.get_num_threads()
+            return torch.from_numpy(gather_around(values, cells.numpy(), num_rows, threads=threads))
         with one_thread():
-            cells = functional.pad(cells, (0, -num_cells % _CELL_BUCKET))
+            cells = functional.pad(cells, (0, num_rows - len(cells)))
             padded = functional.pad(shared[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1))
             # Three neighbours in a row follow each other in memory: three pieces are all nine.
             length = 3 * channels
             pieces = padded.as_strided((padded.numel() // channels - 2, length), (channels, 1))
             first = cells + 2 * torch.div(cells, width, rounding_mode='floor')
             starts = first[:, None] + torch.arange(3) * (width + 2)
-            around = pieces.index_select(0, starts.flatten()).view(len(cells), 3 * length)
-        return self._product('convDb', self._product('convDa', around))[:num_cells]
+            return pieces.index_select(0, starts.flatten()).view(num_rows, 3 * length)
 
     def _product(self, name: str, x: Tensor) -> Tensor:
         _, weight_scales, zeros, bias, input_scale, scale, _ = self._layers[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,8 @@ from d2s_ros.localization.pose_solver import (
     refine_pose,
     scatter_of,
 )
+from d2s_ros.native.library import is_available
+from d2s_ros.native.pose import first_close
 
 #: Support lies within this share of the inlier threshold.
 _SUPPORT_RADIUS = 0.6
@@ -58,25 +59,53 @@ class CandidateMatches:
     point_covariances: Array
     camera: Camera
 
-    @cached_property
-    def _points(self) -> Array:
-        """Points of the candidates, (3, N, C): one array per component, gathered once."""
-        return np.ascontiguousarray(self.points_in_map[self.landmark_idx].transpose(2, 0, 1))
+    def first_close(
+        self,
+        camera_from_map: RigidTransform,
+        radius_px: float,
+        *,
+        skipped: NDArray[np.bool_] | None = None,
+        taken: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.int64]:
+        """Return the most similar candidate that projects close to each keypoint, (N,); -1: none.
 
-    def close_to(self, camera_from_map: RigidTransform, radius_px: float) -> NDArray[np.bool_]:
+        Args:
+            camera_from_map: The pose.
+            radius_px: How close.
+            skipped: (N,) keypoints that have none.
+            taken: (M,) landmarks that are no candidates.
+        """
+        if is_available():
+            camera = self.camera
+            return first_close(
+                self.ideal_keypoints,
+                self.points_in_map,
+                self.landmark_idx,
+                camera_from_map.rotation,
+                camera_from_map.translation,
+                (camera.fx, camera.fy, camera.cx, camera.cy),
+                radius_px,
+                skipped=skipped,
+                taken=taken,
+            )
+        close = self._close_to(camera_from_map, radius_px)
+        if skipped is not None:
+            close[skipped] = False
+        if taken is not None:
+            close &= ~taken[self.landmark_idx]
+        return np.where(close.any(axis=1), close.argmax(axis=1), -1)
+
+    def _close_to(self, camera_from_map: RigidTransform, radius_px: float) -> NDArray[np.bool_]:
         """Return which candidates project close to their keypoint, (N, C)."""
         camera = self.camera
-        shape = self.landmark_idx.shape
-        in_camera = camera_from_map.rotation @ self._points.reshape(3, -1)
-        in_camera += camera_from_map.translation[:, None]
-        x, y, depth = in_camera.reshape(3, *shape)
-        in_front = depth > 1e-6
+        in_camera = camera_from_map.apply(self.points_in_map[self.landmark_idx.reshape(-1)])
+        x, y, depth = in_camera.T.reshape(3, *self.landmark_idx.shape)
         # Keypoints without an ideal pixel are NaN.
         with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
             u = camera.fx * x / depth + (camera.cx - self.ideal_keypoints[:, :1])
             v = camera.fy * y / depth + (camera.cy - self.ideal_keypoints[:, 1:])
             close = np.square(u) + np.square(v) <= radius_px**2
-        return np.asarray(close & in_front)
+        return np.asarray(close & (depth > 1e-6))
 
     def correspondences(
         self, pairs: NDArray[np.int64]
@@ -100,9 +129,9 @@ def most_similar_close(
     Of each keypoint the most similar of those that are close, of each landmark its most similar
     keypoint; the most similar pairs first.
     """
-    close = matches.close_to(camera_from_map, radius_px)
-    keypoint_idx = np.flatnonzero(close.any(axis=1))
-    choice = close[keypoint_idx].argmax(axis=1)
+    choice = matches.first_close(camera_from_map, radius_px)
+    keypoint_idx = np.flatnonzero(choice >= 0)
+    choice = choice[keypoint_idx]
     landmarks = matches.landmark_idx[keypoint_idx, choice]
     order = np.argsort(-matches.similarity[keypoint_idx, choice], kind='stable')
     chosen = order[first_of_each(landmarks[order], len(matches.points_in_map))]
@@ -189,13 +218,18 @@ def find_support(
         config: Options.
     """
     camera, ideal = matches.camera, matches.ideal_keypoints
-    close = matches.close_to(camera_from_map, _SUPPORT_RADIUS * config.threshold_px(camera))
-    close[inlier_idx] = False
+    explained_keypoints = np.zeros(len(ideal), bool)
+    explained_keypoints[inlier_idx] = True
     explained = np.zeros(len(matches.points_in_map), bool)
     explained[inlier_landmarks] = True
-    close &= ~explained[matches.landmark_idx]
-    row = np.flatnonzero(close.any(axis=1))
-    found = matches.landmark_idx[row, close[row].argmax(axis=1)]
+    choice = matches.first_close(
+        camera_from_map,
+        _SUPPORT_RADIUS * config.threshold_px(camera),
+        skipped=explained_keypoints,
+        taken=explained,
+    )
+    row = np.flatnonzero(choice >= 0)
+    found = matches.landmark_idx[row, choice[row]]
     first = first_of_each(found, len(matches.points_in_map))
     landmarks, supporting = found[first], ideal[row[first]]
     keypoints = np.concatenate([ideal[inlier_idx], supporting])

@@ -47,6 +47,8 @@ from d2s_ros.mapping.landmarks import (
     keypoint_inputs,
 )
 from d2s_ros.mapping.scene_map import SceneMap
+from d2s_ros.native.library import is_available
+from d2s_ros.network.compiled_judge import CompiledJudge
 from d2s_ros.network.landmark_inference import LandmarkJudge
 from d2s_ros.network.types import SceneCoordinates
 from d2s_ros.threads import one_thread
@@ -97,19 +99,24 @@ class Localizer:
             )
         self._solver_config = self.config.solver
         self._index: LandmarkIndex | None = None
-        self._judge_candidates: LandmarkJudge | None = None
+        self._judge_candidates: LandmarkJudge | CompiledJudge | None = None
         self._device_stages: DeviceStages | None = None
         table, network = scene_map.landmark_table, scene_map.landmark_network
         if table is not None and network is not None:
             exact = precision == 'fp32'
             half = not exact and has_fast_bfloat16(device)
             self._index = LandmarkIndex(table.keys, device=device, exact=exact)
-            self._judge_candidates = LandmarkJudge(
+            compiled = device == 'cpu' and not exact and is_available()
+            compiled = compiled and network.config.num_layers == 0
+            judge_candidates = LandmarkJudge(
                 network,
                 torch.from_numpy(table.normalized(table.points_in_map)),
                 device=device,
-                dtype=torch.bfloat16 if half else torch.float32,
+                dtype=torch.bfloat16 if half and not compiled else torch.float32,
             )
+            self._judge_candidates = judge_candidates
+            if compiled:
+                self._judge_candidates = CompiledJudge(judge_candidates)
             self._keep_points(table)
             on_one_device = isinstance(extractor, SuperPoint) and extractor.device.type != 'cpu'
             if on_one_device and device != 'cpu' and network.config.num_layers == 0:
@@ -170,7 +177,7 @@ class Localizer:
         network = self.scene_map.landmark_network
         assert isinstance(self.extractor, SuperPoint)
         assert self._index is not None
-        assert self._judge_candidates is not None
+        assert isinstance(self._judge_candidates, LandmarkJudge)
         assert network is not None
         self._device_stages = DeviceStages(
             self.extractor, self._index, self._judge_candidates, network.config.num_candidates
@@ -422,6 +429,8 @@ class Localizer:
             candidates.best_of_landmark,
             *keypoint_inputs(features, camera),
         )
+        if isinstance(self._judge_candidates, CompiledJudge):
+            return self._chosen(candidates, *self._judge_candidates(*inputs))
         with one_thread():
             logits = self._judge_candidates(*(torch.from_numpy(i).to(self.device) for i in inputs))
             probability = torch.softmax(logits, dim=-1)[:, :-1]

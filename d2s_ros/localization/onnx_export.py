@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d2s_ros.errors import InputError, UsageError
-from d2s_ros.features.superpoint import SuperPoint, SuperPointNet, score_map
+from d2s_ros.features.dense_maps import score_map
+from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
 from d2s_ros.features.superpoint_int8 import calibration_image
 from d2s_ros.mapping.landmarks import LandmarkTable
 from d2s_ros.mapping.scene_map import SceneMap

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import poselib
@@ -21,13 +20,12 @@ from numpy.typing import NDArray
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.localization.residuals import Linearised, Residuals, make_residuals
 
 Array = NDArray[np.float64]
 
 #: Correspondences that the noise of the given size counts for beside what the residuals show.
 _PRIOR_COUNT = 50
-#: Where most residuals are outliers the robust loss is flat: the covariance ends here.
-_MIN_SLOPE = 0.1
 #: The refinement ends when a step gains less than this share of the cost.
 _SMALL_GAIN = 1e-4
 #: Its steps are made longer by at most the inverse of this.
@@ -224,11 +222,11 @@ def solve_pose(
         rounds=rounds,
     )
     errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
-    problem = _Residuals(
+    problem = _residuals(
         ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config
     )
     problem.whiten(refined.rotation, refined.translation)
-    squared = problem.at(refined.rotation, refined.translation).squared
+    squared = problem.squared(refined.rotation, refined.translation)
     inliers = (in_camera[:, 2] > 1e-6) & (squared <= config.inlier_sigmas**2)
     inliers &= errors <= threshold
     if inliers.sum() < 4:
@@ -292,128 +290,18 @@ def _project(in_camera: Array, camera: Camera) -> Array:
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
 
-class _Evaluation(NamedTuple):
-    """Whitened residuals at a pose, and what the Cauchy loss makes of them.
-
-    Residuals are (2, N), their squared lengths (N,), their weights (N,); a, b and inverse_depth
-    are x/z, y/z and 1/z (N,).
-    """
-
-    residual: Array
-    squared: Array
-    weight: Array
-    cost: float
-    a: Array
-    b: Array
-    inverse_depth: Array
-    all_in_front: bool
-
-    @property
-    def slope(self) -> float:
-        """The mean slope of the influence over the mean weight.
-
-        The slope of w r with w = 1 / (1 + r^2 / c^2) along r is w (2 w - 1), across it w: w^2 on
-        average.
-        """
-        weight = self.weight
-        return max(float(weight @ weight) / max(float(weight.sum()), 1e-12), _MIN_SLOPE)
-
-
-class _Residuals:
-    """Reprojection errors of correspondences, whitened; one array per component of a vector.
-
-    A frame evaluates them a dozen times, for some hundred points: what counts is the number of
-    calls.
-    """
-
-    def __init__(
-        self,
-        keypoints: Array,
-        points: Array,
-        camera: Camera,
-        sigmas_px: Array,
-        point_covariances: Array | None,
-        config: PoseSolverConfig,
-    ) -> None:
-        self._from_keypoints = np.array([[camera.cx], [camera.cy]]) - keypoints.T
-        self._points = np.ascontiguousarray(points.T)
-        self._camera = camera
-        self._scale = config.cauchy_scale**2
-        self._variances = np.square(np.hypot(sigmas_px, config.min_sigma_px))
-        self._covariances: Array | None = None
-        if point_covariances is not None:
-            self._covariances = np.ascontiguousarray(point_covariances.transpose(1, 2, 0))
-
-    def whiten(self, rotation: Array, translation: Array) -> None:
-        """Fix the weights W (2x2 each) to W S W^T = 1 for the covariances S of the residuals."""
-        a, b, inverse = self._rays(rotation, translation)[:3]
-        uu, vv = self._variances, self._variances
-        uv = np.zeros(len(uu))
-        if self._covariances is not None:
-            # Rows of d pixel / d point in the map.
-            x, y, z = rotation[:, :, None]
-            by_u = self._camera.fx * inverse * (x - a * z)
-            by_v = self._camera.fy * inverse * (y - b * z)
-            moved = (self._covariances * by_v).sum(axis=1)
-            uu = uu + (by_u * (self._covariances * by_u).sum(axis=1)).sum(axis=0)
-            uv = (by_u * moved).sum(axis=0)
-            vv = vv + (by_v * moved).sum(axis=0)
-        # Closed form of the inverse of a 2x2 Cholesky factor.
-        first = np.sqrt(np.maximum(uu, 1e-12))
-        mixed = uv / first
-        second = np.sqrt(np.maximum(vv - np.square(mixed), 1e-12))
-        self._uu, self._vv, self._vu = 1 / first, 1 / second, -mixed / (first * second)
-        # By x/z and y/z instead of pixels.
-        self._ua, self._va = self._uu * self._camera.fx, self._vu * self._camera.fx
-        self._vb = self._vv * self._camera.fy
-
-    def _rays(self, rotation: Array, translation: Array) -> tuple[Array, Array, Array, Array]:
-        x, y, z = rotation @ self._points + translation[:, None]
-        inverse = 1.0 / np.maximum(z, 1e-6)
-        return x * inverse, y * inverse, inverse, z
-
-    def at(self, rotation: Array, translation: Array) -> _Evaluation:
-        """Evaluate at a pose: plain arrays, as checking them would take longer than this."""
-        camera = self._camera
-        a, b, inverse, z = self._rays(rotation, translation)
-        u = camera.fx * a + self._from_keypoints[0]
-        v = camera.fy * b + self._from_keypoints[1]
-        residual = np.empty((2, len(u)))
-        np.multiply(self._uu, u, out=residual[0])
-        np.add(self._vu * u, self._vv * v, out=residual[1])
-        squared = residual[0] * residual[0] + residual[1] * residual[1]
-        growth = 1.0 + squared / self._scale
-        cost = self._scale * float(np.log(growth).sum())
-        in_front = bool(z.min(initial=1.0) > 0)
-        return _Evaluation(residual, squared, 1.0 / growth, cost, a, b, inverse, in_front)
-
-    def jacobian(self, at: _Evaluation, *, with_focal: bool = False) -> Array:
-        """Return (6, 2, N): by rotation and translation on the left of the pose, whitened.
-
-        With the focal length it is (7, 2, N); the last is by its logarithm.
-        """
-        a, b, inverse = at.a, at.b, at.inverse_depth
-        count = 7 if with_focal else 6
-        # Rows of zeros that are filled: half the calls of stacking them.
-        by_a, by_b = np.zeros((count, len(a))), np.zeros((count, len(a)))
-        np.multiply(a, b, out=by_b[1])
-        np.negative(by_b[1], out=by_a[0])
-        np.add(1.0, a * a, out=by_a[1])
-        np.negative(b, out=by_a[2])
-        by_a[3] = inverse
-        np.multiply(a, -inverse, out=by_a[5])
-        np.subtract(-1.0, b * b, out=by_b[0])
-        by_b[2] = a
-        by_b[4] = inverse
-        np.multiply(b, -inverse, out=by_b[5])
-        if with_focal:
-            by_a[6], by_b[6] = a, b
-        jacobian = np.empty((count, 2, len(a)))
-        np.multiply(by_a, self._ua, out=jacobian[:, 0])
-        by_a *= self._va
-        by_b *= self._vb
-        np.add(by_a, by_b, out=jacobian[:, 1])
-        return jacobian
+def _residuals(
+    keypoints: Array,
+    points: Array,
+    camera: Camera,
+    sigmas_px: Array,
+    point_covariances: Array | None,
+    config: PoseSolverConfig,
+) -> Residuals:
+    variances = np.square(sigmas_px) + config.min_sigma_px**2
+    return make_residuals(
+        keypoints, points, camera, variances, point_covariances, config.cauchy_scale
+    )
 
 
 def refine_pose(
@@ -437,7 +325,7 @@ def refine_pose(
     Returns:
         The pose and its covariance at the optimum.
     """
-    problem = _Residuals(
+    problem = _residuals(
         ideal_keypoints[mask],
         points_in_map[mask],
         camera,
@@ -445,24 +333,20 @@ def refine_pose(
         None if point_covariances is None else point_covariances[mask],
         config,
     )
+    count = int(np.count_nonzero(mask))
     rotation, translation = camera_from_map.rotation, camera_from_map.translation
     for _ in range(rounds):
         problem.whiten(rotation, translation)
         damping = 1e-6
-        at = problem.at(rotation, translation)
-        for _ in range(max(1, config.refine_iterations // rounds)):
-            jacobian = problem.jacobian(at)
-            information, gradient = _normal_equations(jacobian, at)
-            linearised = at, jacobian, information
-            if config.refine_iterations == 0:
-                break
-            step = _damped_step(information, gradient, damping)
+        at = problem.linearise(rotation, translation)
+        for _ in range(config.refine_iterations // rounds):
+            step = _damped_step(at.information, at.gradient, damping)
             if damping < 1e-4:
                 # Reweighting alone goes the slope's share of the way.
                 step /= max(at.slope, _MIN_STEP_SLOPE)
             turn = rotation_from_vector(step[:3])
             candidate = turn @ rotation, turn @ translation + step[3:]
-            there = problem.at(*candidate)
+            there = problem.linearise(*candidate)
             # A cost that is not a number is no better either.
             if not there.cost <= at.cost or not there.all_in_front:
                 damping = max(damping, 1e-4) * 10
@@ -477,38 +361,27 @@ def refine_pose(
     pose = RigidTransform(rotation, translation)
 
     def covariance() -> tuple[Array, bool]:
-        scatter = _gradient_scatter(*linearised, _inverse(information), config)
-        return covariance_of_pose(pose, information, scatter)
+        scatter = _gradient_scatter(problem, pose, at, _inverse(at.information), count, config)
+        return covariance_of_pose(pose, at.information, scatter)
 
     return pose, PoseUncertainty(covariance)
 
 
-def _normal_equations(jacobian: Array, at: _Evaluation) -> tuple[Array, Array]:
-    """Return the weighted information (P, P) of P parameters and the gradient (P,) by them."""
-    rows = jacobian.reshape(len(jacobian), -1)
-    weighted = (jacobian * at.weight).reshape(rows.shape)
-    return weighted @ rows.T, weighted @ at.residual.reshape(-1)
-
-
 def _gradient_scatter(
-    at: _Evaluation, jacobian: Array, information: Array, inverse: Array, config: PoseSolverConfig
+    problem: Residuals,
+    pose: RigidTransform,
+    at: Linearised,
+    inverse: Array,
+    count: int,
+    config: PoseSolverConfig,
 ) -> Array:
-    """Return the covariance (P, P) of the cost's gradient by P parameters, from the residuals.
+    """Return the covariance (P, P) of the cost's gradient that `count` residuals tell.
 
-    An M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1 for its influence
-    psi = w r; the information is E[w] J^T J. Both expectations are taken from the residuals.
+    Where they are few it is drawn towards that of normal noise of the given size.
     """
-    weighted = jacobian * at.weight
-    scores = np.einsum('prn,rn->pn', weighted, at.residual)
-    # A residual is smaller than its noise by the share that it had in the parameters (HC3).
-    moved = (inverse @ jacobian.reshape(len(jacobian), -1)).reshape(jacobian.shape)
-    share = np.einsum('prn,prn->n', weighted, moved)
-    scores /= np.maximum(1.0 - share, 0.5) * at.slope
-    expected = information * robust_inflation(config.cauchy_scale)
-    count = scores.shape[1]
-    return np.asarray(
-        (count * (scores @ scores.T) + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT)
-    )
+    found = problem.gradient_scatter(pose.rotation, pose.translation, at.slope, inverse)
+    expected = at.information * robust_inflation(config.cauchy_scale)
+    return np.asarray((count * found + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT))
 
 
 def focal_error(
@@ -535,19 +408,18 @@ def focal_error(
     for _ in range(_FOCAL_ROUNDS):
         factor = float(np.exp(found))
         zoomed = replace(camera, fx=camera.fx * factor, fy=camera.fy * factor)
-        problem = _Residuals(
+        problem = _residuals(
             ideal_keypoints, points_in_map, zoomed, sigmas_px, point_covariances, config
         )
         problem.whiten(pose.rotation, pose.translation)
-        at = problem.at(pose.rotation, pose.translation)
-        jacobian = problem.jacobian(at, with_focal=True)
-        information, gradient = _normal_equations(jacobian, at)
+        at = problem.linearise(pose.rotation, pose.translation, with_focal=True)
+        information, gradient = at.information, at.gradient
         # No lens is off by more than some tens of per cent; some views tell nothing about it.
         information[6, 6] += 1.0 / _FOCAL_PRIOR**2
         gradient[6] += found / _FOCAL_PRIOR**2
         step = _damped_step(information, gradient, 1e-6)
         inverse = _inverse(information)
-        scatter = _gradient_scatter(at, jacobian, information, inverse, config)
+        scatter = _gradient_scatter(problem, pose, at, inverse, len(points_in_map), config)
         sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
         # A step of reweighting is shorter than the way by the slope of the influence.
         whole = float(step[6]) / at.slope

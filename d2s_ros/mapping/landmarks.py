@@ -8,7 +8,6 @@ compared by the mean of its other observations. What the network learns then hol
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,25 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.mapping.product_codes import ProductCodes
 from d2s_ros.mapping.reconstruction import Reconstruction
+from d2s_ros.native.search import ByteKeys, can_search
 from d2s_ros.network.landmark import candidate_evidence, nearest_keys
-from d2s_ros.threads import one_thread
 
-#: Keypoints searched at once, and bytes of their cosines: few calls, little memory.
-_ROWS_AT_ONCE, _COSINE_BYTES = 1024, 1 << 24
-#: Keypoints whose exact cosines are computed at once: their keys stay in the cache.
-_EXACT_ROWS = 256
-#: Sizes of the groups of groups of landmarks whose maxima are compared, and landmarks in a group.
-_GROUPS = (16, 4)
-_COLUMNS = math.prod(_GROUPS)
-#: Largest integers of keys and descriptors, and of cosines.
-_INT8_RANGE, _UINT8_RANGE = 127, 255
 #: The search looks at so many principal components of the keys, and finds so many candidates beyond
 #: those that are asked for: such cosines, of 8 bits, do not order them exactly.
 _COMPONENTS, _SPARE_CANDIDATES = 64, 6
@@ -219,9 +208,8 @@ def _choose_points(
 class LandmarkIndex:
     """The keys of a table, arranged for the search of nearest landmarks.
 
-    On processors with fast integer products the search runs on the principal components of keys and
-    descriptors, in 8 bits, and gives cosines of 8 bits: twice the candidates that are asked for are
-    taken from it, and ordered by their exact cosines.
+    On processors with fast products of bytes the principal components of keys and descriptors tell
+    which landmarks are near: twice those that are asked for, ordered by their exact cosines.
     """
 
     def __init__(
@@ -229,24 +217,9 @@ class LandmarkIndex:
     ) -> None:
         """Arrange keys (M, D), L2-normalised float32; `exact` searches them as they are."""
         self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
-        self._by_integers = device == 'cpu' and not exact and has_fast_int8()
-        if self._by_integers:
-            self._components = _principal_components(self._keys, _COMPONENTS)
-            largest = float((self._keys @ self._components).abs().max()) if len(keys) else 0.0
-            self._scale = _INT8_RANGE / max(largest, 1e-6)
-            # Zeros at the end: no cosine is smaller than theirs.
-            padded = -(-len(keys) // _COLUMNS) * _COLUMNS
-            self._small = torch.zeros((padded, self._components.shape[1]), dtype=torch.int8)
-            self._small[: len(keys)] = self._quantised(self._keys).to(torch.int8)
-            self._key_scales = torch.full((padded,), 1 / self._scale)
-            self._key_zeros = torch.zeros(padded, dtype=torch.int64)
-            self._pack()
-
-    def _pack(self) -> None:
-        fitting = max(_COSINE_BYTES // len(self._small), 64)
-        self._rows_at_once = min(_ROWS_AT_ONCE, 1 << (fitting.bit_length() - 1))
-        shape = [self._rows_at_once, self._small.shape[1]]
-        self._packed = torch.ops.onednn.qlinear_prepack(self._small, shape)
+        self._byte_keys: ByteKeys | None = None
+        if device == 'cpu' and not exact and len(keys) and can_search():
+            self._byte_keys = ByteKeys(keys, _COMPONENTS)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
         """Return an index in which some keys (R, D) are others."""
@@ -254,10 +227,8 @@ class LandmarkIndex:
         row_idx = torch.from_numpy(rows).to(self._keys.device)
         index._keys = self._keys.clone()
         index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
-        if self._by_integers:
-            index._small = self._small.clone()
-            index._small[row_idx] = self._quantised(index._keys[row_idx]).to(torch.int8)
-            index._pack()
+        if self._byte_keys is not None:
+            index._byte_keys = self._byte_keys.replaced(rows, keys)
         return index
 
     def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> Candidates:
@@ -276,8 +247,14 @@ class LandmarkIndex:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `search`, with tensors (N, D) where the keys are and (N, C) there, not waited for."""
         count = min(num_candidates, len(self._keys))
-        if self._by_integers and len(queries):
-            idx, similarity, best = self._search_integers(queries, count)
+        if self._byte_keys is not None:
+            found = self._byte_keys.search(
+                queries.numpy(),
+                num_found=min(count + _SPARE_CANDIDATES, len(self._keys)),
+                count=count,
+                threads=torch.get_num_threads(),
+            )
+            idx, similarity, best = (torch.from_numpy(array) for array in found)
         else:
             cosines = queries @ self._keys.T
             similarity, idx = nearest_keys(cosines, count)
@@ -288,117 +265,6 @@ class LandmarkIndex:
             best = functional.pad(best, (0, missing), value=1.0)
             idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
         return idx, similarity, best
-
-    def _quantised(self, values: torch.Tensor) -> torch.Tensor:
-        """Return components (N, d) as whole numbers in float32."""
-        # In place: large temporaries cost more than the arithmetic.
-        components = values @ self._components
-        return components.mul_(self._scale).round_().clamp_(-_INT8_RANGE, _INT8_RANGE)
-
-    def _search_integers(
-        self, queries: torch.Tensor, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        num_found = min(count + _SPARE_CANDIDATES, len(self._keys))
-        values, found = [], []
-        with one_thread():
-            small = self._quantised(queries).add_(_INT8_RANGE + 1).to(torch.uint8)
-            column_best = torch.zeros(len(self._small), dtype=torch.uint8)
-        for rows in small.split(self._rows_at_once):
-            cosines = torch.ops.onednn.qlinear_pointwise(
-                rows, 1 / self._scale, _INT8_RANGE + 1, self._packed, self._key_scales,
-                self._key_zeros, None, 1 / _UINT8_RANGE, 0, torch.uint8, 'none', [], '',
-            )  # fmt: skip
-            torch.maximum(column_best, cosines.amax(dim=0), out=column_best)
-            largest, columns = _largest_bytes(cosines, len(self._keys), num_found)
-            values.append(largest)
-            found.append(columns)
-        with one_thread():
-            idx = torch.from_numpy(np.concatenate(found))
-            best = column_best.index_select(0, idx.flatten()).view_as(idx)
-            # Both of 8 bits: exactly zero for mutual neighbours.
-            behind = (best - torch.from_numpy(np.concatenate(values))).float() / _UINT8_RANGE
-            similarity = torch.from_numpy(self._cosines(idx.numpy(), queries.numpy()))
-            similarity, order = similarity.sort(dim=1, descending=True)
-            similarity, order = similarity[:, :count], order[:, :count]
-            return idx.gather(1, order), similarity, similarity + behind.gather(1, order)
-
-    def _cosines(self, idx: NDArray[np.int64], queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the exact cosines (N, C) of queries (N, D) and keys (N, C)."""
-        all_keys = self._keys.numpy()
-        num_candidates, dim = idx.shape[1], queries.shape[1]
-        cosines = np.empty(idx.shape, np.float32)
-        gathered = np.empty((_EXACT_ROWS * num_candidates, dim), np.float32)
-        for start in range(0, len(idx), _EXACT_ROWS):
-            rows = idx[start : start + _EXACT_ROWS]
-            # NumPy checks the indices only into a buffer of its own, unless it may clip them.
-            keys = np.take(all_keys, rows.ravel(), 0, gathered[: rows.size], mode='clip')
-            keys = keys.reshape(*rows.shape, dim)
-            part = slice(start, start + _EXACT_ROWS)
-            np.einsum('nck,nk->nc', keys, queries[part], out=cosines[part])
-        return cosines
-
-
-def _principal_components(keys: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the (D, d) orthonormal directions in which keys (M, D) are longest, d <= `count`."""
-    moments = (keys.T @ keys).double()
-    directions = torch.linalg.eigh(moments).eigenvectors.flip(1)
-    return directions[:, :count].to(keys.dtype).contiguous()
-
-
-def _largest_bytes(
-    values: torch.Tensor, width: int, count: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the `count` largest of the first `width` columns of (N, M) uint8, and their columns.
-
-    Not in order. The largest are in the groups with the largest maxima, level by level. M is a
-    multiple of `_COLUMNS`, and columns from `width` on hold zeros.
-    """
-    if values.shape[1] // _COLUMNS <= 2 * count:
-        return _largest(values[:, :width].numpy(), count)
-    # A group is every n-th column: rows of columns are compared element by element.
-    groups = values.view(len(values), _GROUPS[1], -1)
-    maxima = groups.amax(dim=1)
-    with one_thread():
-        groups_of_groups = maxima.view(len(values), _GROUPS[0], -1)
-        _, columns = _largest(groups_of_groups.amax(dim=1).numpy(), count)
-        _, columns = _largest_members(groups_of_groups, columns)
-    return _largest_members(groups, columns)
-
-
-def _largest_members(
-    groups: torch.Tensor, columns: NDArray[np.int64]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the C largest members of C groups in each row, and their columns, (N, C) both.
-
-    Args:
-        groups: (N, S, G) uint8: member after member of G groups.
-        columns: (N, C) the groups.
-    """
-    _, size, stride = groups.shape
-    count = columns.shape[1]
-    of_groups = torch.from_numpy(columns)[:, None].expand(-1, size, -1)
-    few = groups.gather(2, of_groups).view(len(groups), -1).numpy()
-    largest, places = _largest(few, count)
-    member, group = np.divmod(places, count)
-    return largest, columns[np.arange(len(columns))[:, None], group] + stride * member
-
-
-def _largest(values: NDArray[np.uint8], count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the `count` largest of each row of (N, W), of equal ones the first, and their columns.
-
-    Value and column are packed into one integer, which NumPy partitions several times as fast as
-    PyTorch finds the largest with their places.
-    """
-    width = values.shape[1]
-    bits = (width - 1).bit_length()
-    kind = np.dtype(np.uint16 if bits <= 8 else np.uint32).type
-    packed = values.astype(kind)
-    packed <<= kind(bits)
-    packed |= np.arange(width - 1, -1, -1, dtype=kind)
-    packed.partition(width - count, axis=1)
-    best = packed[:, width - count :]
-    columns = width - 1 - (best & kind((1 << bits) - 1)).astype(np.int64)
-    return (best >> kind(bits)).astype(np.uint8), columns
 
 
 def find_training_candidates(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +73,28 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(weights, value) / total
 
 
+class LinearParts(NamedTuple):
+    """What a `LandmarkJudge` without attention layers is made of.
+
+    Attributes:
+        input_weight, input_bias: (width, inputs) and (width,): keypoints to tokens.
+        final_weight, final_bias: (width + 2, width) and (width + 2,): tokens to the query of the
+            candidates, a constant and the logit of 'none of them'.
+        of_points: (3, M, width) what a landmark adds to the token as the best candidate, as the
+            second, and to the hidden layer of a candidate.
+        evidence_weight: (4, width) evidence to that layer.
+        gain: Of the cosine below that of the best candidate.
+    """
+
+    input_weight: Tensor
+    input_bias: Tensor
+    final_weight: Tensor
+    final_bias: Tensor
+    of_points: Tensor
+    evidence_weight: Tensor
+    gain: float
+
+
 class LandmarkJudge:
     """Judges the candidate landmarks of one image's keypoints.
 
@@ -124,6 +147,24 @@ class LandmarkJudge:
         self._final_weight = moved(torch.cat([out @ plain.query.weight, plain.none.weight]))
         self._final_bias = moved(torch.cat([out @ plain.query.bias, plain.none.bias]))
         self._gain = float(plain.gain)
+
+    def linear_parts(self) -> LinearParts:
+        """Return what the judge is made of, where it has no attention layers.
+
+        Raises:
+            ValueError: if it has some.
+        """
+        if self._layers:
+            raise ValueError('a network with attention layers is not linear')
+        return LinearParts(
+            self._input_weight,
+            self._input_bias,
+            self._final_weight,
+            self._final_bias,
+            self._of_points,
+            self._evidence_weight,
+            self._gain,
+        )
 
     def _from_points(self, points: Tensor) -> Tensor:
         """Return (3, M, width) float32 from (M, 3) points."""

@@ -10,23 +10,23 @@ from safetensors.torch import save_file
 
 from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
+from d2s_ros.features.dense_maps import (
+    read_descriptors,
+    refine_keypoints,
+    sample_descriptors,
+    score_map,
+    suppress_non_maxima,
+)
+from d2s_ros.features.dense_maps_cpu import local_maxima, strongest_maxima
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.superpoint import (
     SuperPoint,
     SuperPointNet,
     default_weights_path,
     load_network,
-    local_maxima,
-    read_descriptors,
-    refine_keypoints,
     resize_to_fit,
-    sample_descriptors,
-    score_map,
-    strongest_maxima,
-    suppress_non_maxima,
 )
 from d2s_ros.features.superpoint_int8 import calibration_image
-from d2s_ros.features.types import LocalFeatures
 
 needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason='needs a CPU with VNNI instructions')
 
@@ -142,16 +142,25 @@ def test_the_strongest_maxima_are_those_of_the_whole_suppression(kind):
     rng = np.random.default_rng(7)
     by_few_pixels = 0
     for _ in range(60):
-        height, width = rng.integers(20, 90, 2)
+        height, width = (int(size) for size in rng.integers(20, 90, 2))
         radius, count = int(rng.integers(0, 6)), int(rng.integers(1, 60))
+        border, threshold = int(rng.integers(0, 5)), float(rng.choice([0.0, 0.3]))
         scores = rng.random((height, width)).astype(np.float32)
         if 'smooth' in kind:
             scores = cv2.GaussianBlur(scores, (0, 0), 1.5)
         if 'equal' in kind:
             scores = np.round(scores * 12) / 12 + np.float32(1e-3)
-        scores, allowed = scores.astype(np.float32), rng.random(scores.size) < 0.7
-        found = strongest_maxima(scores, radius, count, lambda index, of=allowed: of[index])
-        every = np.flatnonzero(local_maxima(scores, radius).reshape(-1) & allowed)
+        scores = scores.astype(np.float32)
+        allowed = rng.integers(0, 3, scores.shape).astype(np.uint8) if rng.random() < 0.7 else None
+        found = strongest_maxima(
+            scores, radius, count, border=border, threshold=threshold, allowed=allowed
+        )
+        inner = np.zeros(scores.shape, bool)
+        inner[border : height - border, border : width - border] = True
+        counts = local_maxima(scores, radius) & inner & (scores > threshold)
+        if allowed is not None:
+            counts &= allowed > 0
+        every = np.flatnonzero(counts)
         best_first = every[np.argsort(-scores.reshape(-1)[every], kind='stable')]
         np.testing.assert_array_equal(found, best_first[:count])
         by_few_pixels += len(every) > count and radius > 0
@@ -181,20 +190,14 @@ def test_devices_choose_keypoints_as_the_cpu_does(network, texture, keypoints):
     mask = np.full(texture.shape, 255, np.uint8)
     mask[30:50, 60:90] = 0
     expected = extractor.extract(texture, mask)
-    extractor._strongest_on_cpu = extractor._strongest
-    found = extractor.extract(texture, mask)
-    real = found.keypoint_scores > extractor.threshold
-    found = LocalFeatures(
-        found.keypoints[real],
-        found.keypoint_scores[real],
-        found.descriptors[real],
-        found.image_size,
-        found.scales[real],
-    )
-    assert len(found) > 40
-    np.testing.assert_array_equal(found.keypoints, expected.keypoints)
-    np.testing.assert_array_equal(found.keypoint_scores, expected.keypoint_scores)
-    np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+    table = extractor.on_device(torch.from_numpy(texture), texture.shape, mask).numpy()
+    table = table[table[:, 2] > extractor.threshold]
+    pixel = np.rint(table[:, :2]).astype(int)
+    table = table[mask[pixel[:, 1], pixel[:, 0]] > 0]
+    assert len(table) > 40
+    np.testing.assert_allclose(table[:, :2], expected.keypoints, atol=1e-4)
+    np.testing.assert_allclose(table[:, 2], expected.keypoint_scores, atol=1e-6)
+    np.testing.assert_allclose(table[:, 3:], expected.descriptors, atol=1e-4)
 
 
 def same_features(found, expected):

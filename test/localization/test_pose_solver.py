@@ -32,6 +32,7 @@ from d2s_ros.localization.pose_solver import (
     solve_pose,
 )
 from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.native import library
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
 
@@ -494,3 +495,23 @@ def test_bad_options():
 
     with pytest.raises(ConfigError):
         PoseSolverConfig(max_reprojection_error_px=0.0)
+
+
+@pytest.mark.skipif(not library.is_available(), reason='no compiled part')
+def test_candidates_close_by_are_the_same_without_the_compiled_part(rng, monkeypatch):
+    pose, points, pixels = scene(rng, 200)
+    pixels[:5] = np.nan
+    landmark_idx = rng.integers(0, 200, (200, 4))
+    landmark_idx[::3, 2] = np.arange(200)[::3]
+    matches = matches_of(pixels + rng.normal(0, 1, pixels.shape), points, landmark_idx, 1.0)
+    points[7] = pose.apply(np.array([[0.0, 0.0, -3.0]]))[0]
+    taken, skipped = rng.random(200) < 0.1, rng.random(200) < 0.1
+    options = ({}, {'skipped': skipped}, {'taken': taken}, {'skipped': skipped, 'taken': taken})
+    camera_from_map = pose.inverse()
+    compiled = [matches.first_close(camera_from_map, 3.0, **option) for option in options]
+    monkeypatch.setattr(library, 'library', lambda: None)
+    for option, expected in zip(options, compiled, strict=True):
+        found = matches.first_close(camera_from_map, 3.0, **option)
+        np.testing.assert_array_equal(found, expected)
+        assert (found[:5] == -1).all()
+        assert (found >= 0).sum() > 30

@@ -51,7 +51,7 @@ def sources(repo_root, tmp_path_factory) -> Path:
     ):
         source = repo_root / name
         if source.is_dir():
-            ignore = shutil.ignore_patterns('__pycache__')
+            ignore = shutil.ignore_patterns('__pycache__', '*.so')
             shutil.copytree(source, target / name, ignore=ignore)
         elif source.is_file():
             shutil.copy(source, target / name)
@@ -126,6 +126,16 @@ def test_colcon_installs_every_module_and_weight(colcon_prefix, sources):
         if path.suffix in ('.py', '.safetensors'):
             copy = site / path.relative_to(sources)
             assert copy.read_bytes() == path.read_bytes()
+
+
+WHETHER_COMPILED = 'from d2s_ros.native.library import is_available; print(is_available())'
+
+
+@pytest.mark.slow
+def test_colcon_builds_the_compiled_part(colcon_prefix):
+    (site,) = colcon_prefix.glob('lib/python3*/site-packages')
+    output = run(sys.executable, '-c', WHETHER_COMPILED, cwd=site, PYTHONPATH=str(site))
+    assert output.strip() == 'True'
 
 
 def run_installed(prefix: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -211,6 +221,8 @@ def test_pip_puts_d2s_on_the_path(sources, tmp_path, repo_root):
         PYTHONPATH='',
     )
     assert str(fresh) in where
+    compiled = run(python, '-c', WHETHER_COMPILED, cwd=tmp_path, PYTHONPATH=packages)
+    assert compiled.strip() == 'True'
     if not (repo_root / PACKAGE / 'cli' / 'main.py').is_file():
         pytest.skip('d2s_ros/cli/main.py is not there')
     output = run(
@@ -222,6 +234,28 @@ def test_pip_puts_d2s_on_the_path(sources, tmp_path, repo_root):
         PYTHONPATH=packages,
     )
     assert 'build-map' in output
+
+
+@pytest.mark.slow
+def test_pip_installs_without_a_compiler(sources, tmp_path):
+    copy = tmp_path / 'sources'
+    shutil.copytree(sources, copy, ignore=shutil.ignore_patterns('build'))
+    target = tmp_path / 'target'
+    run(
+        sys.executable,
+        '-m',
+        'pip',
+        'install',
+        '--no-deps',
+        '--no-build-isolation',
+        '--target',
+        target,
+        copy,
+        cwd=tmp_path,
+        CC='false',
+    )
+    output = run(sys.executable, '-c', WHETHER_COMPILED, cwd=target, PYTHONPATH=str(target))
+    assert output.strip() == 'False'
 
 
 def test_metadata_agree(repo_root):

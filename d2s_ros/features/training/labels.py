@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.errors import InputError, WeightsError
+from d2s_ros.features.dense_maps import CELL, score_map, suppress_non_maxima
 from d2s_ros.features.evaluation import sample_homography
-from d2s_ros.features.superpoint import CELL, SuperPointNet, score_map, suppress_non_maxima
+from d2s_ros.features.superpoint import SuperPointNet
 from d2s_ros.features.training.pairs import Labels
 
 _logger = logging.getLogger(__name__)

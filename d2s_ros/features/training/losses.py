@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.features.superpoint import sample_descriptors
+from d2s_ros.features.dense_maps import sample_descriptors
 
 #: Keypoints closer than this in the photograph (px) are not held to be different.
 SAME_PLACE = 5.0

@@ -1,0 +1,307 @@
+/* The nearest landmarks of each keypoint.
+ *
+ * Integer products of a few components tell which keys are near, exact cosines of these in which
+ * order. Eight keypoints at a time: what is computed for them stays in the cache. */
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "native.h"
+
+enum { ROWS = 8, BLOCK = 64, MOST_FOUND = 64 };
+
+/* Keys as bytes, eight of them interleaved by fours: (stride / 8, groups, 8, 4).
+ *
+ * width: number of keys; stride: the same rounded up to a multiple of BLOCK, with zeros.
+ * offsets: what the sums of each key begin with, as bytes of queries begin at 128.
+ * shift, factor: a sum is shifted and multiplied by factor / 2^15 to make a byte of it. */
+typedef struct {
+    const int8_t *packed;
+    const int32_t *offsets;
+    int64_t width, stride;
+    int32_t groups, shift;
+    int16_t factor;
+} Keys;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+__attribute__((target("avx2"))) INLINED __m256i repeat_four(const void *bytes)
+{
+    int32_t four;
+    memcpy(&four, bytes, 4);
+    return _mm256_set1_epi32(four);
+}
+
+/* As instructions: with their intrinsics, GCC copies every sum before it adds to it. */
+#define NAME product_avx512
+#define TARGET "avx2,avx512f,avx512vl"
+#define DOT_PRODUCTS(sums, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b))
+#include "search_product.inc"
+#undef NAME
+#undef TARGET
+#undef DOT_PRODUCTS
+
+#define NAME product_avx
+#define TARGET "avx2"
+#define DOT_PRODUCTS(sums, a, b) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b))
+#include "search_product.inc"
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+
+/* Compilers learnt its name late. */
+static int has_avx_vnni(void)
+{
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+#endif
+
+typedef void (*Product)(const uint8_t *queries, const Keys *keys, uint8_t *bytes);
+
+/* The product for this processor, none where it has no fast and exact one. */
+static Product fast_product(void)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"))
+        return product_avx512;
+    if (has_avx_vnni())
+        return product_avx;
+#endif
+    return 0;
+}
+
+API int32_t d2s_can_search(void) { return fast_product() != 0; }
+
+typedef struct {
+    int32_t column[MOST_FOUND];
+    uint8_t value[MOST_FOUND];
+    int32_t count;
+} Found;
+
+/* The largest byte of each block of a row; the row's bytes also raise `column_best`. */
+VECTORISED static void block_maxima(const uint8_t *restrict row, int64_t num_blocks,
+                                    uint8_t *restrict column_best, uint8_t *restrict maxima)
+{
+    for (int64_t block = 0; block < num_blocks; block++) {
+        const uint8_t *bytes = row + block * BLOCK;
+        uint8_t *best = column_best + block * BLOCK;
+        uint8_t largest = 0;
+#pragma omp simd reduction(max : largest)
+        for (int i = 0; i < BLOCK; i++) {
+            best[i] = bytes[i] > best[i] ? bytes[i] : best[i];
+            largest = bytes[i] > largest ? bytes[i] : largest;
+        }
+        maxima[block] = largest;
+    }
+}
+
+/* The largest value that at least `most` of the values reach. */
+VECTORISED static int32_t rank_value(const uint8_t *values, int64_t count, int32_t most)
+{
+    int32_t low = 0;
+    for (int32_t bit = 128; bit; bit >>= 1) {
+        const uint8_t middle = (uint8_t)(low + bit);
+        int32_t reached = 0;
+#pragma omp simd reduction(+ : reached)
+        for (int64_t i = 0; i < count; i++)
+            reached += values[i] >= middle;
+        if (reached >= most)
+            low = middle;
+    }
+    return low;
+}
+
+/* Bit i of the result: whether byte i of a block is at least `least`. */
+VECTORISED static uint64_t reached_in_block(const uint8_t *restrict bytes, uint8_t least)
+{
+    uint8_t flags[BLOCK];
+    uint64_t result = 0, word;
+#pragma omp simd
+    for (int i = 0; i < BLOCK; i++)
+        flags[i] = bytes[i] >= least;
+    for (int i = 0; i < BLOCK / 8; i++) {
+        memcpy(&word, flags + 8 * i, 8);
+        /* Gathers the lowest bits of eight bytes. */
+        result |= ((word * 0x0102040810204080ULL) >> 56) << (8 * i);
+    }
+    return result;
+}
+
+/* The `most` largest bytes of a row, of equal ones the first; columns from `width` on are none. */
+static void largest_of_row(const uint8_t *row, const uint8_t *maxima, int64_t width,
+                           int64_t num_blocks, int32_t most, Found *found)
+{
+    /* They are in blocks whose maximum is at least the most-th largest of the maxima. */
+    int32_t least = num_blocks >= most ? rank_value(maxima, num_blocks, most) : 0;
+    found->count = 0;
+    for (int64_t block = 0; block < num_blocks; block++) {
+        if (maxima[block] < least)
+            continue;
+        uint64_t reached = reached_in_block(row + block * BLOCK, (uint8_t)least);
+        if ((block + 1) * BLOCK > width)
+            reached &= ~0ULL >> ((block + 1) * BLOCK - width);
+        for (; reached; reached &= reached - 1) {
+            const int32_t column = (int32_t)(block * BLOCK + __builtin_ctzll(reached));
+            const uint8_t value = row[column];
+            int32_t place = found->count;
+            if (place < most) {
+                found->count++;
+            } else {
+                /* In place of the last of the smallest, which is at the end. */
+                place = most - 1;
+                if (value <= found->value[place])
+                    continue;
+            }
+            for (; place > 0 && found->value[place - 1] < value; place--) {
+                found->value[place] = found->value[place - 1];
+                found->column[place] = found->column[place - 1];
+            }
+            found->value[place] = value;
+            found->column[place] = column;
+        }
+    }
+}
+
+VECTORISED static float dot(const float *restrict a, const float *restrict b, int64_t count)
+{
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* Products (rows, size) of values (rows, dim) and directions (dim, size), without a BLAS: its
+ * threads keep spinning for a while after each. */
+VECTORISED static void project(const float *restrict values, int64_t rows, int64_t dim,
+                               const float *restrict directions, int64_t size,
+                               float *restrict result)
+{
+    memset(result, 0, (size_t)(rows * size) * sizeof *result);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < dim; i++) {
+            const float value = values[row * dim + i];
+#pragma omp simd
+            for (int64_t j = 0; j < size; j++)
+                result[row * size + j] += value * directions[i * size + j];
+        }
+}
+
+API int32_t d2s_project(const float *values, int64_t rows, int64_t dim, const float *directions,
+                        int64_t size, float *result)
+{
+    project(values, rows, dim, directions, size, result);
+    return 0;
+}
+
+/* Components as bytes around 128. */
+VECTORISED static void quantise(const float *restrict values, float scale, int64_t count,
+                                uint8_t *restrict bytes)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        float x = values[i] * scale;
+        x = x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x;
+        bytes[i] = (uint8_t)(int32_t)(x + 128.5f);
+    }
+}
+
+/* Write the `count` best by exact cosines of what was found for a query. */
+static void order_found(const Found *found, const float *query, const float *keys, int64_t dim,
+                        int32_t count, int64_t *idx, float *similarity, uint8_t *bytes)
+{
+    float exact[MOST_FOUND];
+    int32_t order[MOST_FOUND];
+    for (int32_t i = 0; i < found->count; i++) {
+        exact[i] = dot(query, keys + found->column[i] * dim, dim);
+        int32_t place = i;
+        for (; place > 0 && exact[order[place - 1]] < exact[i]; place--)
+            order[place] = order[place - 1];
+        order[place] = i;
+    }
+    for (int32_t i = 0; i < count; i++) {
+        idx[i] = found->column[order[i]];
+        similarity[i] = exact[order[i]];
+        bytes[i] = found->value[order[i]];
+    }
+}
+
+/* Find the `count` nearest keys of each query: `most` by integer products, of these the best.
+ *
+ * queries: (rows, dim), exact_keys: (width, dim) float.
+ * directions: (dim, 4 groups) of the components, `scale` times which are rounded to bytes.
+ * packed, offsets, ...: see Keys.
+ * idx, similarity: (rows, count), best first.
+ * best: (rows, count) about the highest cosine of any query to each key.
+ * Returns 0, or -1 if there is no memory. */
+API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t rows, int64_t dim,
+                       const float *directions, float scale, const int8_t *packed,
+                       const int32_t *offsets, int64_t width, int64_t stride, int32_t groups,
+                       int32_t shift, int32_t factor, int32_t most, int32_t count, int32_t threads,
+                       int64_t *idx, float *similarity, float *best)
+{
+    const Keys keys = {packed, offsets, width, stride, groups, shift, (int16_t)factor};
+    const Product product = fast_product();
+    const int64_t num_blocks = stride / BLOCK, num_components = 4 * groups;
+    /* Of each thread: components, bytes of eight rows and of queries, maxima of blocks, columns. */
+    const int64_t floats = ROWS * num_components * (int64_t)sizeof(float);
+    const int64_t before_best = floats + ROWS * (stride + num_components) + num_blocks;
+    const int64_t share = (before_best + stride + 63) / 64 * 64;
+    uint8_t *scratch = calloc((size_t)threads, (size_t)share);
+    uint8_t *bytes = malloc((size_t)(rows * count + 1));
+    if (!product || !scratch || !bytes) {
+        free(scratch);
+        free(bytes);
+        return -1;
+    }
+    /* Those of the first thread, in the end of all. */
+    uint8_t *column_best = scratch + before_best;
+#pragma omp parallel num_threads(threads)
+    {
+        uint8_t *own = scratch + omp_get_thread_num() * share;
+        float *components = (float *)own;
+        uint8_t *rows_of_bytes = own + floats, *small = rows_of_bytes + ROWS * stride;
+        uint8_t *maxima = small + ROWS * num_components, *own_best = own + before_best;
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < rows; first += ROWS) {
+            const int64_t here = rows - first < ROWS ? rows - first : ROWS;
+            Found found[ROWS];
+            project(queries + first * dim, here, dim, directions, num_components, components);
+            quantise(components, scale, here * num_components, small);
+            product(small, &keys, rows_of_bytes);
+            for (int64_t i = 0; i < here; i++) {
+                const uint8_t *row = rows_of_bytes + i * stride;
+                block_maxima(row, num_blocks, own_best, maxima);
+                largest_of_row(row, maxima, width, num_blocks, most, &found[i]);
+                for (int32_t j = 0; j < found[i].count; j++)
+                    for (int64_t k = 0; k < dim; k += 16)
+                        __builtin_prefetch(exact_keys + found[i].column[j] * dim + k);
+            }
+            for (int64_t i = 0; i < here; i++) {
+                const int64_t out = (first + i) * count;
+                order_found(&found[i], queries + (first + i) * dim, exact_keys, dim, count,
+                            idx + out, similarity + out, bytes + out);
+            }
+        }
+        for (int32_t other = 1; other < omp_get_num_threads(); other++) {
+#pragma omp for schedule(static)
+            for (int64_t column = 0; column < stride; column++) {
+                uint8_t *mine = column_best + column;
+                const uint8_t theirs = column_best[other * share + column];
+                *mine = theirs > *mine ? theirs : *mine;
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows * count; i++)
+            /* Both are bytes: exactly the cosine for mutual neighbours. */
+            best[i] = similarity[i] + (float)(column_best[idx[i]] - bytes[i]) / 255.0f;
+    }
+    free(scratch);
+    free(bytes);
+    return 0;
+}
