@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -81,6 +83,9 @@ class LocalizerNode(LifecycleNode):
         self, *, localizer_factory: LocalizerFactory = map_loader.load_map, **arguments: Any
     ) -> None:
         super().__init__('localizer', **arguments)
+        #: Images and calibrations: `spin_node` serves them in a thread of their own.
+        self.input_group: CallbackGroup | None = MutuallyExclusiveCallbackGroup()
+        self.on_inputs_changed: Callable[[], None] = lambda: None
         self._factory = localizer_factory
         self._configured = False
         self._active = False
@@ -293,6 +298,7 @@ class LocalizerNode(LifecycleNode):
                 config.info_topic,
                 self._camera_infos.put,
                 QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
+                callback_group=self.input_group,
                 qos_overriding_options=overrides,
             ),
             self.create_subscription(
@@ -307,6 +313,7 @@ class LocalizerNode(LifecycleNode):
         else:
             self._choose_transport()
             self._every(_TRANSPORT_PERIOD, self._choose_transport)
+        self.on_inputs_changed()
         self._every(_PATH_PERIOD, self._publish_path)
         if config.map_check_period > 0:
             self._every(config.map_check_period, self._check_map)
@@ -339,6 +346,7 @@ class LocalizerNode(LifecycleNode):
             self.destroy_timer(timer)
         self._image_subscriptions, self._active_subscriptions = [], []
         self._active_timers = []
+        self.on_inputs_changed()
         if self._jump_handle is not None:
             self._jump_handle.unregister()
             self._jump_handle = None
@@ -399,9 +407,11 @@ class LocalizerNode(LifecycleNode):
                 topic,
                 self._on_image,
                 _image_qos(),
+                callback_group=self.input_group,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
         ]
+        self.on_inputs_changed()
         self._transport = transport
         self.get_logger().info(f'images from {topic}, calibration from {self.config.info_topic}')
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -50,6 +52,8 @@ class MapUpdaterNode(Node):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__('map_updater', **arguments)
+        self.input_group: CallbackGroup | None = None
+        self.on_inputs_changed: Callable[[], None] = lambda: None
         declare_from_dataclass(self, MapUpdaterConfig)
         self.config = read_dataclass(self, MapUpdaterConfig)
         self._updates = ParameterUpdates(self, MapUpdaterConfig, lambda: False, self._commit)

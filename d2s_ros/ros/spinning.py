@@ -12,17 +12,27 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.callback_groups import CallbackGroup
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 from d2s_ros.errors import D2SError
+from d2s_ros.ros.group_executor import GroupExecutor, GroupThread
 
 #: From the shutdown to the end of the process, whatever hangs.
 _EXIT_SECONDS = 1.2
 
 
 class SpunNode(Protocol):
-    """What `spin_node` asks of a node, beside what rclpy asks."""
+    """What `spin_node` asks of a node, beside what rclpy asks.
+
+    Attributes:
+        input_group: Callbacks that must not wait for the node's other ones; None for none.
+        on_inputs_changed: Called by the node after it made or destroyed one of these.
+    """
+
+    input_group: CallbackGroup | None
+    on_inputs_changed: Callable[[], None]
 
     def begin(self) -> bool:
         """Start the work; return whether there is anything to spin for."""
@@ -49,12 +59,19 @@ def spin_node(
     if end_in_time:
         _end_in_time(rclpy.get_default_context(), 0)
     node: SpunNode | None = None
+    inputs: GroupThread | None = None
     code = 0
     try:
         node = make_node()
+        group = node.input_group
+        executor = GroupExecutor(
+            cast(Node, node), lambda other: group is None or other is not group
+        )
+        executor.add_node(cast(Node, node))
         if node.begin():
-            executor = SingleThreadedExecutor()
-            executor.add_node(cast(Node, node))
+            if group is not None:
+                inputs = GroupThread(cast(Node, node), group)
+                node.on_inputs_changed = inputs.wake
             executor.spin()
         else:
             code = 0 if not rclpy.ok() else D2SError.exit_code
@@ -73,8 +90,12 @@ def spin_node(
         with contextlib.suppress(KeyboardInterrupt):
             if node is not None:
                 ended = node.close()
+                if inputs is not None:
+                    ended = inputs.stop() and ended
                 node.destroy_node()
             rclpy.try_shutdown()
+        if inputs is not None and inputs.error is not None:
+            raise inputs.error
         if not ended:
             # A stage that does not return must not keep the process.
             sys.stderr.flush()
