@@ -41,6 +41,7 @@ def compiled_part() -> Extension:
             '-Wno-psabi',
         ],
         extra_link_args=['-fopenmp'],
+        libraries=['m'],
         optional=True,
     )
 

@@ -49,7 +49,8 @@ class ByteKeys:
         self._pack(np.arange(len(keys)), components)
         # Sums of a cosine of one become 15 bits, these a byte.
         self._shift = max(0, math.ceil(math.log2(self._scale**2)) - 14)
-        self._factor = round(_LARGEST_COSINE * 2**15 / (self._scale**2 / 2**self._shift))
+        factor = round(_LARGEST_COSINE * 2**15 / (self._scale**2 / 2**self._shift))
+        self._factor = min(factor, 2**15 - 1)
 
     def _pack(self, rows: NDArray[np.int64], components: NDArray[np.float32]) -> None:
         small = np.rint(components * self._scale).clip(-_LARGEST, _LARGEST).astype(np.int8)
