@@ -29,6 +29,7 @@ from d2s_ros.localization.odometry_fusion import OdometryFusion
 from d2s_ros.localization.plausibility import PlausibilityGate
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.memory import keep_freed_memory
+from d2s_ros.native.library import is_available
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import (
     CameraInfos,
@@ -249,6 +250,11 @@ class LocalizerNode(LifecycleNode):
             f'map {config.map}, version {self._loaded.version}, frame '
             f'{self._loaded.map_frame!r}, device {self._loaded.device}'
         )
+        if not is_available():
+            self.get_logger().warning(
+                'the compiled part of the package is missing: images take longer; install the '
+                'package again where there is a C compiler'
+            )
         return super().on_configure(state)
 
     def _load(self) -> LoadedMap:

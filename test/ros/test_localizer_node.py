@@ -37,6 +37,7 @@ from std_msgs.msg import String
 
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.native import library
 from d2s_ros.ros import conversions
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.localizer_node import LocalizerNode
@@ -404,6 +405,14 @@ def test_a_result_that_cannot_be_given_out_is_counted_and_told(make_node, client
     wait_for(lambda: any('without covariance' in message.msg for message in told.messages))
     assert len(camera.poses) == 0
     assert show(camera, (1, 1), 50).message == 'localized'
+
+
+def test_a_missing_compiled_part_is_told(make_node, client, monkeypatch):
+    monkeypatch.setattr(library, 'library', lambda: None)
+    kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    told = Collector(client, Log, '/rosout', kept)
+    assert make_node(namespace='/uncompiled').start()
+    wait_for(lambda: any('compiled part' in message.msg for message in told.messages))
 
 
 def test_gpu_out_of_memory_is_an_error_and_reconfiguring_recovers(make_node, client, camera):
