@@ -219,7 +219,8 @@ class LandmarkIndex:
         self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
         self._byte_keys: ByteKeys | None = None
         if device == 'cpu' and not exact and len(keys) and can_search():
-            self._byte_keys = ByteKeys(keys, _COMPONENTS)
+            directions = _principal_directions(self._keys, _COMPONENTS)
+            self._byte_keys = ByteKeys(self._keys.numpy(), directions)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
         """Return an index in which some keys (R, D) are others."""
@@ -265,6 +266,14 @@ class LandmarkIndex:
             best = functional.pad(best, (0, missing), value=1.0)
             idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
         return idx, similarity, best
+
+
+def _principal_directions(keys: torch.Tensor, count: int) -> NDArray[np.float32]:
+    """Return the (D, d) orthonormal directions in which keys (M, D) are longest, d <= `count`."""
+    # By PyTorch, whose threads sleep afterwards: those of NumPy's BLAS keep spinning.
+    moments = (keys.T @ keys).double()
+    directions = torch.linalg.eigh(moments).eigenvectors.flip(1)
+    return directions[:, :count].to(keys.dtype).contiguous().numpy()
 
 
 def find_training_candidates(

@@ -132,13 +132,16 @@ VECTORISED static uint64_t reached_in_block(const uint8_t *restrict bytes, uint8
     return result;
 }
 
-/* The `most` largest bytes of a row, of equal ones the first; columns from `width` on are none. */
+/* The `most` largest bytes of a row, of equal ones the first; columns from `width` on are none.
+ *
+ * values, columns: room for those of the whole row. */
 static void largest_of_row(const uint8_t *row, const uint8_t *maxima, int64_t width,
-                           int64_t num_blocks, int32_t most, Found *found)
+                           int64_t num_blocks, int32_t most, uint8_t *values, int32_t *columns,
+                           Found *found)
 {
     /* They are in blocks whose maximum is at least the most-th largest of the maxima. */
     int32_t least = num_blocks >= most ? rank_value(maxima, num_blocks, most) : 0;
-    found->count = 0;
+    int64_t count = 0;
     for (int64_t block = 0; block < num_blocks; block++) {
         if (maxima[block] < least)
             continue;
@@ -147,24 +150,20 @@ static void largest_of_row(const uint8_t *row, const uint8_t *maxima, int64_t wi
             reached &= ~0ULL >> ((block + 1) * BLOCK - width);
         for (; reached; reached &= reached - 1) {
             const int32_t column = (int32_t)(block * BLOCK + __builtin_ctzll(reached));
-            const uint8_t value = row[column];
-            int32_t place = found->count;
-            if (place < most) {
-                found->count++;
-            } else {
-                /* In place of the last of the smallest, which is at the end. */
-                place = most - 1;
-                if (value <= found->value[place])
-                    continue;
-            }
-            for (; place > 0 && found->value[place - 1] < value; place--) {
-                found->value[place] = found->value[place - 1];
-                found->column[place] = found->column[place - 1];
-            }
-            found->value[place] = value;
-            found->column[place] = column;
+            values[count] = row[column];
+            columns[count++] = column;
         }
     }
+    least = rank_value(values, count, most);
+    int32_t equal = most;
+    for (int64_t i = 0; i < count; i++)
+        equal -= values[i] > least;
+    found->count = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (values[i] > least || (values[i] == least && equal-- > 0)) {
+            found->value[found->count] = values[i];
+            found->column[found->count++] = columns[i];
+        }
 }
 
 VECTORISED static float dot(const float *restrict a, const float *restrict b, int64_t count)
@@ -248,9 +247,11 @@ API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t ro
     const Keys keys = {packed, offsets, width, stride, groups, shift, (int16_t)factor};
     const Product product = fast_product();
     const int64_t num_blocks = stride / BLOCK, num_components = 4 * groups;
-    /* Of each thread: components, bytes of eight rows and of queries, maxima of blocks, columns. */
+    /* Of each thread: components and columns of a row, bytes of eight rows and of their queries,
+     * values of a row, maxima of blocks and of columns. */
     const int64_t floats = ROWS * num_components * (int64_t)sizeof(float);
-    const int64_t before_best = floats + ROWS * (stride + num_components) + num_blocks;
+    const int64_t wide = floats + stride * (int64_t)sizeof(int32_t);
+    const int64_t before_best = wide + ROWS * (stride + num_components) + stride + num_blocks;
     const int64_t share = (before_best + stride + 63) / 64 * 64;
     uint8_t *scratch = calloc((size_t)threads, (size_t)share);
     uint8_t *bytes = malloc((size_t)(rows * count + 1));
@@ -265,8 +266,10 @@ API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t ro
     {
         uint8_t *own = scratch + omp_get_thread_num() * share;
         float *components = (float *)own;
-        uint8_t *rows_of_bytes = own + floats, *small = rows_of_bytes + ROWS * stride;
-        uint8_t *maxima = small + ROWS * num_components, *own_best = own + before_best;
+        int32_t *columns = (int32_t *)(own + floats);
+        uint8_t *rows_of_bytes = own + wide, *small = rows_of_bytes + ROWS * stride;
+        uint8_t *values = small + ROWS * num_components, *maxima = values + stride;
+        uint8_t *own_best = own + before_best;
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < rows; first += ROWS) {
             const int64_t here = rows - first < ROWS ? rows - first : ROWS;
@@ -277,7 +280,7 @@ API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t ro
             for (int64_t i = 0; i < here; i++) {
                 const uint8_t *row = rows_of_bytes + i * stride;
                 block_maxima(row, num_blocks, own_best, maxima);
-                largest_of_row(row, maxima, width, num_blocks, most, &found[i]);
+                largest_of_row(row, maxima, width, num_blocks, most, values, columns, &found[i]);
                 for (int32_t j = 0; j < found[i].count; j++)
                     for (int64_t k = 0; k < dim; k += 16)
                         __builtin_prefetch(exact_keys + found[i].column[j] * dim + k);

@@ -28,17 +28,17 @@ class ByteKeys:
 
     Args:
         keys: (M, D) float32, L2-normalised.
-        num_components: Most components that are looked at.
+        directions: (D, d) float32, orthonormal: of the components that are looked at, best those in
+            which the keys are longest.
 
     Raises:
         ValueError: if there are no keys.
     """
 
-    def __init__(self, keys: NDArray[np.float32], num_components: int) -> None:
+    def __init__(self, keys: NDArray[np.float32], directions: NDArray[np.float32]) -> None:
         if not len(keys):
             raise ValueError('there are no keys to search')
         self._keys = np.ascontiguousarray(keys)
-        directions = _principal_directions(self._keys, num_components)
         # Products take four components at a time.
         self._directions = np.pad(directions, ((0, 0), (0, -directions.shape[1] % 4)))
         components = self._components(self._keys)
@@ -60,17 +60,7 @@ class ByteKeys:
 
     def _components(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the components (N, d) of (N, D)."""
-        (rows, dim), size = values.shape, self._directions.shape[1]
-        result = np.empty((rows, size), np.float32)
-        function('d2s_project', c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p)(
-            address(values, np.float32, rows, dim),
-            rows,
-            dim,
-            address(self._directions, np.float32, dim, size),
-            size,
-            address(result, np.float32, rows, size),
-        )
-        return result
+        return _product(values, self._directions)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> ByteKeys:
         """Return keys of which some rows (R,) are others, (R, D)."""
@@ -132,11 +122,19 @@ class ByteKeys:
         return idx, similarity, best
 
 
-def _principal_directions(keys: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Return the (D, d) orthonormal directions in which keys (M, D) are longest, d <= `count`."""
-    moments = (keys.T @ keys).astype(np.float64)
-    directions = np.linalg.eigh(moments).eigenvectors[:, ::-1]
-    return np.ascontiguousarray(directions[:, :count], np.float32)
+def _product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a (N, K) times b (K, D) without a BLAS, whose threads keep spinning after it."""
+    (rows, dim), size = a.shape, b.shape[1]
+    result = np.empty((rows, size), np.float32)
+    function('d2s_project', c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p)(
+        address(a, np.float32, rows, dim),
+        rows,
+        dim,
+        address(b, np.float32, dim, size),
+        size,
+        address(result, np.float32, rows, size),
+    )
+    return result
 
 
 def _function() -> Any:

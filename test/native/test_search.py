@@ -17,6 +17,12 @@ def unit(rng, count, dim):
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
+def byte_keys(keys, num_components):
+    """Keys searched among the directions in which they are longest."""
+    directions = np.linalg.eigh(keys.T @ keys).eigenvectors[:, ::-1][:, :num_components]
+    return ByteKeys(keys, np.ascontiguousarray(directions, np.float32))
+
+
 def near(rng, keys, count, noise=0.05):
     queries = keys[rng.integers(0, len(keys), count)] + rng.normal(0, noise, (count, keys.shape[1]))
     return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
@@ -30,7 +36,7 @@ def near(rng, keys, count, noise=0.05):
 def test_finds_the_nearest_by_exact_cosines(rng, num_keys, dim, num_queries, threads):
     keys = unit(rng, num_keys, dim)
     queries = near(rng, keys, num_queries)
-    idx, similarity, best = ByteKeys(keys, 64).search(
+    idx, similarity, best = byte_keys(keys, 64).search(
         queries, num_found=12, count=6, threads=threads
     )
     cosines = queries @ keys.T
@@ -55,7 +61,7 @@ def test_finds_the_nearest_by_exact_cosines(rng, num_keys, dim, num_queries, thr
 def test_does_not_depend_on_threads_or_on_other_queries(rng):
     keys = unit(rng, 900, 48)
     queries = near(rng, keys, 77)
-    index = ByteKeys(keys, 48)
+    index = byte_keys(keys, 48)
     one = index.search(queries, num_found=10, count=4, threads=1)
     many = index.search(queries, num_found=10, count=4, threads=5)
     for a, b in zip(one, many, strict=True):
@@ -67,7 +73,7 @@ def test_does_not_depend_on_threads_or_on_other_queries(rng):
 
 def test_equal_keys_are_distinct_and_the_first_come_first(rng):
     keys = np.tile(unit(rng, 1, 32), (300, 1))
-    idx, similarity, best = ByteKeys(keys, 32).search(
+    idx, similarity, best = byte_keys(keys, 32).search(
         keys[:5].copy(), num_found=12, count=6, threads=2
     )
     np.testing.assert_array_equal(np.sort(idx, axis=1), np.tile(np.arange(6), (5, 1)))
@@ -77,14 +83,14 @@ def test_equal_keys_are_distinct_and_the_first_come_first(rng):
 
 def test_opposite_keys_are_found_too(rng):
     keys = unit(rng, 40, 16)
-    idx, similarity, _ = ByteKeys(keys, 16).search(-keys, num_found=40, count=40, threads=1)
+    idx, similarity, _ = byte_keys(keys, 16).search(-keys, num_found=40, count=40, threads=1)
     np.testing.assert_array_equal(np.sort(idx, axis=1), np.tile(np.arange(40), (40, 1)))
     np.testing.assert_allclose(similarity[:, -1], -1.0, atol=1e-6)
 
 
 def test_replaced_keys_are_found_where_they_are_now(rng):
     keys = unit(rng, 200, 24)
-    index = ByteKeys(keys, 24)
+    index = byte_keys(keys, 24)
     other = index.replaced(np.array([7, 150]), keys[[150, 7]])
     queries = keys[[7, 150, 3]].copy()
     assert index.search(queries, num_found=8, count=1, threads=1)[0].T.tolist() == [[7, 150, 3]]
@@ -92,16 +98,16 @@ def test_replaced_keys_are_found_where_they_are_now(rng):
 
 
 def test_no_queries_and_no_keys(rng):
-    index = ByteKeys(unit(rng, 20, 8), 8)
+    index = byte_keys(unit(rng, 20, 8), 8)
     for array in index.search(np.zeros((0, 8), np.float32), num_found=8, count=4, threads=2):
         assert array.shape == (0, 4)
     with pytest.raises(ValueError, match='no keys'):
-        ByteKeys(np.zeros((0, 8), np.float32), 8)
+        byte_keys(np.zeros((0, 8), np.float32), 8)
 
 
 @pytest.mark.parametrize(('num_found', 'count'), [(4, 5), (21, 2), (65, 2), (0, 0)])
 def test_impossible_numbers_are_errors(rng, num_found, count):
-    index = ByteKeys(unit(rng, 20, 8), 8)
+    index = byte_keys(unit(rng, 20, 8), 8)
     with pytest.raises(ValueError, match='of 20'):
         index.search(np.ones((1, 8), np.float32), num_found=num_found, count=count, threads=1)
     with pytest.raises(ValueError, match='contiguous'):
