@@ -75,7 +75,7 @@ def strongest_maxima(
             threads=torch.get_num_threads(),
         )
         if found is not None:
-            return found.astype(np.int64)
+            return found
     counts = local_maxima(scores, radius) & (scores > threshold)
     if allowed is not None:
         counts &= allowed > 0
@@ -101,8 +101,7 @@ def _strongest_first(
 def refine_keypoints(scores: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float32]:
     """Move keypoints (K,), flat indices off the edge of (H, W), below the pixel: (K, 2) x, y."""
     if is_available():
-        small = index.astype(np.int32)
-        return compiled.refine_keypoints(scores, small, dense_maps.REFINEMENT_FLOOR)
+        return compiled.refine_keypoints(scores, index, dense_maps.REFINEMENT_FLOOR)
     pixels = torch.from_numpy(pixels_of(index, scores.shape[1]))
     with one_thread():
         return dense_maps.refine_keypoints(torch.from_numpy(scores), pixels).numpy()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.localization.residuals import Linearised, Residuals, make_residuals
+from d2s_ros.localization.residuals import Linearised, Residuals, residuals_kind
 
 Array = NDArray[np.float64]
 
@@ -299,7 +299,7 @@ def _residuals(
     config: PoseSolverConfig,
 ) -> Residuals:
     variances = np.square(sigmas_px) + config.min_sigma_px**2
-    return make_residuals(
+    return residuals_kind()(
         keypoints, points, camera, variances, point_covariances, config.cauchy_scale
     )
 

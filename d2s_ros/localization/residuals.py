@@ -6,7 +6,7 @@ axes); the logarithm of the focal length may be a seventh parameter.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,21 +164,14 @@ class Residuals:
 class CompiledResiduals(Residuals):
     """The same by the compiled part, some twenty times as fast for some hundred correspondences."""
 
-    def __init__(
-        self,
-        keypoints: Array,
-        points: Array,
-        camera: Camera,
-        variances: Array,
-        point_covariances: Array | None,
-        cauchy_scale: float,
-    ) -> None:
-        self._scale = cauchy_scale**2
-        covariances = point_covariances
+    def __init__(self, *arguments: Any) -> None:
+        """Take what `Residuals` takes."""
+        super().__init__(*arguments)
+        camera, covariances = self._camera, self._covariances
         self._correspondences = Correspondences(
-            np.ascontiguousarray(keypoints, np.float64),
-            np.ascontiguousarray(points, np.float64),
-            np.ascontiguousarray(variances, np.float64),
+            np.ascontiguousarray(self._keypoints, np.float64),
+            np.ascontiguousarray(self._points, np.float64),
+            np.ascontiguousarray(self._variances, np.float64),
             None if covariances is None else np.ascontiguousarray(covariances, np.float64),
             (camera.fx, camera.fy, camera.cx, camera.cy),
         )
@@ -211,17 +204,9 @@ class CompiledResiduals(Residuals):
         )
 
 
-def make_residuals(
-    keypoints: Array,
-    points: Array,
-    camera: Camera,
-    variances: Array,
-    point_covariances: Array | None,
-    cauchy_scale: float,
-) -> Residuals:
-    """Return the residuals of correspondences, computed by the compiled part where it is there."""
-    kind = CompiledResiduals if is_available() else Residuals
-    return kind(keypoints, points, camera, variances, point_covariances, cauchy_scale)
+def residuals_kind() -> type[Residuals]:
+    """Return the residuals of the compiled part where it is there, else those in NumPy."""
+    return CompiledResiduals if is_available() else Residuals
 
 
 def _slope(weights: float, squared_weights: float) -> float:

@@ -223,7 +223,7 @@ static int64_t late_maxima(const Map *map, const int32_t *pixels, int64_t count,
 API int32_t d2s_strongest_maxima(const float *scores, int64_t height, int64_t width,
                                  int64_t radius, int64_t border, float threshold,
                                  const uint8_t *allowed, int32_t count, int32_t threads,
-                                 int32_t *index)
+                                 int64_t *index)
 {
     const Map map = {scores, allowed, height, width, border};
     const int64_t size = height * width, padded = width + 2 * radius;
@@ -284,7 +284,7 @@ API int32_t d2s_strongest_maxima(const float *scores, int64_t height, int64_t wi
     select_largest(keys, num_keys, count);
     qsort(keys, (size_t)count, sizeof *keys, compare_keys);
     for (int32_t i = 0; i < count; i++)
-        index[i] = (int32_t)(UINT32_MAX - (uint32_t)keys[i]);
+        index[i] = (int64_t)(UINT32_MAX - (uint32_t)keys[i]);
     result = count;
 end:
     free(beside);
@@ -297,7 +297,7 @@ end:
 
 /* The tops of parabolas through the logarithms of the scores around pixels, as
  * `refine_keypoints` in features/superpoint.py. keypoints: (count, 2) x, y. */
-API int32_t d2s_refine_keypoints(const float *scores, int64_t width, const int32_t *index,
+API int32_t d2s_refine_keypoints(const float *scores, int64_t width, const int64_t *index,
                                  int64_t count, float floor, float *keypoints)
 {
     for (int64_t n = 0; n < count; n++) {

@@ -46,7 +46,7 @@ def strongest_maxima(
     threshold: float,
     allowed: NDArray[np.uint8] | None,
     threads: int,
-) -> NDArray[np.int32] | None:
+) -> NDArray[np.int64] | None:
     """Return the flat indices (count,) of the strongest maxima; None where the short way fails.
 
     Args:
@@ -61,7 +61,7 @@ def strongest_maxima(
     height, width = scores.shape
     if not 0 < count <= scores.size or radius <= 0 or threshold < 0:
         return None
-    result = np.empty(count, np.int32)
+    result = np.empty(count, np.int64)
     call = function(
         'd2s_strongest_maxima', c_void_p, *[c_int64] * 4, c_float, c_void_p, c_int32, c_int32,
         c_void_p,
@@ -76,7 +76,7 @@ def strongest_maxima(
         0 if allowed is None else address(allowed, np.uint8, height, width),
         count,
         threads,
-        address(result, np.int32, count),
+        address(result, np.int64, count),
     )
     if found == _NOT_THIS_WAY:
         return None
@@ -86,7 +86,7 @@ def strongest_maxima(
 
 
 def refine_keypoints(
-    scores: NDArray[np.float32], index: NDArray[np.int32], floor: float
+    scores: NDArray[np.float32], index: NDArray[np.int64], floor: float
 ) -> NDArray[np.float32]:
     """Return keypoints (K, 2) below the pixel, of flat indices (K,) off the edge of (H, W)."""
     height, width = scores.shape
@@ -96,7 +96,7 @@ def refine_keypoints(
     function('d2s_refine_keypoints', c_void_p, c_int64, c_void_p, c_int64, c_float, c_void_p)(
         address(scores, np.float32, height, width),
         width,
-        address(index, np.int32, len(index)),
+        address(index, np.int64, len(index)),
         len(index),
         floor,
         address(result, np.float32, len(index), 2),

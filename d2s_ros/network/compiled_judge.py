@@ -30,7 +30,7 @@ class CompiledJudge:
     @torch.inference_mode()
     def __init__(self, reference: LandmarkJudge) -> None:
         parts = reference.linear_parts()
-        self._reference, self._parts = reference, parts
+        self._reference = reference
         padding = -len(parts.final_bias) % LANES
         # The columns beyond are zero, and never read.
         self._final = functional.pad(parts.final_weight, (0, 0, 0, padding)).T.contiguous()
@@ -59,8 +59,7 @@ class CompiledJudge:
         """Return a judge to which the landmarks lie at other points (M, 3)."""
         other = copy.copy(self)
         other._reference = self._reference.with_points(points)
-        other._parts = other._reference.linear_parts()
-        before, after = self._parts.of_points, other._parts.of_points
+        before, after = (j.linear_parts().of_points for j in (self._reference, other._reference))
         rows = (before != after).any(dim=2).any(dim=0).nonzero()[:, 0]
         as_best, as_second, as_any = after[:, rows]
         weights, changed = self.weights, rows.numpy()

@@ -29,7 +29,7 @@ def test_maps_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match='do not cover'):
         keypoints.score_map(np.zeros((2, 2, 65), np.float32), 17, 16, threads=1)
     with pytest.raises(ValueError, match='edge'):
-        keypoints.refine_keypoints(np.zeros((9, 9), np.float32), np.array([3], np.int32), 1e-3)
+        keypoints.refine_keypoints(np.zeros((9, 9), np.float32), np.array([3]), 1e-3)
     with pytest.raises(ValueError, match='no such cells'):
         keypoints.gather_around(np.zeros((2, 3, 4), np.uint8), np.array([6]), 1, threads=1)
 
@@ -40,7 +40,7 @@ def test_refinement_is_that_of_the_tensors(rng):
     inner = np.zeros((40, 60), bool)
     inner[1:-1, 1:-1] = True
     index = np.flatnonzero(inner)
-    found = keypoints.refine_keypoints(scores, index.astype(np.int32), 1e-3)
+    found = keypoints.refine_keypoints(scores, index, 1e-3)
     expected = dense_maps.refine_keypoints(
         torch.from_numpy(scores), torch.from_numpy(pixels_of(index, 60))
     )
