@@ -32,7 +32,7 @@ TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
 NATIVE := build/native.stamp
 STAMP := $(VENV)/.d2s_ros_requirements $(NATIVE)
 BIN := $(VENV)/bin
-SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks)
+SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools)
 
 .PHONY: help venv native demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
 
@@ -44,7 +44,7 @@ venv: $(STAMP)
 native: $(NATIVE)
 
 # Without a compiler this says so, and the package works without its compiled part.
-$(NATIVE): $(wildcard d2s_ros/native/*.[ch] d2s_ros/native/*.inc) setup.py \
+$(NATIVE): $(wildcard d2s_ros/kernels/*.[ch] d2s_ros/kernels/*.inc) setup.py \
 		$(VENV)/.d2s_ros_requirements
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@mkdir -p $(@D) && touch $@
@@ -101,5 +101,5 @@ colcon: $(STAMP)
 
 clean:
 	rm -rf build install log demo_output *.egg-info .pytest_cache .mypy_cache .ruff_cache \
-		d2s_ros/native/*.so
+		d2s_ros/kernels/*.so
 	find d2s_ros test -name __pycache__ -type d -prune -exec rm -rf {} +

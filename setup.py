@@ -20,13 +20,13 @@ def version() -> str:
 
 def compiled_part() -> Extension:
     """Return the compiled part; the package works without it where there is no compiler."""
-    folder = ROOT / PACKAGE / 'native'
+    folder = ROOT / PACKAGE / 'kernels'
     sources = sorted(path for path in folder.iterdir() if path.suffix in ('.c', '.h', '.inc'))
-    # As `d2s_ros/native/library.py` computes it.
+    # As `d2s_ros/kernels/library.py` computes it.
     digest = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()[:16]
     names = [path.relative_to(ROOT).as_posix() for path in sources]
     return Extension(
-        f'{PACKAGE}.native._kernels',
+        f'{PACKAGE}.kernels._kernels',
         [name for name in names if name.endswith('.c')],
         depends=[*names, 'setup.py'],
         define_macros=[('D2S_SOURCE_DIGEST', f'"{digest}"')],
@@ -69,7 +69,7 @@ setup(
     package_data={
         f'{PACKAGE}.features': ['weights/*.safetensors'],
         # The loader compares the sources with those that the compiled part was made from.
-        f'{PACKAGE}.native': ['*.c', '*.h', '*.inc'],
+        f'{PACKAGE}.kernels': ['*.c', '*.h', '*.inc'],
     },
     ext_modules=[compiled_part()],
     data_files=[

@@ -44,9 +44,9 @@ from d2s_ros.map_building.pipeline import (
     collect_images,
     train_map,
 )
-from d2s_ros.mapping.reconstruction import Reconstruction, reconstruct
-from d2s_ros.mapping.scene_map import MapStore, SceneMap
-from d2s_ros.training.regression_trainer import RegressionTrainingConfig
+from d2s_ros.reconstruction.reconstruction import Reconstruction, reconstruct
+from d2s_ros.maps.scene_map import MapStore, SceneMap
+from d2s_ros.scene_models.regression.trainer import RegressionTrainingConfig
 
 
 def training(**changes: float) -> Callable[[BuildConfig], BuildConfig]:

@@ -30,7 +30,7 @@ from d2s_ros.data.tum import read_tum
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.mapping.scene_map import SceneMap
+from d2s_ros.maps.scene_map import SceneMap
 
 #: Precision of the features, then of all else; the first is the reference.
 PATHS = (('fp32', 'fp32'), ('fp32', 'auto'), ('bf16', 'auto'), ('int8', 'auto'))

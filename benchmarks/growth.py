@@ -36,9 +36,9 @@ from d2s_ros.features.extractor import FeatureConfig, create_extractor, to_grey
 from d2s_ros.features.superpoint import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.mapping.landmarks import LandmarkTable
-from d2s_ros.mapping.reconstruction import MappedImage, Reconstruction
-from d2s_ros.mapping.scene_map import SceneMap
+from d2s_ros.scene_models.landmark.table import LandmarkTable
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.maps.scene_map import SceneMap
 
 Row = dict[str, float]
 

@@ -40,8 +40,8 @@ from d2s_ros.geometry.transforms import (
     vector_from_rotation,
 )
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.localization.odometry_fusion import OdometryFusion
-from d2s_ros.localization.plausibility import FocalWatch
+from d2s_ros.tracking.odometry_fusion import OdometryFusion
+from d2s_ros.tracking.plausibility import FocalWatch
 from d2s_ros.localization.pose_prior import PosePrior
 
 #: A right pose is within both.

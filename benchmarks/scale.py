@@ -37,7 +37,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data, train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
-from d2s_ros.mapping.reconstruction import (
+from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     MappedImage,
     Reconstruction,

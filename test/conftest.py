@@ -131,7 +131,7 @@ def day_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from d2s_ros.data.sources import open_source
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building.pipeline import BuildConfig, build_map
-    from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig
+    from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig
 
     path = tmp_path_factory.mktemp('maps') / 'map'
     config = BuildConfig(

@@ -18,17 +18,18 @@ LAYERS = (
     'device',
     'threads',
     'memory',
-    'processes',
-    'colmap',
-    'native',
+    'distributed',
+    'pycolmap_import',
+    'kernels',
     'geometry',
     'data',
     'simulation',
     'features',
-    'network',
-    'mapping',
-    'training',
+    'reconstruction',
+    'scene_models',
+    'maps',
     'localization',
+    'tracking',
     'evaluation',
     'map_building',
     'map_update',
@@ -47,7 +48,7 @@ ROS_PACKAGES = {
     'rosidl_runtime_py',
 }
 #: Layers that work without torch.
-WITHOUT_TORCH = ('errors', 'config', 'native', 'geometry', 'data', 'simulation')
+WITHOUT_TORCH = ('errors', 'config', 'kernels', 'geometry', 'data', 'simulation')
 
 
 def modules(root: Path) -> list[Path]:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.evaluation.baseline import MatchingBaseline
     from d2s_ros.evaluation.benchmark import benchmark, table
     from d2s_ros.localization.localizer import Localizer
-    from d2s_ros.map_update.mapping_data import MappingData
+    from d2s_ros.maps.update_data import MappingData
     from d2s_ros.threads import limit_threads
 
     if args.frames < 1:

@@ -92,12 +92,12 @@ def run(args: argparse.Namespace) -> int:
     """Build, write, and say what came out; returns the exit code."""
     from dataclasses import replace
 
-    from d2s_ros import processes
+    from d2s_ros import distributed
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
     from d2s_ros.map_building.shared_training import join_build
 
-    if processes.rank() > 0:
+    if distributed.rank() > 0:
         join_build(args.device)
         return 0
     if args.ignore_poses and (args.poses or args.pose_topic):

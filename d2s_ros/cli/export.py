@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.features.extractor import create_extractor
     from d2s_ros.features.superpoint import SuperPoint
     from d2s_ros.localization.onnx_export import export_map
-    from d2s_ros.mapping.scene_map import SceneMap
+    from d2s_ros.maps.scene_map import SceneMap
 
     scene_map = SceneMap.open(args.map)
     extractor = create_extractor(

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action; returns the exit code."""
-    from d2s_ros.mapping.scene_map import (
+    from d2s_ros.maps.scene_map import (
         LOCALIZATION_FILE,
         UPDATE_FILE,
         MapStore,

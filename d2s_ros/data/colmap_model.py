@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2s_ros.colmap import import_pycolmap
 from d2s_ros.data.image_folder import (
     ImageEntry,
     ImageFiles,
@@ -22,6 +21,7 @@ from d2s_ros.data.tum import data_lines, read_text
 from d2s_ros.errors import CalibrationError, InputError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.pycolmap_import import import_pycolmap
 
 _logger = logging.getLogger(__name__)
 

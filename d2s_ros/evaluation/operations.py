@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from d2s_ros.native import library
+from d2s_ros.kernels import library
 
 
 def _matrix(args: Any, result: Tensor) -> int:

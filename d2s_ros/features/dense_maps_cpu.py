@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2s_ros.features import dense_maps
-from d2s_ros.native import keypoints as compiled
-from d2s_ros.native.library import is_available
+from d2s_ros.kernels import keypoints as compiled
+from d2s_ros.kernels.library import is_available
 from d2s_ros.threads import one_thread
 
 

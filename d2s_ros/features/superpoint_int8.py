@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.native.keypoints import gather_around
-from d2s_ros.native.library import is_available
+from d2s_ros.kernels.keypoints import gather_around
+from d2s_ros.kernels.library import is_available
 from d2s_ros.threads import one_thread
 
 if TYPE_CHECKING:

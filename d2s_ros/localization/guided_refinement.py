@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.kernels.library import is_available
+from d2s_ros.kernels.pose import first_close
 from d2s_ros.localization.pose_solver import (
     Array,
     PoseEstimate,
@@ -21,8 +23,6 @@ from d2s_ros.localization.pose_solver import (
     refine_pose,
     scatter_of,
 )
-from d2s_ros.native.library import is_available
-from d2s_ros.native.pose import first_close
 
 #: Support lies within this share of the inlier threshold.
 _SUPPORT_RADIUS = 0.6

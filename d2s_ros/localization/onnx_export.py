@@ -21,9 +21,9 @@ from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.dense_maps import score_map
 from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
 from d2s_ros.features.superpoint_int8 import calibration_image
-from d2s_ros.mapping.landmarks import LandmarkTable
-from d2s_ros.mapping.scene_map import SceneMap
-from d2s_ros.network.landmark import LandmarkNetwork, candidate_evidence
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork, candidate_evidence
+from d2s_ros.scene_models.landmark.table import LandmarkTable
 
 #: Version of the operator set.
 OPSET = 18

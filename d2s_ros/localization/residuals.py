@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.native.library import is_available
-from d2s_ros.native.pose import Correspondences
+from d2s_ros.kernels.library import is_available
+from d2s_ros.kernels.pose import Correspondences
 
 Array = NDArray[np.float64]
 

@@ -20,14 +20,14 @@ from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import evidence
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.mapping.landmarks import (
+from d2s_ros.maps.scene_map import Calibration, SceneMap
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkStatistics,
     LandmarkTable,
     detection_sigma_px,
 )
-from d2s_ros.mapping.reconstruction import MappedImage, Reconstruction
-from d2s_ros.mapping.scene_map import Calibration, SceneMap
 
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from d2s_ros import __version__, processes
+from d2s_ros import __version__, distributed
 from d2s_ros.config import option, to_dict, validate
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.device import resolve_device
@@ -33,13 +33,8 @@ from d2s_ros.map_building.stages import (
     keep_features,
     load_features,
 )
-from d2s_ros.mapping.landmarks import (
-    Candidates,
-    LandmarkStatistics,
-    build_landmarks,
-    detection_sigma_px,
-)
-from d2s_ros.mapping.reconstruction import (
+from d2s_ros.maps.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
+from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     MappedImage,
     Reconstruction,
@@ -48,27 +43,32 @@ from d2s_ros.mapping.reconstruction import (
     reconstruct,
     unpack_reconstruction,
 )
-from d2s_ros.mapping.retrieval import Vlad
-from d2s_ros.mapping.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
-from d2s_ros.network.d2s import RegressionConfig
-from d2s_ros.network.landmark import LandmarkConfig
-from d2s_ros.training.augmentation import AugmentationConfig
-from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig, train_landmark_network
-from d2s_ros.training.regression_samples import (
-    CoordinateFrame,
-    samples_of_images,
-    samples_of_views,
-)
-from d2s_ros.training.regression_trainer import (
-    RegressionTrainingConfig,
-    train_regression_network,
-)
-from d2s_ros.training.samples import (
+from d2s_ros.reconstruction.retrieval import Vlad
+from d2s_ros.scene_models.landmark.network import LandmarkConfig
+from d2s_ros.scene_models.landmark.samples import (
     CORRECT_PX,
     LandmarkSample,
     make_sample,
     pack_sample,
     unpack_sample,
+)
+from d2s_ros.scene_models.landmark.table import (
+    Candidates,
+    LandmarkStatistics,
+    build_landmarks,
+    detection_sigma_px,
+)
+from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
+from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
+from d2s_ros.scene_models.regression.network import RegressionConfig
+from d2s_ros.scene_models.regression.samples import (
+    CoordinateFrame,
+    samples_of_images,
+    samples_of_views,
+)
+from d2s_ros.scene_models.regression.trainer import (
+    RegressionTrainingConfig,
+    train_regression_network,
 )
 
 _logger = logging.getLogger(__name__)
@@ -253,14 +253,14 @@ def build_map(
         raise InputError(f'the poses of the log cannot be used: {pose_problem}')
     if use_poses and getattr(source, 'pose_topic', None) is not None:
         require_poses = True
-    with processes.group(resolve_device(device)) as device:
+    with distributed.group(resolve_device(device)) as device:
         extractor = create_extractor(config.features, device=device, weights=weights)
         description = {
             'software': __version__,
             'config': to_dict(config),
             'features_hash': extractor.weights_hash,
             'device': torch.device(device).type,
-            'processes': processes.world(),
+            'processes': distributed.world(),
             'use_poses': use_poses,
         }
         path = Path(map_path) if keep_stages else None
@@ -524,7 +524,7 @@ def _train_landmarks(
     )
     log = stages.log('samples')
     # Descriptors are in the log of the features already, but other processes see only this one.
-    shared = () if processes.world() > 1 else ('descriptors',)
+    shared = () if distributed.world() > 1 else ('descriptors',)
     judged = set(images_to_judge(len(reconstruction.images), held_out).tolist())
     watched = thinned(held_out, _MAX_WATCHED)
     train_idx = sorted(set(range(len(reconstruction.images))) - set(held_out))
@@ -620,7 +620,7 @@ def _train_regression(
     network_config = replace(config.regression, descriptor_dim=extractor.dim)
     watched = thinned(held_out, _MAX_WATCHED)
     samples = [[originals[index], *views.get(index, [])] for index in train_idx]
-    if processes.world() > 1:
+    if distributed.world() > 1:
         log = stages.log('samples')
         watched_samples = [[originals[index]] for index in watched]
         keys = []

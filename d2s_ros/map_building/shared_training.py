@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2s_ros import processes
+from d2s_ros import distributed
 from d2s_ros.config import from_dict, to_dict
+from d2s_ros.data.array_log import ArrayLog, StageLog
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.map_building.stages import BuildStages
-from d2s_ros.mapping.array_log import ArrayLog, StageLog
-from d2s_ros.network.d2s import RegressionConfig
-from d2s_ros.network.landmark import LandmarkConfig
-from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig, train_landmark_network
-from d2s_ros.training.regression_samples import RegressionSample
-from d2s_ros.training.regression_trainer import (
+from d2s_ros.scene_models.landmark.network import LandmarkConfig
+from d2s_ros.scene_models.landmark.samples import LandmarkSample, unpack_sample
+from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
+from d2s_ros.scene_models.regression.network import RegressionConfig
+from d2s_ros.scene_models.regression.samples import RegressionSample
+from d2s_ros.scene_models.regression.trainer import (
     RegressionTrainingConfig,
     train_regression_network,
 )
-from d2s_ros.training.samples import LandmarkSample, unpack_sample
 
 
 def share_training(
@@ -50,7 +50,7 @@ def share_training(
     Raises:
         InputError: the samples could not be written.
     """
-    if processes.world() == 1:
+    if distributed.world() == 1:
         return
     missing = [key for keys in [*samples, held_out] for key in keys if key not in log]
     if log.path is None or missing:
@@ -67,7 +67,7 @@ def share_training(
         'samples': [list(keys) for keys in samples],
         'held_out': list(held_out),
     }
-    processes.share_bytes(json.dumps(document).encode())
+    distributed.share_bytes(json.dumps(document).encode())
 
 
 def join_build(device: str = 'auto') -> None:
@@ -79,8 +79,8 @@ def join_build(device: str = 'auto') -> None:
     Raises:
         InputError: the folder of the first process cannot be read here.
     """
-    with processes.group(resolve_device(device)) as device:
-        document: dict[str, Any] = json.loads(processes.share_bytes(b''))
+    with distributed.group(resolve_device(device)) as device:
+        document: dict[str, Any] = json.loads(distributed.share_bytes(b''))
         path = Path(document['log'])
         if not path.is_file():
             raise InputError(

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.mapping.array_log import StageLog
 
 _logger = logging.getLogger(__name__)
 

@@ -18,17 +18,17 @@ from d2s_ros.map_building.pipeline import calibrate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap, landmarks_of
 from d2s_ros.map_update.pseudo_labels import LabelledFrame
-from d2s_ros.mapping.landmarks import (
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.reconstruction.reconstruction import MappedImage
+from d2s_ros.scene_models.landmark.network import LandmarkConfig
+from d2s_ros.scene_models.landmark.samples import LandmarkSample, make_sample
+from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkStatistics,
     find_training_candidates,
     network_inputs,
 )
-from d2s_ros.mapping.reconstruction import MappedImage
-from d2s_ros.mapping.scene_map import SceneMap
-from d2s_ros.network.landmark import LandmarkConfig
-from d2s_ros.training.landmark_trainer import LandmarkTrainingConfig, train_landmark_network
-from d2s_ros.training.samples import LandmarkSample, make_sample
+from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
 
 #: As in map building: old images that no training sees, for the gate.
 _HOLDOUT_EVERY = 8

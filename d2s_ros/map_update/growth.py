@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.data.array_log import StageLog
 from d2s_ros.errors import InputError
 from d2s_ros.map_update.config import GrowthConfig
-from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, point_groups
 from d2s_ros.map_update.pseudo_labels import LabelledFrame
-from d2s_ros.mapping.array_log import StageLog
-from d2s_ros.mapping.landmarks import LandmarkStatistics, LandmarkTable, build_landmarks
-from d2s_ros.mapping.reconstruction import (
+from d2s_ros.maps.update_data import MappingData, make_reconstruction, point_groups
+from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     MappedImage,
     Reconstruction,
@@ -24,7 +23,8 @@ from d2s_ros.mapping.reconstruction import (
     match_pairs,
     triangulate,
 )
-from d2s_ros.mapping.retrieval import nearest_images
+from d2s_ros.reconstruction.retrieval import nearest_images
+from d2s_ros.scene_models.landmark.table import LandmarkStatistics, LandmarkTable, build_landmarks
 
 _logger = logging.getLogger(__name__)
 

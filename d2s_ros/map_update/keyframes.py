@@ -17,7 +17,7 @@ from d2s_ros.features.extractor import FeatureExtractor, to_grey
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.map_update.config import KeyframeConfig
-from d2s_ros.mapping.matching import match_mutual
+from d2s_ros.reconstruction.matching import match_mutual
 
 #: Side length that sharpness is measured at.
 _SHARPNESS_SIZE = 320

@@ -39,10 +39,10 @@ from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
 from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
 from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons, select_keyframes
 from d2s_ros.map_update.ledger import UpdateLedger, identity
-from d2s_ros.map_update.mapping_data import MappingData, make_reconstruction, statistics_of
 from d2s_ros.map_update.pseudo_labels import LabelledFrame, label_frames
-from d2s_ros.mapping.reconstruction import Reconstruction
-from d2s_ros.mapping.scene_map import UPDATES_FOLDER, MapStore, SceneMap
+from d2s_ros.maps.scene_map import UPDATES_FOLDER, MapStore, SceneMap
+from d2s_ros.maps.update_data import MappingData, make_reconstruction, statistics_of
+from d2s_ros.reconstruction.reconstruction import Reconstruction
 
 _logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.config import LabelConfig
 from d2s_ros.map_update.keyframes import Keyframe
-from d2s_ros.map_update.mapping_data import MappingData, point_groups
-from d2s_ros.mapping.landmarks import detection_sigma_px
-from d2s_ros.mapping.matching import match_mutual, match_near
-from d2s_ros.mapping.retrieval import nearest_images
-from d2s_ros.mapping.scene_map import Calibration
+from d2s_ros.maps.scene_map import Calibration
+from d2s_ros.maps.update_data import MappingData, point_groups
+from d2s_ros.reconstruction.matching import match_mutual, match_near
+from d2s_ros.reconstruction.retrieval import nearest_images
+from d2s_ros.scene_models.landmark.table import detection_sigma_px
 
 _logger = logging.getLogger(__name__)
 

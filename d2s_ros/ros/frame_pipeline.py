@@ -17,13 +17,13 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.compute_budget import FULL, RateController
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.effort import FULL, RateController
-from d2s_ros.localization.plausibility import FocalWatch
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
 from d2s_ros.ros.map_loader import LoadedMap
+from d2s_ros.tracking.plausibility import FocalWatch
 
 
 class NodeRefusal(str, Enum):

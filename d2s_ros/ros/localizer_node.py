@@ -25,11 +25,9 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError, InputError
-from d2s_ros.localization.odometry_fusion import OdometryFusion
-from d2s_ros.localization.plausibility import PlausibilityGate
+from d2s_ros.kernels.library import is_available
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.memory import keep_freed_memory
-from d2s_ros.native.library import is_available
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import (
     CameraInfos,
@@ -46,6 +44,8 @@ from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, rea
 from d2s_ros.ros.spinning import spin_node
 from d2s_ros.ros.worker import LatestSlot, Worker
 from d2s_ros.threads import wait_passively
+from d2s_ros.tracking.odometry_fusion import OdometryFusion
+from d2s_ros.tracking.plausibility import PlausibilityGate
 
 _LATCHED = QoSProfile(
     depth=1,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import ConfigError, D2SError, DeviceError
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.localization.effort import FULL, Effort
+from d2s_ros.localization.compute_budget import FULL, Effort
 from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
@@ -73,7 +73,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         raise ConfigError('parameter map is empty; give the folder of a map, map:=/path/to/map')
     # torch takes seconds to import; the node needs it only here.
     from d2s_ros.localization.localizer import Localizer
-    from d2s_ros.mapping.scene_map import SceneMap
+    from d2s_ros.maps.scene_map import SceneMap
     from d2s_ros.threads import limit_threads
 
     limit_threads(config.threads)

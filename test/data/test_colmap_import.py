@@ -8,13 +8,13 @@ import sys
 
 ENDED = """
 import os, signal
-from d2s_ros.colmap import import_pycolmap
+from d2s_ros.pycolmap_import import import_pycolmap
 import_pycolmap()
 os.kill(os.getpid(), signal.SIGTERM)
 """
 HANDLED = """
 import os, signal, sys
-from d2s_ros.colmap import import_pycolmap
+from d2s_ros.pycolmap_import import import_pycolmap
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 import_pycolmap()
 os.kill(os.getpid(), signal.SIGTERM)

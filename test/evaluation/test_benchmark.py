@@ -21,9 +21,9 @@ from d2s_ros.evaluation.operations import OperationCounter, count_operations
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
 from d2s_ros.features.superpoint_int8 import calibration_image
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.kernels.library import is_available
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_update.mapping_data import MappingData
-from d2s_ros.native.library import is_available
+from d2s_ros.maps.update_data import MappingData
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from training.made_up_scene import made_up_reconstruction
+from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.evaluation.baseline import MatchingBaseline, TableBaseline
 from d2s_ros.geometry.transforms import pose_error

@@ -13,21 +13,21 @@ import torch
 from d2s_ros.errors import InputError
 from d2s_ros.features.evaluation import is_held_out
 from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
-from d2s_ros.features.training import losses
-from d2s_ros.features.training.__main__ import main
-from d2s_ros.features.training.labels import HomographicAdaptation, cache_labels, read_labels
-from d2s_ros.features.training.network import TrainableSuperPoint, save_weights
-from d2s_ros.features.training.optimizer import Muon
-from d2s_ros.features.training.pairs import (
+from tools.superpoint_training import losses
+from tools.superpoint_training.__main__ import main
+from tools.superpoint_training.labels import HomographicAdaptation, cache_labels, read_labels
+from tools.superpoint_training.network import TrainableSuperPoint, save_weights
+from tools.superpoint_training.optimizer import Muon
+from tools.superpoint_training.pairs import (
     Augmentation,
     Labels,
     degrade,
     make_pair,
     splat,
 )
-from d2s_ros.features.training.projection import fit_projection
-from d2s_ros.features.training.synthetic import _SHAPES, draw_shapes
-from d2s_ros.features.training.trainer import (
+from tools.superpoint_training.projection import fit_projection
+from tools.superpoint_training.synthetic import _SHAPES, draw_shapes
+from tools.superpoint_training.trainer import (
     Budget,
     SyntheticPairs,
     Trainer,
@@ -235,7 +235,7 @@ def test_every_shape_draws_corners_inside(rng):
 
 def test_checkerboard_corners_are_saddles(rng):
     """OpenCV's corner refinement must stay where the label says."""
-    from d2s_ros.features.training.synthetic import _checkerboard, _draw
+    from tools.superpoint_training.synthetic import _checkerboard, _draw
 
     image, corners = _draw(rng, _checkerboard, 320, 240)
     corners = corners[((corners > 12) & (corners < [307, 227])).all(axis=1)]
@@ -390,7 +390,7 @@ def test_teacher_and_two_processes(tmp_path, photographs, shared_data, repo_root
     out = tmp_path / 'out'
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
     command += ['--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', 'localhost:0']
-    command += ['-m', 'd2s_ros.features.training', '--images', str(photographs)]
+    command += ['-m', 'tools.superpoint_training', '--images', str(photographs)]
     command += ['--out', str(out), '--teacher', str(teacher), '--steps', '4', '--batch', '1']
     command += ['--size', '64', '--threads', '1']
     environment = {**os.environ, 'PYTHONPATH': str(repo_root), 'OMP_NUM_THREADS': '1'}

@@ -18,9 +18,9 @@ from d2s_ros.features.superpoint_int8 import calibration_image
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.onnx_export import export_map
-from d2s_ros.mapping.landmarks import LandmarkTable
-from d2s_ros.mapping.scene_map import MapManifest, MapStore, SceneMap
-from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork
+from d2s_ros.maps.scene_map import MapManifest, MapStore, SceneMap
+from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.table import LandmarkTable
 
 COUNT = 200
 CAMERA = Camera('pinhole', 320, 240, 300.0, 300.0, 160.0, 120.0)

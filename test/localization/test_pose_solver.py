@@ -15,6 +15,7 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
+from d2s_ros.kernels import library
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.guided_refinement import (
@@ -32,7 +33,6 @@ from d2s_ros.localization.pose_solver import (
     solve_pose,
 )
 from d2s_ros.localization.result import LocalizationStatus
-from d2s_ros.native import library
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
 

@@ -9,8 +9,8 @@ import pytest
 
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.kernels import library
 from d2s_ros.localization.residuals import CompiledResiduals, Residuals, residuals_kind
-from d2s_ros.native import library
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
 SCALE = 1.3

@@ -9,8 +9,8 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.map_building.calibration import LeaveOneOut
-from d2s_ros.mapping.landmarks import build_landmarks
-from d2s_ros.mapping.reconstruction import MappedImage, Reconstruction
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.scene_models.landmark.table import build_landmarks
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 500.0, 320.0, 240.0)
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from training.made_up_scene import made_up_reconstruction
+from scene_models.made_up_scene import made_up_reconstruction
 
+from d2s_ros.data.array_log import ArrayLog
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.map_building.calibration import images_to_judge, thinned
 from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data, train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
-from d2s_ros.mapping.array_log import ArrayLog
-from d2s_ros.mapping.landmarks import build_landmarks
-from d2s_ros.mapping.reconstruction import ImageInput, ReconstructionConfig, select_pairs
-from d2s_ros.mapping.retrieval import nearest_images
+from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig, select_pairs
+from d2s_ros.reconstruction.retrieval import nearest_images
+from d2s_ros.scene_models.landmark.table import build_landmarks
 
 
 class MadeUpFeatures:

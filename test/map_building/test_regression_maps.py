@@ -8,18 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training.made_up_scene import made_up_reconstruction
+from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.cli.main import main
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import BuildConfig, budget, train_map
-from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
-from d2s_ros.network.d2s import RegressionConfig
+from d2s_ros.maps.scene_map import MapStore, SceneMap, verify
+from d2s_ros.scene_models.regression.network import RegressionConfig
+from d2s_ros.scene_models.regression.trainer import RegressionTrainingConfig
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
-from d2s_ros.training.regression_trainer import RegressionTrainingConfig
 
 
 class MadeUpFeatures:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2s_ros.mapping.scene_map import SceneMap, verify
+from d2s_ros.maps.scene_map import SceneMap, verify
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 

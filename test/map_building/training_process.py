@@ -10,17 +10,17 @@ from d2s_ros.threads import wait_passively
 wait_passively()
 
 import torch  # noqa: E402
-from training.made_up_scene import made_up_reconstruction  # noqa: E402
-from training.test_landmark_trainer import NETWORK, make_samples  # noqa: E402
+from scene_models.made_up_scene import made_up_reconstruction  # noqa: E402
+from scene_models.test_landmark_trainer import NETWORK, make_samples  # noqa: E402
 
-from d2s_ros import processes  # noqa: E402
-from d2s_ros.network.d2s import RegressionConfig  # noqa: E402
-from d2s_ros.training.landmark_trainer import (  # noqa: E402
+from d2s_ros import distributed  # noqa: E402
+from d2s_ros.scene_models.landmark.trainer import (  # noqa: E402
     LandmarkTrainingConfig,
     train_landmark_network,
 )
-from d2s_ros.training.regression_samples import CoordinateFrame, samples_of_images  # noqa: E402
-from d2s_ros.training.regression_trainer import (  # noqa: E402
+from d2s_ros.scene_models.regression.network import RegressionConfig  # noqa: E402
+from d2s_ros.scene_models.regression.samples import CoordinateFrame, samples_of_images  # noqa: E402
+from d2s_ros.scene_models.regression.trainer import (  # noqa: E402
     RegressionTrainingConfig,
     train_regression_network,
 )
@@ -44,7 +44,7 @@ def train(head, steps):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    with processes.group('cpu'):
+    with distributed.group('cpu'):
         network, figures = train(sys.argv[1], 20)
         rank = os.environ['RANK']
         torch.save(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d2s_ros.mapping.scene_map import MapStore, verify
+from d2s_ros.maps.scene_map import MapStore, verify
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
-from d2s_ros.mapping.scene_map import MapStore, SceneMap, verify
+from d2s_ros.maps.scene_map import MapStore, SceneMap, verify
 
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),

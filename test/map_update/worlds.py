@@ -8,9 +8,9 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.map_update.keyframes import Keyframe
-from d2s_ros.map_update.mapping_data import MappingData
-from d2s_ros.mapping.reconstruction import MappedImage
-from d2s_ros.mapping.retrieval import Vlad
+from d2s_ros.maps.update_data import MappingData
+from d2s_ros.reconstruction.reconstruction import MappedImage
+from d2s_ros.reconstruction.retrieval import Vlad
 
 CAMERA = Camera('pinhole', 320, 240, 230.0, 230.0, 161.0, 118.0)
 DIM = 64

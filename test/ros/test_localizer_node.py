@@ -37,7 +37,7 @@ from std_msgs.msg import String
 
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.native import library
+from d2s_ros.kernels import library
 from d2s_ros.ros import conversions
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.localizer_node import LocalizerNode

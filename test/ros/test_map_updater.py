@@ -15,12 +15,12 @@ from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
-from d2s_ros.mapping.landmarks import LandmarkTable  # noqa: E402
-from d2s_ros.mapping.scene_map import MapManifest, MapStore, SceneMap  # noqa: E402
-from d2s_ros.network.landmark import LandmarkConfig, LandmarkNetwork  # noqa: E402
+from d2s_ros.maps.scene_map import MapManifest, MapStore, SceneMap  # noqa: E402
 from d2s_ros.ros import describe  # noqa: E402
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
 from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402
+from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork  # noqa: E402
+from d2s_ros.scene_models.landmark.table import LandmarkTable  # noqa: E402
 
 pytestmark = pytest.mark.ros
 

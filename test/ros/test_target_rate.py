@@ -10,7 +10,7 @@ from ros.helpers import image_msg, info_msg
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-from d2s_ros.localization.effort import FULL, STEPS
+from d2s_ros.localization.compute_budget import FULL, STEPS
 from d2s_ros.ros import diagnostics
 from d2s_ros.ros.frame_pipeline import CameraInfos, FramePipeline, QueuedImage, StampCheck
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig

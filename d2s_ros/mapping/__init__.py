@@ -1,1 +1,0 @@
-"""Reconstruction, map bundles and their store."""

@@ -1,0 +1,1 @@
+"""Maps on disk: manifest, versions, bundles and update data."""

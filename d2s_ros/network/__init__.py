@@ -1,1 +1,0 @@
-"""Scene models: descriptors of one image to scene coordinates and reliability."""

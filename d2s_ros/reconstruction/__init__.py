@@ -1,0 +1,1 @@
+"""From images with poses to tracks and points."""

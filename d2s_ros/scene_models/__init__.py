@@ -1,0 +1,1 @@
+"""Scene models: what a map learns of a scene, one folder each."""

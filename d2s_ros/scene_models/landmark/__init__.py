@@ -1,0 +1,1 @@
+"""The landmark model: a table of described points and a network that scores candidates."""

@@ -1,0 +1,195 @@
+"""The landmark head: coordinates taken from learned landmarks, chosen by a small network.
+
+Each landmark has a key (the mean descriptor of its track), a 3D point and the point's covariance.
+A keypoint's candidates are the landmarks whose keys are nearest to its descriptor. The network sees
+a keypoint with its candidates, how similar they are, and how similar other keypoints of the image
+are to them, and decides which candidate is right, or that none is. The probability of the choice is
+the reliability. Attention layers, if there are any, let it see all keypoints of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from d2s_ros.config import option, validate
+from d2s_ros.errors import ConfigError
+from d2s_ros.scene_models.attention import AttentionLayer
+
+#: Numbers that describe how a candidate compares: see `candidate_evidence`.
+_EVIDENCE = 4
+#: Columns that are searched as one by `nearest_keys`.
+GROUP = 32
+#: What `LandmarkConfig.hidden_inputs` may name.
+HIDEABLE_INPUTS = ('descriptors', 'candidate_points', 'keypoints')
+
+
+@dataclass(frozen=True)
+class LandmarkConfig:
+    """Shape of the landmark head."""
+
+    descriptor_dim: int = option(128, 'Length of a descriptor.', minimum=1)
+    num_landmarks: int = option(8192, 'Landmarks in the map.', minimum=1)
+    num_candidates: int = option(6, 'Landmarks considered for each keypoint.', minimum=1)
+    width: int = option(128, 'Width of the attention network.', minimum=8)
+    num_layers: int = option(0, 'Attention layers; 0 judges each keypoint alone.', minimum=0)
+    num_heads: int = option(4, 'Attention heads.', minimum=1)
+    num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1)
+    max_context: int = option(
+        512, 'Keypoints that are attended to: evenly chosen among more.', minimum=1
+    )
+    hidden_inputs: tuple[str, ...] = option(
+        (), f'Inputs that the network sees as zeros, for ablations: {", ".join(HIDEABLE_INPUTS)}.'
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        unknown = sorted(set(self.hidden_inputs) - set(HIDEABLE_INPUTS))
+        if unknown:
+            raise ConfigError(
+                f'hidden_inputs has {unknown[0]!r}, known are {", ".join(HIDEABLE_INPUTS)}'
+            )
+
+
+class LandmarkNetwork(nn.Module):
+    """Chooses among candidate landmarks; the table itself is held by `LandmarkTable`."""
+
+    def __init__(self, config: LandmarkConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, frequencies = config.width, config.num_frequencies
+        self.from_descriptor = nn.Linear(config.descriptor_dim, width)
+        self.from_evidence = nn.Linear(_EVIDENCE * config.num_candidates, width)
+        self.from_points = nn.Linear(2 * (3 + 6 * frequencies), width)
+        self.from_keypoint = nn.Linear(3 + 4 * frequencies, width)
+        self.layers = nn.ModuleList(
+            AttentionLayer(width, config.num_heads, norm=True, zero_init=True)
+            for _ in range(config.num_layers)
+        )
+        self.query = nn.Linear(width, width)
+        self.candidate_in = nn.Linear(3 + 6 * frequencies + _EVIDENCE, width)
+        self.candidate_out = nn.Linear(width, width)
+        self.none = nn.Linear(width, 1)
+        self.gain = nn.Parameter(torch.tensor(15.0))
+        # At the start the network is the bare table: the nearest key wins.
+        nn.init.zeros_(self.candidate_out.weight)
+        nn.init.zeros_(self.candidate_out.bias)
+
+    def forward(
+        self,
+        descriptors: Tensor,
+        evidence: Tensor,
+        candidate_points: Tensor,
+        keypoints: Tensor,
+        log_scales: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Judge candidates.
+
+        Args:
+            descriptors: (B, N, D), L2-normalised.
+            evidence: (B, N, C, 4) from `candidate_evidence`.
+            candidate_points: (B, N, C, 3) points of the candidates, centred and scaled to about 1.
+            keypoints: (B, N, 2) undistorted image-plane coordinates x/z, y/z.
+            log_scales: (B, N) natural logarithm of the keypoint scales.
+            mask: (B, N) bool, False for padding.
+
+        Returns:
+            Logits (B, N, C + 1); the last is 'none of them'.
+        """
+        hidden_inputs = self.config.hidden_inputs
+        if 'descriptors' in hidden_inputs:
+            descriptors = torch.zeros_like(descriptors)
+        if 'candidate_points' in hidden_inputs:
+            candidate_points = torch.zeros_like(candidate_points)
+        if 'keypoints' in hidden_inputs:
+            keypoints, log_scales = torch.zeros_like(keypoints), torch.zeros_like(log_scales)
+        points = fourier(candidate_points, self.config.num_frequencies)
+        second = min(1, self.config.num_candidates - 1)
+        two_best = torch.cat([points[..., 0, :], points[..., second, :]], dim=-1)
+        place = torch.cat(
+            [fourier(keypoints, self.config.num_frequencies), log_scales[..., None]], dim=-1
+        )
+        x = (
+            # Unit descriptors of many dimensions have small entries: bring them to about 1.
+            self.from_descriptor(descriptors * math.sqrt(self.config.descriptor_dim) * 0.7)
+            + self.from_evidence(evidence.flatten(-2))
+            + self.from_points(two_best)
+            + self.from_keypoint(place)
+        )
+        context = context_of(x.shape[1], self.config.max_context, x.device)
+        for layer in self.layers:
+            x = layer(x, mask, context)
+        hidden = functional.relu(self.candidate_in(torch.cat([points, evidence], dim=-1)))
+        learned = (self.candidate_out(hidden) * self.query(x)[..., None, :]).sum(dim=-1)
+        logits = self.gain * evidence[..., 2] + learned
+        return torch.cat([logits, self.none(x)], dim=-1)
+
+
+def context_of(count: int, max_context: int, device: torch.device) -> Tensor | None:
+    """Return the keypoints that are attended to, (max_context,) int64; None for all of them.
+
+    Keypoints come strongest first: each k-th is a fair sample, of the size seen in training, and
+    the cost no longer grows with the square of their number.
+    """
+    if count <= max_context:
+        return None
+    return torch.linspace(0, count - 1, max_context, device=device).long()
+
+
+def fourier(x: Tensor, num_frequencies: int) -> Tensor:
+    """Return x (..., K) with sines and cosines of doubling frequencies, (..., K + 2 K F)."""
+    frequencies = 2.0 ** torch.arange(num_frequencies, device=x.device, dtype=x.dtype) * math.pi / 2
+    angles = (x[..., None] * frequencies).flatten(-2)
+    return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
+
+
+def candidate_evidence(similarity: Tensor, best_of_landmark: Tensor) -> Tensor:
+    """Describe how candidates compare with each other and with other keypoints.
+
+    Args:
+        similarity: (..., C) cosines of a keypoint to its candidates, best first.
+        best_of_landmark: (..., C) highest cosine that any keypoint of the image has to each.
+
+    Returns:
+        (..., C, 4): cosine, half the logarithm of the distance, cosine below the best candidate,
+        cosine below the best keypoint of that landmark (0 for mutual neighbours).
+    """
+    distance = (1.0 - similarity).clamp_min(0) + 1e-4
+    return torch.stack(
+        [
+            similarity,
+            0.5 * distance.log(),
+            similarity - similarity[..., :1],
+            similarity - best_of_landmark,
+        ],
+        dim=-1,
+    )
+
+
+def nearest_keys(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest values and their columns of (N, M), best first; exact.
+
+    The largest `count` columns lie in the `count` groups with the largest maxima, so only those are
+    sorted: several times as fast as a top-k over all columns on a CPU.
+    """
+    n, m = similarity.shape
+    count = min(count, m)
+    num_groups = m // GROUP
+    if num_groups <= 4 * count:
+        values, columns = similarity.topk(count, dim=1)
+        return values, columns
+    whole = num_groups * GROUP
+    groups = similarity[:, :whole].view(n, num_groups, GROUP)
+    top_groups = groups.amax(dim=2).topk(count, dim=1).indices
+    within = torch.arange(GROUP, device=similarity.device)
+    columns = (top_groups[:, :, None] * GROUP + within).flatten(1)
+    if whole < m:
+        rest = torch.arange(whole, m, device=similarity.device).expand(n, -1)
+        columns = torch.cat([columns, rest], dim=1)
+    values, order = similarity.gather(1, columns).topk(count, dim=1)
+    return values, columns.gather(1, order)

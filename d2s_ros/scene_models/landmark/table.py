@@ -1,0 +1,351 @@
+"""From tracks to landmarks, and from features to candidate landmarks.
+
+A mapping image helped to make the landmarks it sees, so its own descriptors match them better than
+a new image's would. Training samples therefore leave it out: each landmark seen in the image is
+compared by the mean of its other observations. What the network learns then holds for queries.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from d2s_ros.errors import InputError
+from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.cameras import Camera, projection_jacobian
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.kernels.search import ByteKeys, can_search
+from d2s_ros.reconstruction.reconstruction import Reconstruction
+from d2s_ros.scene_models.landmark.network import candidate_evidence, nearest_keys
+from d2s_ros.scene_models.landmark.product_codes import ProductCodes
+
+#: The search looks at so many principal components of the keys, and finds so many candidates beyond
+#: those that are asked for: such cosines, of 8 bits, do not order them exactly.
+_COMPONENTS, _SPARE_CANDIDATES = 64, 6
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkTable:
+    """The landmarks of a map.
+
+    Attributes:
+        keys: (M, D) float32, L2-normalised mean descriptors.
+        points_in_map: (M, 3) float32.
+        covariances: (M, 3, 3) float32, of the points for a keypoint noise of 1 px.
+        center: (3,) and `extent`: where coordinates are centred and scaled for the network.
+        codes: What `keys` were decoded from, if they were: how a map keeps them.
+    """
+
+    keys: NDArray[np.float32]
+    points_in_map: NDArray[np.float32]
+    covariances: NDArray[np.float32]
+    center: NDArray[np.float32]
+    extent: float
+    codes: ProductCodes | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def index(self) -> LandmarkIndex:
+        """The keys arranged for search on the CPU."""
+        return LandmarkIndex(self.keys)
+
+    def coded(self) -> LandmarkTable:
+        """Return the table as a map keeps it: with keys that product codes can stand for."""
+        if self.codes is not None:
+            return self
+        codes = ProductCodes.encode(self.keys)
+        return replace(self, keys=codes.decode(), codes=codes)
+
+    def normalized(self, points_in_map: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return points (..., 3) centred and scaled so that most lie within 1."""
+        scaled = (points_in_map - self.center) / self.extent
+        return np.clip(scaled, -4.0, 4.0).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Candidate landmarks of the keypoints of one image, best first.
+
+    Attributes:
+        landmark_idx: (N, C) int64.
+        similarity: (N, C) float32 cosines.
+        best_of_landmark: (N, C) float32, highest cosine of any keypoint to each candidate.
+    """
+
+    landmark_idx: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    best_of_landmark: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkStatistics:
+    """Sums behind the keys, needed only while a map is built.
+
+    Attributes:
+        descriptor_sums: (M, D) float64 sum of each landmark's descriptors.
+        counts: (M,) int64 number of descriptors.
+        landmark_of_point: (P,) int64 landmark of each point of the reconstruction, -1 for none.
+    """
+
+    descriptor_sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    landmark_of_point: NDArray[np.int64]
+
+
+def detection_sigma_px(scales: NDArray[np.float32], exponent: float = 0.3) -> NDArray[np.float64]:
+    """Return the relative detection noise (N,) of keypoints of given scales (N,).
+
+    Measured on four scenes: the residual of tracks grows from scale 1 to scale 20 by a factor of
+    about two, far less than in proportion.
+    """
+    return np.asarray(np.maximum(scales, 1.0), dtype=np.float64) ** exponent
+
+
+def build_landmarks(
+    reconstruction: Reconstruction,
+    *,
+    max_landmarks: int,
+    priority: NDArray[np.float64] | None = None,
+) -> tuple[LandmarkTable, LandmarkStatistics]:
+    """Choose landmarks among the points such that every mapping image keeps its best ones.
+
+    Args:
+        reconstruction: Points and their observations.
+        max_landmarks: Most landmarks.
+        priority: (P,) largest first, instead of the track lengths; negative: never chosen,
+            infinite: before all others.
+
+    Raises:
+        InputError: if there are too few points to localize with.
+    """
+    points = reconstruction.points_in_map
+    if len(points) < 20:
+        raise InputError(
+            f'only {len(points)} points were triangulated, too few for a map; add images that '
+            'overlap and are taken from different places'
+        )
+    information = np.zeros((len(points), 3, 3))
+    for image in reconstruction.images:
+        keypoint_idx = np.flatnonzero(image.point_idx >= 0)
+        point_idx = image.point_idx[keypoint_idx]
+        camera_from_map = image.map_from_camera.inverse()
+        in_camera = camera_from_map.apply(points[point_idx])
+        jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
+        sigma = detection_sigma_px(image.features.scales[keypoint_idx])
+        np.add.at(
+            information,
+            point_idx,
+            jacobian.transpose(0, 2, 1) @ jacobian / np.square(sigma)[:, None, None],
+        )
+    trace = np.trace(information, axis1=1, axis2=2)[:, None, None]
+    # Float32 must keep the covariances positive definite: their condition is limited.
+    covariances = np.linalg.inv(information + 1e-5 * trace * np.eye(3) + 1e-12 * np.eye(3))
+    order = np.sort(_choose_points(reconstruction, covariances, max_landmarks, priority))
+    landmark_of_point = np.full(len(points), -1, np.int64)
+    landmark_of_point[order] = np.arange(len(order))
+    # Only now: of a large scene, the sums of all points would not fit in memory.
+    dim = reconstruction.images[0].features.descriptors.shape[1]
+    sums, counts = np.zeros((len(order), dim)), np.zeros(len(order), np.int64)
+    for image in reconstruction.images:
+        seen = np.flatnonzero(image.point_idx >= 0)
+        landmark = landmark_of_point[image.point_idx[seen]]
+        seen, landmark = seen[landmark >= 0], landmark[landmark >= 0]
+        np.add.at(sums, landmark, image.features.descriptors[seen])
+        np.add.at(counts, landmark, 1)
+    keys = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    center = np.median(points[order], axis=0)
+    extent = float(np.percentile(np.abs(points[order] - center).max(axis=1), 90))
+    table = LandmarkTable(
+        keys.astype(np.float32),
+        points[order].astype(np.float32),
+        covariances[order].astype(np.float32),
+        center.astype(np.float32),
+        max(extent, 1e-9),
+    )
+    return table, LandmarkStatistics(sums, counts, landmark_of_point)
+
+
+def _choose_points(
+    reconstruction: Reconstruction,
+    covariances: NDArray[np.float64],
+    count: int,
+    priority: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Return the points to keep: those that rank highest in any image that sees them.
+
+    In an image, points seen by many images come first, then those known more precisely. Choosing by
+    track length alone would leave nothing of places that few images show.
+    """
+    lengths = reconstruction.track_lengths
+    if priority is None:
+        priority = lengths.astype(np.float64)
+    allowed = np.flatnonzero(priority >= 0)
+    if len(allowed) <= count:
+        return allowed
+    spread = np.sqrt(np.trace(covariances, axis1=1, axis2=2))
+    quality = np.empty(len(lengths), np.int64)
+    quality[np.lexsort((spread, -priority))] = np.arange(len(lengths))
+    best_rank = np.full(len(lengths), len(lengths), np.int64)
+    for image in reconstruction.images:
+        seen = np.unique(image.point_idx[image.point_idx >= 0])
+        seen = seen[priority[seen] >= 0]
+        ranked = seen[np.argsort(quality[seen])]
+        np.minimum.at(best_rank, ranked, np.arange(len(ranked)))
+    best_rank[np.isposinf(priority)] = -1
+    order: NDArray[np.int64] = np.lexsort((quality, best_rank))
+    return order[priority[order] >= 0][:count]
+
+
+class LandmarkIndex:
+    """The keys of a table, arranged for the search of nearest landmarks.
+
+    On processors with fast products of bytes the principal components of keys and descriptors tell
+    which landmarks are near: twice those that are asked for, ordered by their exact cosines.
+    """
+
+    def __init__(
+        self, keys: NDArray[np.float32], *, device: str = 'cpu', exact: bool = False
+    ) -> None:
+        """Arrange keys (M, D), L2-normalised float32; `exact` searches them as they are."""
+        self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
+        self._byte_keys: ByteKeys | None = None
+        if device == 'cpu' and not exact and len(keys) and can_search():
+            directions = _principal_directions(self._keys, _COMPONENTS)
+            self._byte_keys = ByteKeys(self._keys.numpy(), directions)
+
+    def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
+        """Return an index in which some keys (R, D) are others."""
+        index = copy.copy(self)
+        row_idx = torch.from_numpy(rows).to(self._keys.device)
+        index._keys = self._keys.clone()
+        index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
+        if self._byte_keys is not None:
+            index._byte_keys = self._byte_keys.replaced(rows, keys)
+        return index
+
+    def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> Candidates:
+        """Return each keypoint's nearest landmarks.
+
+        Args:
+            descriptors: (N, D) float32, L2-normalised.
+            num_candidates: C; fewer landmarks than that are padded with the last one.
+        """
+        queries = torch.from_numpy(np.ascontiguousarray(descriptors)).to(self._keys.device)
+        idx, similarity, best = self.nearest(queries, num_candidates)
+        return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
+
+    def nearest(
+        self, queries: torch.Tensor, num_candidates: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `search`, with tensors (N, D) where the keys are and (N, C) there, not waited for."""
+        count = min(num_candidates, len(self._keys))
+        if self._byte_keys is not None:
+            found = self._byte_keys.search(
+                queries.numpy(),
+                num_found=min(count + _SPARE_CANDIDATES, len(self._keys)),
+                count=count,
+                threads=torch.get_num_threads(),
+            )
+            idx, similarity, best = (torch.from_numpy(array) for array in found)
+        else:
+            cosines = queries @ self._keys.T
+            similarity, idx = nearest_keys(cosines, count)
+            best = cosines.amax(dim=0)[idx] if len(queries) else similarity
+        missing = num_candidates - count
+        if missing:
+            similarity = functional.pad(similarity, (0, missing), value=-1.0)
+            best = functional.pad(best, (0, missing), value=1.0)
+            idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
+        return idx, similarity, best
+
+
+def _principal_directions(keys: torch.Tensor, count: int) -> NDArray[np.float32]:
+    """Return the (D, d) orthonormal directions in which keys (M, D) are longest, d <= `count`."""
+    # By PyTorch, whose threads sleep afterwards: those of NumPy's BLAS keep spinning.
+    moments = (keys.T @ keys).double()
+    directions = torch.linalg.eigh(moments).eigenvectors.flip(1)
+    return directions[:, :count].to(keys.dtype).contiguous().numpy()
+
+
+def find_training_candidates(
+    features: LocalFeatures,
+    point_idx: NDArray[np.int64],
+    table: LandmarkTable,
+    statistics: LandmarkStatistics,
+    num_candidates: int,
+) -> Candidates:
+    """Search with the image's own observations left out of the landmarks it sees."""
+    seen = np.flatnonzero(point_idx >= 0)
+    landmark = statistics.landmark_of_point[point_idx[seen]]
+    seen, landmark = seen[landmark >= 0], landmark[landmark >= 0]
+    unique, position = np.unique(landmark, return_inverse=True)
+    index = table.index
+    if len(unique):
+        own = np.zeros((len(unique), features.descriptors.shape[1]))
+        np.add.at(own, position, features.descriptors[seen])
+        left = statistics.counts[unique] - np.bincount(position, minlength=len(unique))
+        others = statistics.descriptor_sums[unique] - own
+        others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
+        # A landmark seen by no other image is out of reach.
+        others[left <= 0] = -own[left <= 0]
+        index = index.replaced(unique, others.astype(np.float32))
+    return index.search(features.descriptors, num_candidates)
+
+
+def network_inputs(
+    features: LocalFeatures, camera: Camera, candidates: Candidates, table: LandmarkTable
+) -> dict[str, torch.Tensor]:
+    """Return the inputs of `LandmarkNetwork` for one image, without the batch dimension."""
+    similarity = torch.from_numpy(candidates.similarity)
+    points = table.normalized(table.points_in_map[candidates.landmark_idx])
+    keypoints, log_scales = keypoint_inputs(features, camera)
+    return {
+        'descriptors': torch.from_numpy(features.descriptors),
+        'evidence': candidate_evidence(similarity, torch.from_numpy(candidates.best_of_landmark)),
+        'candidate_points': torch.from_numpy(points),
+        'keypoints': torch.from_numpy(keypoints),
+        'log_scales': torch.from_numpy(log_scales),
+    }
+
+
+def keypoint_inputs(
+    features: LocalFeatures, camera: Camera
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the network sees of keypoints: places x/z, y/z (N, 2) and log scales (N,)."""
+    return normalized_places(camera, features.keypoints), np.log(np.maximum(features.scales, 1e-3))
+
+
+def normalized_places(camera: Camera, keypoints: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return undistorted places x/z, y/z (N, 2) of pixels (N, 2), as the network sees them."""
+    normalized = camera.normalize(keypoints).astype(np.float32)
+    normalized[np.isnan(normalized)] = 0.0
+    return np.clip(normalized, -4.0, 4.0)
+
+
+def candidate_errors_px(
+    candidates: Candidates,
+    table: LandmarkTable,
+    ideal_keypoints: NDArray[np.float64],
+    camera: Camera,
+    map_from_camera: RigidTransform,
+) -> NDArray[np.float32]:
+    """Return how far each candidate (N, C) projects from its keypoint, in px; inf behind."""
+    points = table.points_in_map[candidates.landmark_idx.reshape(-1)]
+    in_camera = map_from_camera.inverse().apply(points)
+    depth = np.where(in_camera[:, 2] > 1e-9, in_camera[:, 2], np.nan)
+    x = in_camera[:, 0] / depth * camera.fx + camera.cx
+    y = in_camera[:, 1] / depth * camera.fy + camera.cy
+    shape = candidates.landmark_idx.shape
+    error = np.hypot(
+        x.reshape(shape) - ideal_keypoints[:, :1], y.reshape(shape) - ideal_keypoints[:, 1:]
+    )
+    return np.nan_to_num(error, nan=np.inf).astype(np.float32)

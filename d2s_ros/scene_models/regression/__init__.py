@@ -1,0 +1,1 @@
+"""The regression model: the network of the D2S paper."""

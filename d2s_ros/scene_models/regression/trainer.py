@@ -1,0 +1,226 @@
+"""Training of the paper's network: coordinates and reliability regressed from descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2s_ros import distributed
+from d2s_ros.config import option, validate
+from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
+from d2s_ros.scene_models.regression.losses import (
+    coordinate_loss,
+    curriculum_tau,
+    reliability_loss,
+    reprojection_errors,
+    reprojection_weight,
+    robust_reprojection_loss,
+)
+from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
+from d2s_ros.scene_models.regression.samples import RegressionSample
+from d2s_ros.scene_models.training_loop import halving, new_network, one_cycle, run_loop
+
+_PER_KEYPOINT = ('descriptors', 'targets', 'z', 'pixels', 'depths')
+_PER_IMAGE = ('rotation', 'translation', 'intrinsics')
+
+
+@dataclass(frozen=True)
+class RegressionTrainingConfig:
+    """Options of the training loop; the defaults are published but for the number of steps."""
+
+    steps: int = option(600, 'Optimiser steps; 1.5 million as published.', minimum=0)
+    images_per_step: int = option(1, 'Images in a batch.', minimum=1)
+    keypoints_per_image: int = option(0, 'Random keypoints of each image; 0 takes all.', minimum=0)
+    learning_rate: float = option(1e-4, 'Of Adam, at its highest.', minimum=0.0)
+    schedule: str = option(
+        'halving', 'Learning rate over the run.', choices=('halving', 'one_cycle')
+    )
+    distance: str = option(
+        'squared', 'Distance of coordinates in the loss.', choices=('squared', 'plain')
+    )
+    alpha_m: float = option(1.0, 'Weight of the coordinates.', minimum=0.0)
+    alpha_u: float = option(1.0, 'Weight of the reliability.', minimum=0.0)
+    alpha_r: float = option(1.0, 'Weight of the reprojection, once it is on.', minimum=0.0)
+    reprojection_start: float = option(
+        0.8, 'Share of the run after which the reprojection counts.', minimum=0.0, maximum=1.0
+    )
+    tau_max_px: float = option(50.0, 'Curriculum of the reprojection.', unit='px', minimum=0.0)
+    tau_min_px: float = option(1.0, 'Its last value.', unit='px', minimum=1e-3)
+    min_depth_share: float = option(
+        0.1, 'Smallest depth in the reprojection, share of the true one.', minimum=1e-6
+    )
+    center_targets: bool = option(False, 'Centre and scale the coordinates.')
+    clip_norm: float = option(0.0, 'Largest norm of the gradient; 0 for no limit.', minimum=0.0)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
+    checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
+    evaluate_every: int = option(50, 'Steps between evaluations on held-out images.', minimum=1)
+    patience: int = option(
+        0, 'Evaluations without improvement before training stops; 0 never stops.', minimum=0
+    )
+    seed: int = option(0, 'Seed of all randomness.', minimum=0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def draw_regression_batch(
+    samples: Sequence[Sequence[RegressionSample]],
+    config: RegressionTrainingConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Draw random images, each as it is or as one of its augmented views.
+
+    Args:
+        samples: For each mapping image, its own sample first and then those of its views.
+        config: Options.
+        generator: Source of all randomness.
+
+    Returns:
+        The fields of `RegressionSample` stacked (B, N, ...), and mask (B, N), False for padding.
+    """
+    chosen = []
+    for index in torch.randint(
+        len(samples), (config.images_per_step,), generator=generator
+    ).tolist():
+        variants = samples[index]
+        number = 0
+        if len(variants) > 1:
+            augmented = float(torch.rand((), generator=generator)) < config.augmentation.share
+            other = int(torch.randint(1, len(variants), (), generator=generator))
+            number = other if augmented else 0
+        chosen.append(variants[number])
+    subsets = []
+    for sample in chosen:
+        order = torch.arange(len(sample))
+        if 0 < config.keypoints_per_image < len(sample):
+            order = torch.randperm(len(sample), generator=generator)[: config.keypoints_per_image]
+        subsets.append(order)
+    count = max(len(subset) for subset in subsets)
+    batch = {
+        name: torch.stack(
+            [
+                _pad(getattr(sample, name)[subset], count)
+                for sample, subset in zip(chosen, subsets, strict=True)
+            ]
+        )
+        for name in _PER_KEYPOINT
+    }
+    for name in _PER_IMAGE:
+        batch[name] = torch.stack([getattr(sample, name) for sample in chosen])
+    lengths = torch.tensor([len(subset) for subset in subsets])
+    batch['mask'] = torch.arange(count)[None, :] < lengths[:, None]
+    return batch
+
+
+def _pad(values: Tensor, count: int) -> Tensor:
+    missing = count - len(values)
+    if not missing:
+        return values
+    return torch.cat([values, values.new_zeros((missing, *values.shape[1:]))])
+
+
+def paper_loss(
+    network: D2SNetwork,
+    batch: dict[str, Tensor],
+    config: RegressionTrainingConfig,
+    step: int,
+) -> Tensor:
+    """Return L of equation (11) for a batch at a step of the run."""
+    mask = batch['mask']
+    # Attention without a mask is faster, and exact where nothing is padded.
+    points, p = network(batch['descriptors'], None if bool(mask.all()) else mask)
+    z = batch['z']
+    loss = config.alpha_m * coordinate_loss(
+        points, batch['targets'], z, squared=config.distance == 'squared'
+    )
+    loss = loss + config.alpha_u * reliability_loss(network.reliability(p), z, mask)
+    alpha_r = config.alpha_r * reprojection_weight(
+        step + 1, config.steps, config.reprojection_start
+    )
+    if alpha_r:
+        errors = reprojection_errors(
+            points,
+            batch['rotation'],
+            batch['translation'],
+            batch['intrinsics'],
+            batch['pixels'],
+            (config.min_depth_share * batch['depths']).clamp_min(1e-6),
+        )
+        tau = curriculum_tau((step + 1) / config.steps, config.tau_max_px, config.tau_min_px)
+        loss = loss + alpha_r * robust_reprojection_loss(errors, z, tau)
+    return loss
+
+
+def train_regression_network(
+    samples: Sequence[Sequence[RegressionSample]],
+    network_config: RegressionConfig,
+    config: RegressionTrainingConfig,
+    *,
+    device: str = 'cpu',
+    initial: dict[str, Tensor] | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+    held_out: Sequence[RegressionSample] = (),
+) -> tuple[D2SNetwork, dict[str, Any]]:
+    """Train from scratch, from given weights, or on from a checkpoint of the same run.
+
+    Args:
+        samples: For each mapping image, its own sample first and then those of its views.
+        network_config: Shape of the network.
+        config: Options.
+        device: 'cpu' or 'cuda'.
+        initial: State dict to start from (a previous map).
+        checkpoint: File to resume from and to save to; the result of a resumed run equals that of
+            an uninterrupted one.
+        progress: Show a progress bar.
+        on_step: Called with (step, loss) after each step; an exception ends training.
+        held_out: Samples that are not trained on, for the early stop (`patience`).
+
+    Returns:
+        The network on the CPU in eval mode, in the coordinates of the samples, and figures of the
+        run (steps, seconds, loss).
+    """
+    network = new_network(D2SNetwork, network_config, config.seed, initial).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    share = halving if config.schedule == 'halving' else one_cycle
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, config.steps))
+    generator = torch.Generator().manual_seed(config.seed)
+
+    own = distributed.share_of(config.images_per_step, equal=True)
+
+    def loss_of_step(step: int) -> Tensor:
+        batch = draw_regression_batch(samples, config, generator)
+        batch = {name: value[own].to(device) for name, value in batch.items()}
+        return paper_loss(network, batch, config, step)
+
+    def held_out_loss() -> float:
+        losses = []
+        for sample in held_out:
+            points, p = network(sample.descriptors[None].to(device))
+            targets, z = sample.targets[None].to(device), sample.z[None].to(device)
+            loss = config.alpha_m * coordinate_loss(points, targets, z, squared=False)
+            loss = loss + config.alpha_u * reliability_loss(network.reliability(p), z)
+            losses.append(float(loss) / len(sample))
+        return sum(losses) / len(losses)
+
+    figures = run_loop(
+        network,
+        optimizer,
+        scheduler,
+        generator,
+        loss_of_step,
+        config if samples else replace(config, steps=0),
+        clip_norm=config.clip_norm,
+        checkpoint=checkpoint,
+        progress=progress,
+        on_step=on_step,
+        evaluate=held_out_loss if held_out else None,
+    )
+    return network, figures

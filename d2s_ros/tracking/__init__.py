@@ -1,0 +1,1 @@
+"""What several images of one robot tell."""

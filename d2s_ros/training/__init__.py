@@ -1,1 +1,0 @@
-"""Samples, losses and training loops."""

@@ -1,0 +1,102 @@
+"""The judge of the compiled part gives what the network gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scene_models.networks import awake
+from scene_models.test_landmark_inference import CONFIG, by_network, one_image
+
+from d2s_ros.kernels import library
+from d2s_ros.kernels.judge import judge
+from d2s_ros.scene_models.landmark.compiled_scorer import CompiledJudge
+from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+
+pytestmark = pytest.mark.skipif(not library.is_available(), reason='no compiled part')
+PLAIN = replace(CONFIG, num_layers=0)
+
+
+def make(network, points):
+    return CompiledJudge(LandmarkJudge(network, points, device='cpu', dtype=torch.float32))
+
+
+def asked(judge_candidates, inputs):
+    return judge_candidates(*(value.numpy() for value in inputs))
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 4, 70])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'num_candidates': 1},
+        {'num_candidates': 2, 'width': 17},
+        {'num_frequencies': 1, 'descriptor_dim': 9},
+        {'hidden_inputs': ('descriptors',)},
+        {'hidden_inputs': ('candidate_points', 'keypoints')},
+    ],
+)
+def test_reliabilities_are_those_of_the_network(count, changes):
+    config = replace(PLAIN, **changes)
+    network = awake(config)
+    points, inputs = one_image(count, config)
+    reliability, choice = asked(make(network, points), inputs)
+    assert reliability.shape == choice.shape == (count,)
+    if not count:
+        return
+    probability = torch.softmax(by_network(network, points, inputs), dim=-1)[:, :-1].numpy()
+    # Tables of landmarks are kept in bfloat16.
+    np.testing.assert_allclose(reliability, probability.max(axis=1), atol=0.03)
+    chosen = probability[np.arange(count), choice]
+    assert (chosen >= probability.max(axis=1) - 0.03).all()
+    assert (choice == probability.argmax(axis=1)).mean() > 0.9
+
+
+def test_does_not_depend_on_threads_or_on_other_keypoints():
+    points, inputs = one_image(50, PLAIN)
+    weights = make(awake(PLAIN), points).weights
+    arrays = [value.numpy() for value in inputs]
+    one, many = (judge(weights, *arrays, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one[0], many[0])
+    np.testing.assert_array_equal(one[1], many[1])
+    alone = judge(weights, *(array[20:21] for array in arrays), threads=1)
+    assert alone[0][0] == one[0][20]
+
+
+def test_landmarks_at_other_points():
+    network = awake(PLAIN)
+    points, inputs = one_image(40, PLAIN)
+    other = points.clone()
+    other[5:30] += 0.4
+    moved = make(network, points).with_points(other)
+    np.testing.assert_array_equal(asked(moved, inputs)[0], asked(make(network, other), inputs)[0])
+    assert np.abs(asked(moved, inputs)[0] - asked(make(network, points), inputs)[0]).max() > 1e-3
+
+
+def test_extreme_inputs_give_numbers():
+    points, inputs = one_image(8, PLAIN)
+    descriptors, landmark_idx, similarity, _, keypoints, log_scales = inputs
+    similarity = torch.ones_like(similarity)
+    found, _ = asked(
+        make(awake(PLAIN), points),
+        (descriptors, landmark_idx, similarity, similarity, 4.0 * keypoints.sign(), log_scales),
+    )
+    assert np.isfinite(found).all()
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_attention_is_not_compiled():
+    points, _ = one_image(1)
+    with pytest.raises(ValueError, match='attention'):
+        make(awake(CONFIG), points)
+
+
+def test_other_shapes_are_errors():
+    points, inputs = one_image(6, PLAIN)
+    weights = make(awake(PLAIN), points).weights
+    arrays = [value.numpy() for value in inputs]
+    with pytest.raises(ValueError, match='do not fit'):
+        judge(weights, np.zeros((6, 3), np.float32), *arrays[1:], threads=1)

@@ -1,0 +1,178 @@
+"""What a GPU computes in one go is what the stages compute one by one; tried on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import FrameList
+
+from d2s_ros.evaluation.operations import OperationCounter
+from d2s_ros.features.extractor import FeatureConfig, create_extractor
+from d2s_ros.features.superpoint import SuperPoint, SuperPointNet, pad_to_cells
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.map_building.pipeline import budget, build_map
+from d2s_ros.scene_models.landmark.cuda_graph import FrameRecorder
+from d2s_ros.scene_models.landmark.gpu import DeviceStages
+from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.table import LandmarkIndex
+
+
+@pytest.fixture(scope='module')
+def superpoint_map(small_map, tmp_path_factory):
+    """Return the path of a map of the images of `small_map`, with SuperPoint."""
+    features = FeatureConfig(name='superpoint', max_keypoints=512)
+    config = budget('quick', features=features)
+    training = replace(config.training, steps=20, images_per_step=2, keypoints_per_image=256)
+    path = tmp_path_factory.mktemp('superpoint') / 'map'
+    build_map(
+        FrameList(small_map.frames),
+        path,
+        replace(config, training=training, keep_update_data=False),
+        device='cpu',
+        progress=False,
+    )
+    return path
+
+
+@pytest.fixture
+def localizers(superpoint_map):
+    """Return a localizer as on a CPU, and one that computes as on a GPU, both in float32."""
+    plain, whole = (
+        Localizer.from_map(superpoint_map, device='cpu', precision='fp32') for _ in range(2)
+    )
+    whole._use_device_stages()
+    return plain, whole
+
+
+def test_poses_are_the_same(localizers, small_map):
+    plain, whole = localizers
+    localized = 0
+    for frame in small_map.frames[::4]:
+        expected = plain.localize(frame.image, frame.camera, details=True)
+        found = whole.localize(frame.image, frame.camera, details=True)
+        assert found.status is expected.status
+        assert found.num_keypoints == expected.num_keypoints
+        np.testing.assert_allclose(found.details.keypoints, expected.details.keypoints, atol=1e-3)
+        np.testing.assert_allclose(
+            found.details.reliability, expected.details.reliability, atol=2e-3
+        )
+        if expected.map_from_camera is None:
+            continue
+        localized += 1
+        np.testing.assert_allclose(
+            found.map_from_camera.matrix, expected.map_from_camera.matrix, atol=1e-3
+        )
+    assert localized >= 3
+
+
+def test_distorted_and_large_images(localizers, small_map):
+    """Places are read from a table of pixels: of the given image, not of the resized one."""
+    _, whole = localizers
+    extractor = create_extractor(
+        FeatureConfig(name='superpoint', max_keypoints=256, max_size=160), precision='fp32'
+    )
+    frame = small_map.frames[2]
+    camera = frame.camera
+    bent = Camera(
+        'plumb_bob', camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy,
+        (-0.2, 0.05, 0.001, 0.0, 0.0),
+    )  # fmt: skip
+    stages = whole._device_stages
+    stages._extractor = extractor
+    found = stages.observe(frame.image, bent).features
+    expected = extractor.extract(frame.image)
+    np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=1e-3)
+    table = stages._places_of(bent)[0].permute(1, 2, 0).numpy()
+    pixel = np.rint(found.keypoints).astype(int)
+    np.testing.assert_allclose(
+        table[pixel[:, 1], pixel[:, 0]], bent.normalize(pixel.astype(float)), atol=1e-5
+    )
+
+
+def test_an_empty_image(localizers, small_map):
+    plain, whole = localizers
+    frame = small_map.frames[0]
+    black = np.zeros_like(frame.image)
+    expected, found = (by.localize(black, frame.camera) for by in (plain, whole))
+    assert not found.localized
+    assert (found.status, found.num_keypoints) == (expected.status, expected.num_keypoints)
+
+
+def test_nothing_waits_for_the_device():
+    """On PyTorch's device without data, what would need a number of the device is an error."""
+    extractor = SuperPoint(
+        SuperPointNet(),
+        FeatureConfig(name='superpoint', max_keypoints=512),
+        weights_hash='',
+        device='meta',
+    )
+    config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, num_layers=0)
+    judge = LandmarkJudge(
+        LandmarkNetwork(config), torch.rand(300, 3), device='meta', dtype=torch.float32
+    )
+    index = LandmarkIndex(np.ones((300, 256), np.float32), device='meta', exact=True)
+    stages = DeviceStages(extractor, index, judge, config.num_candidates)
+    image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
+    places = torch.zeros((1, 2, 236, 320), device='meta')
+    with OperationCounter() as counter:
+        table = stages.compute(image, (118, 160), np.array([2.0, 2.0]), places)
+    assert table.shape == (512, 5 + 3 * config.num_candidates)
+    assert counter.to_host == counter.to_device == 0
+    assert counter.operations.total() < 400
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_one_transfer_in_and_one_out_of_a_frame(superpoint_map, small_map):
+    plain = Localizer.from_map(superpoint_map, device='cpu', precision='fp32')
+    whole = Localizer.from_map(superpoint_map, device='cuda', precision='fp32')
+    frame = small_map.frames[4]
+    whole.localize(frame.image, frame.camera)
+    with torch.inference_mode(), OperationCounter() as counter:
+        found = whole.localize(frame.image, frame.camera)
+    assert (counter.to_device, counter.to_host) == (1, 1)
+    expected = plain.localize(frame.image, frame.camera)
+    np.testing.assert_allclose(
+        found.map_from_camera.matrix, expected.map_from_camera.matrix, atol=1e-3
+    )
+
+
+def test_what_cannot_be_recorded_runs_one_by_one(caplog):
+    """PyTorch without CUDA refuses to record, as a GPU does that is short of memory."""
+    if torch.cuda.is_available():
+        pytest.skip('here a recording succeeds')
+    recorder = FrameRecorder(torch.device('cpu'))
+    recorder._refused = False
+    images = [torch.full((8, 8), value, dtype=torch.uint8) for value in range(12)]
+    for kind in ('a', 'b'):
+        for image in images:
+            found = recorder.run(kind, lambda image: image.float() + 1, image)
+            assert torch.equal(found, image.float() + 1)
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert 'cannot be recorded as a CUDA graph' in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_map, caplog):
+    plain, recorded = (
+        Localizer.from_map(superpoint_map, device='cuda', precision='fp32') for _ in range(2)
+    )
+    plain._device_stages._recorder._refused = True
+    straight = small_map.frames[0].camera
+    bent = replace(straight, model='plumb_bob', distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
+    for camera in (straight, bent):
+        for frame in small_map.frames[:8]:
+            expected = plain.localize(frame.image, camera, details=True)
+            found = recorded.localize(frame.image, camera, details=True)
+            assert found.status is expected.status
+            np.testing.assert_allclose(
+                found.details.keypoints, expected.details.keypoints, atol=1e-2
+            )
+        assert recorded._device_stages._recorder._recorded is not None
+    assert not caplog.records

@@ -1,0 +1,1 @@
+"""Training of SuperPoint weights: `python -m tools.superpoint_training --help`."""
