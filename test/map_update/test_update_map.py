@@ -122,7 +122,7 @@ def test_an_interrupted_update_goes_on_and_gives_the_same(logs, map_path, tmp_pa
     with pytest.raises(PulledPlugError):
         update_map(map_path, [logs / 'dusk'], CONFIG, device='cpu', progress=interrupt)
     assert everything(map_path) == before
-    assert list((map_path / '.updates' / 'work').glob('run-*/log-000.safetensors'))
+    assert list((map_path / '.updates' / 'work').glob('run-*/log-000.log'))
     other = shutil.copytree(map_path, tmp_path / 'fresh', ignore=shutil.ignore_patterns('work'))
     resumed = update_map(map_path, [logs / 'dusk'], CONFIG, device='cpu')
     straight = update_map(other, [logs / 'dusk'], CONFIG, device='cpu')
