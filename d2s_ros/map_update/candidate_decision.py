@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.localization.result import LocalizationResult
-from d2s_ros.map_building.pipeline import collect_update_data
 from d2s_ros.map_update.candidate import Candidate, train_as_published, train_candidate
 from d2s_ros.map_update.context import UpdateContext
 from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
 from d2s_ros.map_update.growth import GrownMap
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.scene_map import SceneMap
-from d2s_ros.maps.update_data import make_reconstruction, statistics_of
-from d2s_ros.reconstruction.reconstruction import Reconstruction
+from d2s_ros.maps.update_data import collect_update_data, statistics_of
+from d2s_ros.reconstruction.reconstruction import Reconstruction, make_reconstruction
 
 
 def propose_candidate(
@@ -97,7 +96,14 @@ def propose_candidate(
         ),
     )
     limited, logs = _limit_images(grown, config.max_update_images)
-    return decision, scene_map, collect_update_data(limited, context.build_config, logs)
+    build = context.build_config
+    update_data = collect_update_data(
+        limited,
+        max_keypoints=build.update_keypoints,
+        max_megabytes=build.max_update_mb,
+        logs=logs,
+    )
+    return decision, scene_map, update_data
 
 
 def _train(context: UpdateContext, grown: GrownMap, keep: NDArray[np.int64] | None) -> Candidate:

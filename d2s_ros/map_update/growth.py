@@ -18,13 +18,14 @@ from d2s_ros.map_update.growth_matching import (
 )
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.point_upkeep import find_forgotten, split_prototypes, usefulness
-from d2s_ros.maps.update_data import MappingData, make_reconstruction, point_groups
+from d2s_ros.maps.update_data import MappingData, point_groups
 from d2s_ros.reconstruction.reconstruction import (
     MappedImage,
     Reconstruction,
     ReconstructionConfig,
-    triangulate,
+    make_reconstruction,
 )
+from d2s_ros.reconstruction.triangulation import triangulate
 from d2s_ros.scene_models.landmark.table import LandmarkStatistics, LandmarkTable, build_landmarks
 
 

@@ -12,12 +12,8 @@ from d2s_ros.data.array_log import StageLog
 from d2s_ros.map_update.config import GrowthConfig
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.update_data import MappingData
-from d2s_ros.reconstruction.reconstruction import (
-    ImageInput,
-    MappedImage,
-    ReconstructionConfig,
-    match_pairs,
-)
+from d2s_ros.reconstruction.pair_matching import match_pairs
+from d2s_ros.reconstruction.reconstruction import ImageInput, MappedImage, ReconstructionConfig
 from d2s_ros.reconstruction.retrieval import nearest_images
 
 #: (M, 2) keypoint indices of matches between images i and j, for pairs (i, j), i < j.

@@ -10,7 +10,7 @@ import numpy as np
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_update.config import LabelConfig
 from d2s_ros.map_update.label_database import LabelDatabase, LabelledFrame, solve_labels
-from d2s_ros.maps.scene_map import Calibration
+from d2s_ros.maps.manifest import Calibration
 
 _logger = logging.getLogger(__name__)
 

@@ -35,7 +35,9 @@ from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.ledger import UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
 from d2s_ros.map_update.pseudo_labels import label_frames
-from d2s_ros.maps.scene_map import UPDATES_FOLDER, MapStore, SceneMap
+from d2s_ros.maps.files import UPDATES_FOLDER
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import MappingData
 
 _logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from d2s_ros.map_update.log_consistency import (
     find_unconnected,
     find_wrong_focal_lengths,
 )
-from d2s_ros.maps.scene_map import Calibration
+from d2s_ros.maps.manifest import Calibration
 from d2s_ros.maps.update_data import MappingData
 
 #: Frames of the same log this close in order are tried as neighbours.

@@ -14,7 +14,9 @@ from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
-from d2s_ros.maps.scene_map import MapStore, SceneMap, verify
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
