@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
 from d2s_ros.localization.result import LocalizationResult
@@ -26,7 +27,6 @@ from d2s_ros.maps.scene_map import Calibration
 from d2s_ros.maps.update_data import MappingData, point_groups
 from d2s_ros.reconstruction.matching import match_mutual, match_near
 from d2s_ros.reconstruction.retrieval import nearest_images
-from d2s_ros.scene_models.landmark.table import detection_sigma_px
 
 _logger = logging.getLogger(__name__)
 
