@@ -21,6 +21,7 @@ from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_gr
 from d2s_ros.features.superpoint import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.kernels.library import is_available
 from d2s_ros.localization.compute_budget import FULL, Effort
 from d2s_ros.localization.config import LocalizerConfig
@@ -40,6 +41,7 @@ from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, median_of, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.scene_models.base import SceneCoordinates
 from d2s_ros.scene_models.landmark.compiled_scorer import CompiledJudge
 from d2s_ros.scene_models.landmark.gpu import DeviceStages, Observation
 from d2s_ros.scene_models.landmark.inference import LandmarkJudge
@@ -47,10 +49,8 @@ from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkIndex,
     LandmarkTable,
-    detection_sigma_px,
     keypoint_inputs,
 )
-from d2s_ros.scene_models.types import SceneCoordinates
 from d2s_ros.threads import one_thread
 
 #: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.

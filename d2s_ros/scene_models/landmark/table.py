@@ -20,6 +20,7 @@ from torch.nn import functional
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.kernels.search import ByteKeys, can_search
 from d2s_ros.reconstruction.reconstruction import Reconstruction
@@ -99,15 +100,6 @@ class LandmarkStatistics:
     descriptor_sums: NDArray[np.float64]
     counts: NDArray[np.int64]
     landmark_of_point: NDArray[np.int64]
-
-
-def detection_sigma_px(scales: NDArray[np.float32], exponent: float = 0.3) -> NDArray[np.float64]:
-    """Return the relative detection noise (N,) of keypoints of given scales (N,).
-
-    Measured on four scenes: the residual of tracks grows from scale 1 to scale 20 by a factor of
-    about two, far less than in proportion.
-    """
-    return np.asarray(np.maximum(scales, 1.0), dtype=np.float64) ** exponent
 
 
 def build_landmarks(
