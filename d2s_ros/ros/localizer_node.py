@@ -24,8 +24,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
+from d2s_ros import kernels
 from d2s_ros.errors import D2SError, InputError
-from d2s_ros.kernels.library import is_available
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.memory import keep_freed_memory
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_loader, tf
@@ -250,11 +250,8 @@ class LocalizerNode(LifecycleNode):
             f'map {config.map}, version {self._loaded.version}, frame '
             f'{self._loaded.map_frame!r}, device {self._loaded.device}'
         )
-        if not is_available():
-            self.get_logger().warning(
-                'the compiled part of the package is missing: images take longer; install the '
-                'package again where there is a C compiler'
-            )
+        if warning := kernels.fallback_warning():
+            self.get_logger().warning(warning)
         return super().on_configure(state)
 
     def _load(self) -> LoadedMap:
