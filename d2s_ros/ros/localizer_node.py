@@ -16,8 +16,8 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from d2s_ros import kernels
 from d2s_ros.errors import D2SError
-from d2s_ros.kernels.library import is_available
 from d2s_ros.memory import keep_freed_memory
 from d2s_ros.ros import diagnostics, map_loader, tf
 from d2s_ros.ros.frame_pipeline import CameraInfos, QueuedImage
@@ -177,11 +177,8 @@ class LocalizerNode(LifecycleNode):
             f'map {config.map}, version {loaded.version}, frame {loaded.map_frame!r}, '
             f'device {loaded.device}'
         )
-        if not is_available():
-            self.get_logger().warning(
-                'the compiled part of the package is missing: images take longer; install the '
-                'package again where there is a C compiler'
-            )
+        if warning := kernels.fallback_warning():
+            self.get_logger().warning(warning)
         return super().on_configure(state)
 
     def _activate(self, state: LifecycleState) -> TransitionCallbackReturn:
