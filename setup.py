@@ -82,7 +82,8 @@ setup(
     install_requires=[
         'numpy>=1.21.6',
         'opencv-python-headless>=4.5.4',
-        'torch>=2.1',
+        # Before 2.6, torch.load(weights_only=True) can run code of the file (CVE-2025-32434).
+        'torch>=2.6',
         'safetensors>=0.4',
         'poselib>=2.0.4',
         'pycolmap>=3.12',
