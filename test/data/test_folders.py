@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from d2s_ros.data.bags import BagSource
 from d2s_ros.data.colmap_model import ColmapSource, read_colmap_model
 from d2s_ros.data.image_folder import ImageFolderSource, read_calibration, times_from_names
-from d2s_ros.data.sources import open_source
+from d2s_ros.data.sources import LogOptions, open_source
 from d2s_ros.errors import BagError, CalibrationError, InputError, UsageError
 from d2s_ros.geometry.transforms import RigidTransform
 
@@ -276,12 +276,12 @@ def test_open_source_tells_the_kinds_apart(folder, tmp_path):
     write_model(tmp_path / 'colmap')
     assert isinstance(open_source(tmp_path / 'colmap'), ColmapSource)
     with pytest.raises(UsageError, match='no topics'):
-        open_source(folder, image_topic='/image')
+        open_source(folder, options=LogOptions(image_topic='/image'))
     (tmp_path / 'list.txt').write_text('# names\n10.jpg\n\n1.jpg\n')
     assert open_source(folder, image_list=tmp_path / 'list.txt').names == ('1.jpg', '10.jpg')
     with pytest.raises(UsageError, match='image list'):
         open_source(bag, image_list=tmp_path / 'list.txt')
-    calibrated = open_source(bag, calibration=folder / 'calibration.yaml')
+    calibrated = open_source(bag, options=LogOptions(calibration=str(folder / 'calibration.yaml')))
     assert next(iter(calibrated)).camera == CAMERA
 
 
