@@ -45,6 +45,7 @@ def check_input(target: Target, data: bytes, folder: Path) -> dict[str, Any] | N
     before = _peak_kilobytes()
     started = time.process_time()
     finding: dict[str, Any] | None = None
+    signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
     try:
         target.read(data, folder)
@@ -93,7 +94,6 @@ def main() -> int:
     target.seeds()
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGPROF, _too_long)
     with tempfile.TemporaryDirectory(prefix='d2s_fuzz_') as root:
         for seed in range(first, first + count):
             sys.stdout.write(json.dumps({'seed': seed}) + '\n')
