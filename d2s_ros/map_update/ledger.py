@@ -32,7 +32,7 @@ class UpdateLedger:
     """The used logs of one map."""
 
     def __init__(self, map_path: str | os.PathLike[str]) -> None:
-        self.folder = Path(map_path) / UPDATES_FOLDER
+        self.folder = Path(map_path).expanduser() / UPDATES_FOLDER
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what is recorded, oldest first; a damaged ledger counts as empty."""
