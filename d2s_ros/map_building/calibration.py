@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.features.extractor import FeatureExtractor
 from d2s_ros.geometry.cameras import projection_jacobian
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import evidence
@@ -27,7 +28,6 @@ from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkStatistics,
     LandmarkTable,
-    detection_sigma_px,
 )
 
 #: Median of the chi-square distribution with six degrees of freedom.

@@ -21,6 +21,7 @@ from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
 from d2s_ros.map_building.calibration import calibrate, images_to_judge, thinned
@@ -58,7 +59,6 @@ from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkStatistics,
     build_landmarks,
-    detection_sigma_px,
 )
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
 from d2s_ros.scene_models.regression.augmentation import AugmentationConfig

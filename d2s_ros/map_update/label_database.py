@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
 from d2s_ros.map_update.keyframes import Keyframe
@@ -16,7 +17,6 @@ from d2s_ros.maps.manifest import Calibration
 from d2s_ros.maps.update_data import MappingData, point_groups
 from d2s_ros.reconstruction.matching import match_mutual, match_near
 from d2s_ros.reconstruction.retrieval import nearest_images
-from d2s_ros.scene_models.landmark.table import detection_sigma_px
 
 
 @dataclass(frozen=True, eq=False)
