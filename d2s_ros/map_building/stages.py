@@ -26,7 +26,7 @@ from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.maps.files import BUILDING_SUFFIX, LOCK_FILE
+from d2s_ros.maps.files import BUILDING_SUFFIX, LOCK_FILE, open_lock
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class BuildStages:
         folder = root.with_name(root.name + BUILDING_SUFFIX)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / LOCK_FILE, 'w')  # noqa: SIM115
+            self._lock = open_lock(folder / LOCK_FILE)
         except OSError as error:
             _logger.warning(
                 'cannot write %s (%s): an interrupted build will start from the beginning',

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from d2s_ros.errors import InputError
-from d2s_ros.maps.files import UPDATES_FOLDER
+from d2s_ros.maps.files import UPDATES_FOLDER, open_lock
 
 _LEDGER = 'ledger.json'
 
@@ -67,7 +67,7 @@ class UpdateLedger:
             UpdateRunningError: if another update holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / 'lock', 'w') as handle:
+        with open_lock(self.folder / 'lock') as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from d2s_ros.errors import MapFormatError
 
@@ -57,6 +58,21 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
                 'map or build it again'
             )
         return file.read(max_bytes)
+
+
+def open_lock(path: Path, *, create: bool = True) -> IO[bytes]:
+    """Open a file to lock; never waits for a pipe.
+
+    Raises:
+        MapFormatError: it is no regular file.
+        OSError: it cannot be opened, or is missing and not to be made.
+    """
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise MapFormatError(f'{path} is not a regular file; delete it')
+    return open(descriptor, 'r+b')
 
 
 def list_versions(root: Path) -> list[str]:

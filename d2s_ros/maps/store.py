@@ -28,6 +28,7 @@ from d2s_ros.maps.files import (
     current_text,
     list_versions,
     manifest_file_digest,
+    open_lock,
     read_current,
     sync_folder,
     write_synced,
@@ -288,7 +289,7 @@ class MapStore:
                 (self.root / 'versions').mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 try:
-                    handle = stack.enter_context(open(path, 'w'))
+                    handle = stack.enter_context(open_lock(path))
                 except FileNotFoundError:
                     # Another writer that failed removed the folder it had made.
                     if create:
@@ -322,7 +323,7 @@ def _hold(stack: contextlib.ExitStack, lock: Path, who: str) -> None:
         UsageError: somebody else holds it.
     """
     try:
-        handle = stack.enter_context(open(lock, 'r+'))  # noqa: SIM115
+        handle = stack.enter_context(open_lock(lock, create=False))
     except (FileNotFoundError, NotADirectoryError):
         return
     try:

@@ -105,7 +105,8 @@ def version_token(path: str) -> str | None:
             return f'{current.readlink()}'
         if current.is_file():
             # Whatever stands there is but compared; opening the map says what is wrong with it.
-            return current.read_bytes()[:4096].decode(errors='replace').strip()
+            with open(current, 'rb') as file:
+                return file.read(4096).decode(errors='replace').strip()
         stat = folder.stat()
         return f'{stat.st_ino}:{stat.st_mtime_ns}'
     except OSError:

@@ -281,3 +281,15 @@ def test_files_larger_than_they_can_be_are_not_read(root):
     os.truncate(file, 1 << 40)
     with pytest.raises(MapFormatError, match=f'at most {size} are expected'):
         SceneMap.open(root)
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(root):
+    lock = root / '.lock'
+    lock.unlink()
+    os.mkfifo(lock)
+    for action in (MapStore(root).strip, lambda: MapStore(root).write(make_map(2))):
+        with pytest.raises(MapFormatError, match='not a regular file'):
+            action()
+    lock.unlink()
+    MapStore(root).write(make_map(2))
+    assert SceneMap.open(root).manifest.version == '0002'
