@@ -13,6 +13,9 @@ from d2s_ros.config import option, validate
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.ros.names import clean_names
+
+_FRAMES = ('map_frame', 'odom_frame', 'base_frame', 'camera_frame', 'frame_prefix')
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,23 @@ class LocalizerNodeConfig:
         unit='s',
         minimum=0.0,
         maximum=10.0,
+    )
+    transform_rate: float = option(
+        20.0,
+        'map->odom of the last pose is sent again so often while images are refused, so that '
+        'others find it at the present; 0 sends it with localized images only.',
+        unit='Hz',
+        minimum=0.0,
+        maximum=200.0,
+        read_only=True,
+    )
+    transform_hold: float = option(
+        10.0,
+        'How long map->odom is sent again after the last localized image, while odometry goes on; '
+        'then it ends with an ERROR.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
     )
     transform_timeout: float = option(
         0.1,
@@ -251,6 +271,7 @@ class LocalizerNodeConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        clean_names(self, paths=('map', 'weights'), frames=_FRAMES)
         if self.base_from_camera and len(self.base_from_camera) != 7:
             raise ConfigError(
                 f'base_from_camera needs 7 numbers tx ty tz qx qy qz qw, found '
