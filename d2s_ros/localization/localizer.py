@@ -91,6 +91,7 @@ class Localizer:
         self.device = device
         self.config = config or LocalizerConfig()
         manifest = scene_map.manifest
+        self._origin = scene_map.origin
         if extractor.weights_hash != manifest.features_hash:
             raise MapFormatError(
                 f'the map was built with {manifest.features.name} features '
@@ -297,6 +298,8 @@ class Localizer:
         if prior is not None and candidates is not None and outcome in _PRIOR_MAY_HELP:
             known = prior()
             if known is not None:
+                if self._origin.any():
+                    known = known.moved(-self._origin)
                 expected = self._solve_near(known, features, camera, coordinates, candidates, scale)
         if expected is not None:
             outcome, reason = status.LOCALIZED, ''
@@ -323,7 +326,7 @@ class Localizer:
                 coordinates.points_in_map.astype(np.float32),
                 estimate,
             )
-        return LocalizationResult(
+        result = LocalizationResult(
             outcome,
             reason,
             estimate.camera_from_map.inverse() if localized and estimate else None,
@@ -338,6 +341,8 @@ class Localizer:
             estimate.focal_error if estimate is not None else (0.0, float('inf')),
             with_prior=expected is not None,
         )
+        # All is computed relative to the origin; only what comes in and goes out is not.
+        return result.moved(self._origin) if self._origin.any() else result
 
     def _judge(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -39,16 +39,17 @@ class FrameDetails:
         reliability: (N,) float32 in [0, 1].
         reliable: (N,) bool, given to the pose solver.
         inlier: (N,) bool, agrees with the pose (all False without one).
-        points_in_map: (N, 3) float32, predicted scene coordinates in the map frame.
-        estimate: What the solver found, before the gates; for studies of the gates, never to be
-            acted on. None if it found nothing.
+        points_in_map: (N, 3) predicted scene coordinates in the map frame; float32, or float64 in
+            maps with an origin.
+        estimate: What the solver found, before the gates and relative to the map's origin; for
+            studies of the gates, never to be acted on. None if it found nothing.
     """
 
     keypoints: NDArray[np.float32]
     reliability: NDArray[np.float32]
     reliable: NDArray[np.bool_]
     inlier: NDArray[np.bool_]
-    points_in_map: NDArray[np.float32]
+    points_in_map: NDArray[np.floating[Any]]
     estimate: PoseEstimate | None = None
 
 
@@ -85,6 +86,17 @@ class LocalizationResult:
     num_used: int = 0
     focal_error: tuple[float, float] = (0.0, float('inf'))
     with_prior: bool = False
+
+    def moved(self, offset: NDArray[np.float64]) -> LocalizationResult:
+        """Return the result with its pose and points moved by an offset (3,) of the map frame."""
+        pose, details = self.map_from_camera, self.details
+        if details is not None:
+            details = replace(details, points_in_map=details.points_in_map + offset)
+        return replace(
+            self,
+            map_from_camera=None if pose is None else pose.moved(offset),
+            details=details,
+        )
 
     @property
     def localized(self) -> bool:
