@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from d2s_ros import distributed
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
     from d2s_ros.map_building.shared_training import join_build
 
