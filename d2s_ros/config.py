@@ -25,6 +25,7 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     read_only: bool = False,
+    experiment: str = '',
 ) -> Any:
     """Declare a dataclass field with the metadata that parameters and docs are made from.
 
@@ -35,6 +36,7 @@ def option(
         minimum, maximum: Inclusive range of numbers.
         choices: Allowed strings.
         read_only: As a ROS parameter, not changeable while the node runs.
+        experiment: Where its value comes from: an id of docs/experiments.md, or words.
     """
     metadata = {
         'description': description,
@@ -43,8 +45,15 @@ def option(
         'maximum': maximum,
         'choices': choices,
         'read_only': read_only,
+        'experiment': experiment,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def same_option(cls: type[Any], name: str) -> Any:
+    """Declare a field with the default and the metadata of an option of another dataclass."""
+    declared = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return dataclasses.field(default=declared.default, metadata=declared.metadata)
 
 
 def validate(config: Any, path: str = '') -> None:

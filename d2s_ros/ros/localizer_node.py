@@ -709,7 +709,12 @@ class LocalizerNode(LifecycleNode):
                     f'{result.num_keypoints} keypoints'
                 )
             picture = debug_view.draw(
-                outcome.image, details, text, outcome.localized, self.config.debug_image_size
+                outcome.image,
+                details,
+                text,
+                outcome.localized,
+                self.config.debug_image_size,
+                () if result is None else result.checks,
             )
             self._outputs['d2s/debug_image'].publish(
                 conversions.image_to_msg(picture, outcome.stamp_ns, outcome.camera_frame)
