@@ -34,13 +34,13 @@ class PoseEvidence:
     """What is known of a pose, and of the image it was found in.
 
     A check of which nothing is known is not made: of the extent and of moved objects without a
-    scene depth, of chance without a scale of it, of the focal length where nothing is told.
+    scene depth, of chance without a scale of it, of the focal length without an estimate of it.
 
     Attributes:
         camera: Of the image.
         estimate: What the solver found; None if nothing.
         num_used: Correspondences that were given to the solver.
-        threshold_px: How close inliers are, px.
+        threshold_px: How close inliers are, px; of use with `chance_scale`.
         num_reliable: Reliable keypoints, those of other hypotheses included; 0 if unknown.
         expected_inliers: Inliers expected of the correspondences: the sum of their reliabilities.
             Far fewer are a sign of wrong intrinsics. Infinite if unknown: then all of them.
@@ -54,7 +54,7 @@ class PoseEvidence:
     camera: Camera
     estimate: PoseEstimate | None
     num_used: int
-    threshold_px: float
+    threshold_px: float = 0.0
     num_reliable: int = 0
     expected_inliers: float = float('inf')
     chance_median: float = 0.0
