@@ -166,7 +166,7 @@ class GateConfig:
     )
     max_old_logs: int = option(
         10,
-        'Logs judged one by one; with more, those between the first and the latest are one.',
+        'Logs compared one by one; with more, those between the first and the latest are one.',
         minimum=3,
     )
     confidence: float = option(0.9, 'Of the bootstrap interval.', minimum=0.5, maximum=0.999)
@@ -186,7 +186,7 @@ class UpdateConfig:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     holdout_every: int = option(
-        4, 'Every n-th keyframe is never labelled and judges the candidate.', minimum=2
+        4, 'Every n-th keyframe is never labelled; the candidate is compared on it.', minimum=2
     )
     steps: int = option(300, 'Training steps.', minimum=0)
     steps_per_image: int = option(5, 'Fewer steps where this times the images is less.', minimum=1)

@@ -68,7 +68,7 @@ class UpdateContext:
         config: Options.
         device: 'cpu' or 'cuda'.
         folder: What a resumed run needs.
-        status: Told of each step.
+        status: Notes each step.
         show_progress: Whether to show progress bars.
     """
 

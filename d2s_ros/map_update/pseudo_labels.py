@@ -53,7 +53,7 @@ def label_frames(
 
     Args:
         keyframes: Frames; nothing is known of their poses.
-        held_out: Frames that judge the candidate: verified, but never a source of labels.
+        held_out: Frames to compare the candidate on: verified, but never a source of labels.
         data: The mapping images.
         recipe: 'verified' or 'paper'.
         config: Options.

@@ -275,6 +275,10 @@ def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
     ideal = camera.undistort(features.keypoints)
     alone = solve_pose(ideal, points, camera.ideal, sigmas_px=np.ones(120))
     assert pose_error(alone.camera_from_map.inverse(), thing @ scene)[0] < 0.05
+    # So does a localizer to which no spread is doubtful.
+    content = with_limits(localizer, doubtful_spread=0.0)
+    _, first = content._solve_best(features, camera, coordinates, np.arange(120), None)
+    assert pose_error(first.camera_from_map.inverse(), thing @ scene)[0] < 0.05
 
 
 def near(pose, offset_m, offset_deg, sigma_m=0.03, sigma_deg=0.5):
