@@ -55,7 +55,7 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether the value keeps the limit; what is not a number does not."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+        return bool(self.value >= self.limit if self.at_least else self.value <= self.limit)
 
     @property
     def comparison(self) -> str:
