@@ -70,7 +70,7 @@ class UpdateContext:
         log_options: Topics and calibration of the logs.
         device: 'cpu' or 'cuda'.
         folder: What a resumed run needs.
-        status: Told of each step.
+        status: Notes each step.
         show_progress: Whether to show progress bars.
     """
 

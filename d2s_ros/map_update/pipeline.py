@@ -30,12 +30,12 @@ from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.candidate_decision import propose_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.context import Progress, UpdateContext, UpdateStatus
-from d2s_ros.map_update.gate import PromotionDecision
 from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
 from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
+from d2s_ros.map_update.promotion import PromotionDecision
 from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.maps.files import UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
@@ -182,7 +182,7 @@ class _Run:
         if incumbent.landmark_table is None:
             raise InputError(
                 'maps with the regression head cannot be updated: no image can be left out of '
-                'them, so nothing could judge the update; build a map with landmarks'
+                'them, so nothing could compare the update; build a map with landmarks'
             )
         data = MappingData.from_map(incumbent)
         extractor: FeatureExtractor = create_extractor(
@@ -241,11 +241,11 @@ class _Run:
         frames, grown = self._label(keyframes, held_out, known)
         records += [_record(frame) for frame in frames]
         used = [frame for frame in frames if frame.usable and not frame.held_out]
-        judges = [frame for frame in frames if frame.held_out and frame.map_from_camera is not None]
+        compared = [f for f in frames if f.held_out and f.map_from_camera is not None]
         counts = {
             'frames': len(records),
             'used': len(used),
-            'held_out': len(judges),
+            'held_out': len(compared),
             'dropped': sum(record.outcome == 'dropped' for record in records),
         }
         status.step('growth', 65, **counts)
@@ -267,7 +267,7 @@ class _Run:
             for keyframe, result in zip(keyframes, known, strict=True)
         }
         decision, candidate, update_data = propose_candidate(
-            context, grown, used, judges, results, figures
+            context, grown, used, compared, results, figures
         )
         figures['seconds'] = dict(status.seconds)
         manifest = replace(
@@ -342,10 +342,10 @@ class _Run:
             published = label_frames(
                 keyframes, held_out, context.data, 'paper', context.config.labels
             )
-            # Frames that judge need a reference pose whatever the recipe is.
+            # Held-out frames need a reference pose whatever the recipe is.
             return [
-                judge_frame if judge_frame.held_out else frame
-                for judge_frame, frame in zip(frames, published, strict=True)
+                referenced if referenced.held_out else frame
+                for referenced, frame in zip(frames, published, strict=True)
             ], None
         grown: GrownMap | None = None
         matches: dict[tuple[str, str], NDArray[np.int64]] = {}

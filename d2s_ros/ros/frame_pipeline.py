@@ -18,7 +18,7 @@ from d2s_ros.data.calibration import CameraInfoValues, doubt_unrectified
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, RateController
-from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
@@ -220,7 +220,7 @@ class FramePipeline:
         self.info_problem = ''
         self._focal_watch = FocalWatch()
         #: Share by which the focal length of several images may be off.
-        self.max_focal_error = LocalizerConfig.max_focal_error
+        self.max_focal_error = Limits.max_focal_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
         #: Lowers the effort to hold a rate; None always does all.

@@ -86,7 +86,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         scene_map,
         device=device,
         weights=config.weights or None,
-        config=config.localizer,
+        config=config.localizer.localizer_config(),
         precision=config.precision,
     )
     return LoadedMap(
