@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     from d2s_ros.errors import UsageError
     from d2s_ros.features.extractor import create_extractor
-    from d2s_ros.features.superpoint import SuperPoint
+    from d2s_ros.features.superpoint.extractor import SuperPoint
     from d2s_ros.localization.onnx_export import export_map
     from d2s_ros.maps.scene_map import SceneMap
 

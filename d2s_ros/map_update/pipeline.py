@@ -23,18 +23,19 @@ from d2s_ros.config import to_dict
 from d2s_ros.data.sources import LogOptions
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import D2SError, InputError, MapFormatError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.candidate_decision import propose_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.context import Progress, UpdateContext, UpdateStatus
-from d2s_ros.map_update.gate import PromotionDecision
 from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
 from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
+from d2s_ros.map_update.promotion import PromotionDecision
 from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.maps.files import UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
@@ -109,7 +110,7 @@ def update_map(
     """
     config = config or UpdateConfig()
     log_options = log_options or LogOptions()
-    root = Path(map_path)
+    root = Path(map_path).expanduser()
     status = UpdateStatus(progress)
     store = MapStore(root)
     if store.current() is None:
@@ -127,7 +128,7 @@ def update_map(
     ledger = UpdateLedger(root)
     with ledger.locked():
         try:
-            paths = [Path(log) for log in logs]
+            paths = [Path(log).expanduser() for log in logs]
             run = _Run(
                 store, paths, config, log_options, work_dir, status, device, weights, show_progress
             )
@@ -175,10 +176,13 @@ class _Run:
         self.store, self.logs = store, logs
         device = resolve_device(device)
         incumbent = SceneMap.open(store.root)
+        self.origin = incumbent.manifest.origin
+        # Everything is computed relative to the origin; results leave with it.
+        incumbent = incumbent.in_local_frame()
         if incumbent.landmark_table is None:
             raise InputError(
                 'maps with the regression head cannot be updated: no image can be left out of '
-                'them, so nothing could judge the update; build a map with landmarks'
+                'them, so nothing could compare the update; build a map with landmarks'
             )
         data = MappingData.from_map(incumbent)
         extractor: FeatureExtractor = create_extractor(
@@ -194,7 +198,7 @@ class _Run:
             'log_options': asdict(log_options),
         }
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
-        parent = Path(work_dir) if work_dir else store.root / UPDATES_FOLDER / 'work'
+        parent = Path(work_dir).expanduser() if work_dir else store.root / UPDATES_FOLDER / 'work'
         folder = parent / f'run-{digest}'
         if folder.exists():
             _logger.info('going on with an interrupted update')
@@ -237,11 +241,11 @@ class _Run:
         frames, grown = self._label(keyframes, held_out, known)
         records += [_record(frame) for frame in frames]
         used = [frame for frame in frames if frame.usable and not frame.held_out]
-        judges = [frame for frame in frames if frame.held_out and frame.map_from_camera is not None]
+        compared = [f for f in frames if f.held_out and f.map_from_camera is not None]
         counts = {
             'frames': len(records),
             'used': len(used),
-            'held_out': len(judges),
+            'held_out': len(compared),
             'dropped': sum(record.outcome == 'dropped' for record in records),
         }
         status.step('growth', 65, **counts)
@@ -263,11 +267,12 @@ class _Run:
             for keyframe, result in zip(keyframes, known, strict=True)
         }
         decision, candidate, update_data = propose_candidate(
-            context, grown, used, judges, results, figures
+            context, grown, used, compared, results, figures
         )
         figures['seconds'] = dict(status.seconds)
         manifest = replace(
             candidate.manifest,
+            origin=self.origin,
             metrics={
                 **incumbent.manifest.metrics,
                 **candidate.manifest.metrics,
@@ -337,10 +342,10 @@ class _Run:
             published = label_frames(
                 keyframes, held_out, context.data, 'paper', context.config.labels
             )
-            # Frames that judge need a reference pose whatever the recipe is.
+            # Held-out frames need a reference pose whatever the recipe is.
             return [
-                judge_frame if judge_frame.held_out else frame
-                for judge_frame, frame in zip(frames, published, strict=True)
+                referenced if referenced.held_out else frame
+                for referenced, frame in zip(frames, published, strict=True)
             ], None
         grown: GrownMap | None = None
         matches: dict[tuple[str, str], NDArray[np.int64]] = {}
@@ -375,6 +380,15 @@ class _Run:
         figures: dict[str, Any],
         frames: list[LabelledFrame],
     ) -> UpdateResult:
+        poses = np.array([image.map_from_camera.to_tum() for image in self.context.data.images])
+        if any(self.origin):
+            poses[:, :3] += self.origin
+            frames = [
+                frame
+                if frame.map_from_camera is None
+                else replace(frame, map_from_camera=frame.map_from_camera.moved(self.origin))
+                for frame in frames
+            ]
         return UpdateResult(
             verdict,
             reasons,
@@ -384,7 +398,7 @@ class _Run:
             records,
             figures,
             frames,
-            np.array([image.map_from_camera.to_tum() for image in self.context.data.images]),
+            poses,
         )
 
 
