@@ -556,6 +556,14 @@ def test_video_packets_are_no_candidate_beside_pictures(tmp_path):
     assert source.image_topic == '/camera/image_raw/compressed'
 
 
+def test_video_packets_alone_are_told_by_name(tmp_path):
+    packet = compressed_message(START_NS, b'\x00\x00\x00\x01\x67\x42' + bytes(100), 'h264')
+    log = [('/camera/h264', 'compressed', START_NS, packet)]
+    (frame,) = BagSource(write_bag(tmp_path / 'bag', log))
+    assert frame.image is None
+    assert "video (format 'h264')" in frame.error
+
+
 def test_the_only_images_are_taken_even_if_they_are_of_16_bits(tmp_path):
     log = [('/thermal', 'image', START_NS, depth_message(START_NS))]
     assert BagSource(write_bag(tmp_path / 'bag', log)).image_topic == '/thermal'
