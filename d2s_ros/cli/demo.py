@@ -225,7 +225,7 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
         list(truth.poses),
         [poses.get(int(stamp)) for stamp in truth.stamps_ns],
         list(mapping.poses),
-        None if table is None else table.points_in_map,
+        None if table is None else table.points_in_map + localizer.scene_map.origin,
     )
     latencies = [
         float(frame['values']['total [ms]'])

@@ -117,7 +117,7 @@ def _judge_map(args: argparse.Namespace) -> int:
         evaluation,
         Path(args.output),
         title=f'{Path(args.judged).name}: {len(evaluation.outcomes)} queries',
-        points_in_map=None if table is None else table.points_in_map,
+        points_in_map=None if table is None else table.points_in_map + localizer.scene_map.origin,
     )
     if args.json:
         print(json.dumps(methods, indent=1))

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == 'rollback':
         print(f'{args.map}: live version is now {store.rollback()}')
         return 0
-    store.strip()
+    left = store.strip()
     print(f'{args.map}: update data deleted; localization works, updates need a new map')
+    print('left in the map: ' + '; '.join(left))
     return 0

@@ -92,6 +92,7 @@ class Localizer:
         self.device = device
         self.config = config or LocalizerConfig()
         manifest = scene_map.manifest
+        self._origin = scene_map.origin
         if extractor.weights_hash != manifest.features_hash:
             raise MapFormatError(
                 f'the map was built with {manifest.features.name} features '
@@ -301,6 +302,8 @@ class Localizer:
         if prior is not None and candidates is not None and outcome in _PRIOR_MAY_HELP:
             known = prior()
             if known is not None:
+                if self._origin.any():
+                    known = known.moved(-self._origin)
                 expected = self._solve_near(known, features, camera, coordinates, candidates, scale)
         if expected is not None:
             outcome, failure = status.LOCALIZED, None
@@ -327,7 +330,7 @@ class Localizer:
                 coordinates.points_in_map.astype(np.float32),
                 estimate,
             )
-        return LocalizationResult(
+        result = LocalizationResult(
             outcome,
             '' if failure is None else failure.reason,
             estimate.camera_from_map.inverse() if localized and estimate else None,
@@ -343,6 +346,8 @@ class Localizer:
             with_prior=expected is not None,
             checks=(enough, *made),
         )
+        # All is computed relative to the origin; only what comes in and goes out is not.
+        return result.moved(self._origin) if self._origin.any() else result
 
     def _accept(
         self,

@@ -8,7 +8,7 @@ pose of an image that needs none, and an image of another place has nothing to a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,10 @@ class PosePrior:
     map_from_camera: RigidTransform
     sigma_m: float
     sigma_deg: float
+
+    def moved(self, offset: NDArray[np.float64]) -> PosePrior:
+        """Return the prior moved by an offset (3,) of the map frame."""
+        return replace(self, map_from_camera=self.map_from_camera.moved(offset))
 
     def search_px(self, camera: Camera, depth: float, threshold_px: float) -> float:
         """Return how far from their projection landmarks are looked for; 0 if that is too far.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import isfinite
 from typing import Any
@@ -91,16 +91,17 @@ class FrameDetails:
         reliability: (N,) float32 in [0, 1].
         reliable: (N,) bool, given to the pose solver.
         inlier: (N,) bool, agrees with the pose (all False without one).
-        points_in_map: (N, 3) float32, predicted scene coordinates in the map frame.
-        estimate: What the solver found, accepted or not; for studies, never to be acted on. None if
-            it found nothing.
+        points_in_map: (N, 3) predicted scene coordinates in the map frame; float32, or float64 in
+            maps with an origin.
+        estimate: What the solver found, accepted or not, relative to the map's origin; for studies,
+            never to be acted on. None if it found nothing.
     """
 
     keypoints: NDArray[np.float32]
     reliability: NDArray[np.float32]
     reliable: NDArray[np.bool_]
     inlier: NDArray[np.bool_]
-    points_in_map: NDArray[np.float32]
+    points_in_map: NDArray[np.floating[Any]]
     estimate: PoseEstimate | None = None
 
 
@@ -141,6 +142,17 @@ class LocalizationResult:
     focal_error: tuple[float, float] = (0.0, float('inf'))
     with_prior: bool = False
     checks: tuple[Check, ...] = ()
+
+    def moved(self, offset: NDArray[np.float64]) -> LocalizationResult:
+        """Return the result with its pose and points moved by an offset (3,) of the map frame."""
+        pose, details = self.map_from_camera, self.details
+        if details is not None:
+            details = replace(details, points_in_map=details.points_in_map + offset)
+        return replace(
+            self,
+            map_from_camera=None if pose is None else pose.moved(offset),
+            details=details,
+        )
 
     @property
     def localized(self) -> bool:

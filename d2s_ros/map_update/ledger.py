@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from d2s_ros.errors import InputError
-from d2s_ros.maps.files import UPDATES_FOLDER
+from d2s_ros.maps.files import UPDATES_FOLDER, open_lock
 
 _LEDGER = 'ledger.json'
 
@@ -32,7 +32,7 @@ class UpdateLedger:
     """The used logs of one map."""
 
     def __init__(self, map_path: str | os.PathLike[str]) -> None:
-        self.folder = Path(map_path) / UPDATES_FOLDER
+        self.folder = Path(map_path).expanduser() / UPDATES_FOLDER
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what is recorded, oldest first; a damaged ledger counts as empty."""
@@ -67,7 +67,7 @@ class UpdateLedger:
             UpdateRunningError: if another update holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / 'lock', 'w') as handle:
+        with open_lock(self.folder / 'lock') as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

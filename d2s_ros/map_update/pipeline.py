@@ -105,7 +105,7 @@ def update_map(
         MapFormatError: the map is missing, damaged or has no update data.
     """
     config = config or UpdateConfig()
-    root = Path(map_path)
+    root = Path(map_path).expanduser()
     status = UpdateStatus(progress)
     store = MapStore(root)
     if store.current() is None:
@@ -123,7 +123,7 @@ def update_map(
     ledger = UpdateLedger(root)
     with ledger.locked():
         try:
-            paths = [Path(log) for log in logs]
+            paths = [Path(log).expanduser() for log in logs]
             run = _Run(store, paths, config, work_dir, status, device, weights, show_progress)
             result = run.execute(dry_run)
             if not dry_run:
@@ -164,6 +164,9 @@ class _Run:
         self.store, self.logs = store, logs
         device = resolve_device(device)
         incumbent = SceneMap.open(store.root)
+        self.origin = incumbent.manifest.origin
+        # Everything is computed relative to the origin; results leave with it.
+        incumbent = incumbent.in_local_frame()
         if incumbent.landmark_table is None:
             raise InputError(
                 'maps with the regression head cannot be updated: no image can be left out of '
@@ -182,7 +185,7 @@ class _Run:
             'config': to_dict(config),
         }
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
-        parent = Path(work_dir) if work_dir else store.root / UPDATES_FOLDER / 'work'
+        parent = Path(work_dir).expanduser() if work_dir else store.root / UPDATES_FOLDER / 'work'
         folder = parent / f'run-{digest}'
         if folder.exists():
             _logger.info('going on with an interrupted update')
@@ -243,6 +246,7 @@ class _Run:
         figures['seconds'] = dict(status.seconds)
         manifest = replace(
             candidate.manifest,
+            origin=self.origin,
             metrics={
                 **incumbent.manifest.metrics,
                 **candidate.manifest.metrics,
@@ -350,6 +354,15 @@ class _Run:
         figures: dict[str, Any],
         frames: list[LabelledFrame],
     ) -> UpdateResult:
+        poses = np.array([image.map_from_camera.to_tum() for image in self.context.data.images])
+        if any(self.origin):
+            poses[:, :3] += self.origin
+            frames = [
+                frame
+                if frame.map_from_camera is None
+                else replace(frame, map_from_camera=frame.map_from_camera.moved(self.origin))
+                for frame in frames
+            ]
         return UpdateResult(
             verdict,
             reasons,
@@ -359,7 +372,7 @@ class _Run:
             records,
             figures,
             frames,
-            np.array([image.map_from_camera.to_tum() for image in self.context.data.images]),
+            poses,
         )
 
 

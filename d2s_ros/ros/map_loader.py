@@ -98,13 +98,15 @@ def version_token(path: str) -> str | None:
 
     A map folder is replaced, or its `current` entry changed, by one atomic rename.
     """
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path).expanduser()
     try:
         current = folder / 'current'
         if current.is_symlink():
             return f'{current.readlink()}'
         if current.is_file():
-            return current.read_text().strip()
+            # Whatever stands there is but compared; opening the map says what is wrong with it.
+            with open(current, 'rb') as file:
+                return file.read(4096).decode(errors='replace').strip()
         stat = folder.stat()
         return f'{stat.st_ino}:{stat.st_mtime_ns}'
     except OSError:
