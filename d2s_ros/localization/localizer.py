@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from d2s_ros.device import has_fast_bfloat16, resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
-from d2s_ros.features.superpoint import SuperPoint
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.superpoint.extractor import SuperPoint
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.kernels.tensors import reliability_of
@@ -143,8 +143,8 @@ class Localizer:
             device: 'auto', 'cpu' or 'cuda'.
             weights: Weight file of network features.
             config: Thresholds.
-            precision: 'fp32' computes everything in float32: the reference; 'bf16' and 'int8' are
-                those of network features, 'auto' the fastest here.
+            precision: 'fp32' computes everything in float32: the reference; 'int8' is that of
+                network features, 'auto' the fastest here.
 
         Raises:
             MapFormatError: the map is missing, damaged, or of other features than the extractor.

@@ -89,13 +89,15 @@ def limits_text() -> str:
     return '\n'.join(lines) + '\n'
 
 
-def parameter_table(config: type[Any] = LocalizerNodeConfig) -> str:
+def parameter_table(
+    config: type[Any] = LocalizerNodeConfig, state_of: str = 'While configured'
+) -> str:
     """Return the Markdown table of a node's parameters."""
     fields = list(parameter_fields(config))
     # Where all can be changed there is nothing to say about it.
     states = any(field.metadata['read_only'] for _, field, *_ in fields)
     lines = [
-        f'| Parameter | Default | Unit | Allowed |{" While configured |" * states} Meaning |',
+        f'| Parameter | Default | Unit | Allowed |{f" {state_of} |" * states} Meaning |',
         '|---' * (5 + states) + '|',
     ]
     for name, field, _, default in fields:
@@ -110,11 +112,14 @@ def parameter_table(config: type[Any] = LocalizerNodeConfig) -> str:
 
 def with_tables(document: str) -> str:
     """Return the README with the parameter tables of both nodes between their marks."""
-    for name, config in (('', LocalizerNodeConfig), ('map_updater ', MapUpdaterConfig)):
+    for name, config, state_of in (
+        ('', LocalizerNodeConfig, 'While configured'),
+        ('map_updater ', MapUpdaterConfig, 'While running'),
+    ):
         start, end = f'<!-- {name}parameters -->\n', f'<!-- end of {name}parameters -->\n'
         before, _, rest = document.partition(start)
         _, _, after = rest.partition(end)
-        document = f'{before}{start}{parameter_table(config)}{end}{after}'
+        document = f'{before}{start}{parameter_table(config, state_of)}{end}{after}'
     return document
 
 

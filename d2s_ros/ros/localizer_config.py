@@ -17,6 +17,9 @@ from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.limits import Limits, read_limits
 from d2s_ros.localization.pose_solver import PoseSolverConfig
+from d2s_ros.ros.names import clean_names
+
+_FRAMES = ('map_frame', 'odom_frame', 'base_frame', 'camera_frame', 'frame_prefix')
 
 #: Limits of acceptance that are parameters; the others are in the limits file.
 SHOWN_LIMITS = (
@@ -106,7 +109,7 @@ class LocalizerNodeConfig:
         'auto',
         'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32. With fp32, '
         'search and network are in float32 too.',
-        choices=('auto', 'fp32', 'bf16', 'int8'),
+        choices=('auto', 'fp32', 'int8'),
         read_only=True,
     )
     target_rate: float = option(
@@ -190,6 +193,23 @@ class LocalizerNodeConfig:
         unit='s',
         minimum=0.0,
         maximum=10.0,
+    )
+    transform_rate: float = option(
+        20.0,
+        'map->odom of the last pose is sent again so often while images are refused, so that '
+        'others find it at the present; 0 sends it with localized images only.',
+        unit='Hz',
+        minimum=0.0,
+        maximum=200.0,
+        read_only=True,
+    )
+    transform_hold: float = option(
+        10.0,
+        'How long map->odom is sent again after the last localized image, while odometry goes on; '
+        'then it ends with an ERROR.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
     )
     transform_timeout: float = option(
         0.1,
@@ -310,6 +330,7 @@ class LocalizerNodeConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        clean_names(self, paths=('map', 'weights'), frames=_FRAMES)
         if self.base_from_camera and len(self.base_from_camera) != 7:
             raise ConfigError(
                 f'base_from_camera needs 7 numbers tx ty tz qx qy qz qw, found '

@@ -104,7 +104,7 @@ def test_descriptors_tell_people_everything(make_node):
     assert sigma.floating_point_range[0].to_value == 2.0
     kind = node.describe_parameter('kind')
     assert "one of 'a', 'b'" in kind.additional_constraints
-    assert 'unconfigured' in kind.additional_constraints
+    assert 'configured' in kind.additional_constraints
 
 
 def test_updates_are_validated_and_committed(make_node):
