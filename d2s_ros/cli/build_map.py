@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
     if useless:
         print(
-            f'held-out images: 0/{metrics["holdout_images"]} localized: this map cannot be used. '
+            f'held-out images: 0/{metrics["holdout_images"]} localized: do not trust this map. '
             'Are the poses those of the optical frame of the camera (z forward, x right), do they '
             'fit the images, is the calibration right, and was the training long enough?'
         )
