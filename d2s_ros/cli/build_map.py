@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from d2s_ros.cli.options import add_device, add_source, add_weights, open_input
+from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import NothingLocalizedError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_source(parser)
-    parser.add_argument('--map', required=True, metavar='MAP', help='map folder to write')
+    parser.add_argument(
+        '--map', required=True, type=user_path, metavar='MAP', help='map folder to write'
+    )
     parser.add_argument(
         '--poses',
+        type=user_path,
         metavar='TUM',
         help='stamp tx ty tz qx qy qz qw of map_from_camera; else those the input carries',
     )
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from d2s_ros import distributed
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
     from d2s_ros.map_building.shared_training import join_build
 

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.guided_refinement import CandidateMatches, most_similar_close
-from d2s_ros.localization.pose_solver import PoseEstimate
 
-#: Standard deviations of a prior that landmarks are looked for in, and that a pose may be off by.
-_SEARCH_SIGMAS, _AGREEING_SIGMAS = 3.0, 4.0
+#: Standard deviations of a prior that landmarks are looked for in.
+_SEARCH_SIGMAS = 3.0
 #: Largest radius of that search, share of the focal length: further out chance finds poses too.
 _MAX_SEARCH = 0.06
 
@@ -63,23 +62,6 @@ class PosePrior:
         if radius <= 0:
             return np.empty((0, 2), np.int64)
         return most_similar_close(matches, self.map_from_camera.inverse(), radius)
-
-    def disagrees(self, estimate: PoseEstimate) -> str:
-        """Return why a pose is not what was expected, or tells nothing new; empty if it is."""
-        distance, turn = pose_error(estimate.camera_from_map.inverse(), self.map_from_camera)
-        sigmas = [
-            float(np.sqrt(np.linalg.eigvalsh(estimate.covariance[part, part])[-1]))
-            for part in (slice(0, 3), slice(3, 6))
-        ]
-        allowed = _AGREEING_SIGMAS * float(np.hypot(sigmas[0], self.sigma_m))
-        allowed_turn = _AGREEING_SIGMAS * float(np.hypot(np.degrees(sigmas[1]), self.sigma_deg))
-        if sigmas[0] > self.sigma_m:
-            return f'less certain ({sigmas[0]:.3f} m) than what was expected ({self.sigma_m:.3f} m)'
-        if distance > allowed:
-            return f'{distance:.3f} m from where it was expected, {allowed:.3f} m allowed'
-        if turn > allowed_turn:
-            return f'{turn:.1f} degrees from what was expected, {allowed_turn:.1f} allowed'
-        return ''
 
 
 #: Asked where the camera should be; None where nothing is known.

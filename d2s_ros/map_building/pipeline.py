@@ -19,8 +19,8 @@ from d2s_ros.config import option, to_dict, validate
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer

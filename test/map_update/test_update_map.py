@@ -11,7 +11,13 @@ import pytest
 
 from d2s_ros.cli.main import main
 from d2s_ros.errors import InputError, MapFormatError
-from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
+from d2s_ros.map_update.config import (
+    LABEL_LIMITS,
+    GateConfig,
+    KeyframeConfig,
+    LabelConfig,
+    UpdateConfig,
+)
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.maps.scene_map import SceneMap
@@ -20,7 +26,7 @@ from d2s_ros.maps.verification import verify
 
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
-    labels=LabelConfig(min_inliers=20),
+    labels=LabelConfig(limits=replace(LABEL_LIMITS, min_inliers=20)),
     gate=GateConfig(min_new_frames=1),
     steps=15,
     min_free_megabytes=1,
