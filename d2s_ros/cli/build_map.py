@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         )
     doubtful = metrics.get('doubtful_poses', ())
     if doubtful:
-        names = ', '.join(doubt['name'] for doubt in doubtful)
+        names = ', '.join(wrong['name'] for wrong in doubtful)
         print(f'poses of {len(doubtful)} images contradict what they show: {names}')
     if not manifest.metric:
         print('no poses were used: the scale and the frame of this map are arbitrary')

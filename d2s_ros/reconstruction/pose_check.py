@@ -76,9 +76,9 @@ def find_doubtful_poses(reconstruction: Reconstruction) -> list[DoubtfulPose]:
     found = []
     for index, row in zip(suspects, neighbours, strict=True):
         others = [images[trusted[column]] for column in row]
-        doubt = _compare(images[index], others, reconstruction.points_in_map)
-        if doubt is not None:
-            found.append(doubt)
+        wrong = _compare(images[index], others, reconstruction.points_in_map)
+        if wrong is not None:
+            found.append(wrong)
     return found
 
 
