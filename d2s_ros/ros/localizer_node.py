@@ -13,7 +13,7 @@ from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
 from sensor_msgs.msg import CompressedImage, Image
 
-from d2s_ros.kernels.library import is_available
+from d2s_ros import kernels
 from d2s_ros.memory import keep_freed_memory
 from d2s_ros.ros import diagnostics, map_loader, node_facts, tf
 from d2s_ros.ros.frame_pipeline import CameraInfos, FrameOutcome, QueuedImage
@@ -135,11 +135,8 @@ class LocalizerNode(GuardedLifecycleNode):
             self.get_logger().warning(sentence)
         if not loaded.metric:
             self.get_logger().warning('the scale of the map is arbitrary: poses are not in metres')
-        if not is_available():
-            self.get_logger().warning(
-                'the compiled part of the package is missing: images take longer; install the '
-                'package again where there is a C compiler'
-            )
+        if warning := kernels.fallback_warning():
+            self.get_logger().warning(warning)
 
     def activate(self) -> None:
         """Start the worker and subscribe."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 
@@ -41,6 +42,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
+from d2s_ros import kernels
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.kernels import library
@@ -315,8 +317,11 @@ def test_a_result_that_cannot_be_given_out_is_counted_and_told(make_node, client
     assert show(camera, (1, 1), 50).message == 'localized'
 
 
-def test_a_missing_compiled_part_is_told(make_node, client, monkeypatch):
-    monkeypatch.setattr(library, 'library', lambda: None)
+def test_a_missing_compiled_part_is_told(make_node, client, monkeypatch, tmp_path):
+    """The loader looks where nothing was built."""
+    monkeypatch.setattr(library, '_FOLDER', tmp_path)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.setattr(library, '_functions', functools.cache(library._functions.__wrapped__))
     kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     told = Collector(client, Log, '/rosout', kept)
     assert make_node(namespace='/uncompiled').start()
