@@ -35,7 +35,8 @@ from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data, train_map
+from d2s_ros.map_building.config import BuildConfig
+from d2s_ros.map_building.pipeline import collect_update_data, train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,

@@ -16,6 +16,7 @@ LAYERS = (
     'errors',
     'config',
     'device',
+    'cuda_graph',
     'threads',
     'memory',
     'distributed',

@@ -149,7 +149,7 @@ def doubt_lone_thing(
     estimate: PoseEstimate,
     ideal_keypoints: NDArray[np.float64],
     inlier_points: NDArray[np.float64],
-    landmarks: NDArray[np.float32],
+    landmarks: NDArray[np.float64],
     camera: Camera,
     config: LocalizerConfig,
     scene_depth: float,
@@ -174,7 +174,7 @@ def doubt_lone_thing(
     off_plane = count_off_plane(inlier_points, _FLAT * scene_depth)
     if off_plane >= max(_OFF_PLANE, _OFF_PLANE_SHARE * len(inlier_points)):
         return ''
-    in_camera = estimate.camera_from_map.apply(landmarks.astype(np.float64))
+    in_camera = estimate.camera_from_map.apply(landmarks)
     depth = in_camera[:, 2]
     # What is much nearer or farther may be hidden or too small.
     shown = (depth > 0.2 * estimate.median_depth) & (depth < 2.0 * estimate.median_depth)

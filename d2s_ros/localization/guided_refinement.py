@@ -8,20 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import ellipse_area, extent_of, first_of_each, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.kernels.library import is_available
 from d2s_ros.kernels.pose import first_close
+from d2s_ros.localization.focal_length import focal_error
 from d2s_ros.localization.pose_solver import (
     Array,
     PoseEstimate,
     PoseSolverConfig,
     Support,
-    ellipse_area,
-    extent_of,
-    first_of_each,
-    focal_error,
     refine_pose,
-    scatter_of,
 )
 
 #: Support lies within this share of the inlier threshold.

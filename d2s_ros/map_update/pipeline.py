@@ -32,7 +32,8 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
-from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data
+from d2s_ros.map_building.config import BuildConfig
+from d2s_ros.map_building.pipeline import collect_update_data
 from d2s_ros.map_update.candidate import Candidate, train_as_published, train_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
@@ -41,7 +42,8 @@ from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons, s
 from d2s_ros.map_update.ledger import UpdateLedger, identity
 from d2s_ros.map_update.pseudo_labels import LabelledFrame, label_frames
 from d2s_ros.maps.scene_map import UPDATES_FOLDER, MapStore, SceneMap
-from d2s_ros.maps.update_data import MappingData, make_reconstruction, statistics_of
+from d2s_ros.maps.update_data import MappingData
+from d2s_ros.reconstruction.points import make_reconstruction
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 
 _logger = logging.getLogger(__name__)
@@ -206,13 +208,10 @@ class _Run:
         self.store, self.logs, self.config, self.status = store, logs, config, status
         self.show_progress = show_progress
         self.device = resolve_device(device)
-        self.incumbent = SceneMap.open(store.root)
-        if self.incumbent.landmark_table is None:
-            raise InputError(
-                'maps with the regression head cannot be updated: no image can be left out of '
-                'them, so nothing could judge the update; build a map with landmarks'
-            )
-        self.data = MappingData.from_map(self.incumbent)
+        incumbent = SceneMap.open(store.root)
+        self.data = MappingData.from_map(incumbent)
+        self.old = self.data.reconstruction()
+        self.incumbent = replace(incumbent, model=incumbent.model.with_mapping(self.old))
         self.extractor: FeatureExtractor = create_extractor(
             self.incumbent.manifest.features, device=self.device, weights=weights
         )
@@ -414,27 +413,19 @@ class _Run:
         results: dict[tuple[str, str], LocalizationResult],
         figures: dict[str, Any],
     ) -> tuple[PromotionDecision, SceneMap, dict[str, NDArray[Any]]]:
-        table = self.incumbent.landmark_table
-        assert table is not None
-        old = self.data.reconstruction()
-        old_statistics = statistics_of(table, old)
-        incumbent = MapUnderTest(
-            self.incumbent, self.extractor, old_statistics, old.images, results
-        )
+        incumbent = MapUnderTest(self.incumbent, self.extractor, self.old.images, results)
         if self.config.recipe == 'paper':
             self.status.step('training', 70)
             scene_map = train_as_published(
                 self.incumbent,
-                old.images,
                 used,
                 self.data.points_in_map,
-                old_statistics,
                 self.config,
                 device=self.device,
                 checkpoint=self._checkpoint,
                 progress=self.show_progress,
             )
-            tested = MapUnderTest(scene_map, self.extractor, old_statistics, old.images)
+            tested = MapUnderTest(scene_map, self.extractor, self.old.images)
             self.status.step('gate', 88)
             decision = judge(incumbent, tested, self.data.logs, judges, self.config.gate)
             return decision, scene_map, self.incumbent.load_update_data()
@@ -447,8 +438,7 @@ class _Run:
         if not decision.promote and decision.lost_frames:
             # What only adds may lose nothing.
             self.status.step('second candidate', 91)
-            keep = np.flatnonzero(old_statistics.landmark_of_point >= 0)
-            second = self._grown_candidate(grown, keep)
+            second = self._grown_candidate(grown, self.incumbent.model.used_points)
             second_decision = self._judge(incumbent, second, judges)
             first_reasons, reasons = decision.reasons, second_decision.reasons
             if second_decision.promote:
@@ -501,7 +491,6 @@ class _Run:
         tested = MapUnderTest(
             candidate.scene_map,
             self.extractor,
-            candidate.statistics,
             candidate.grown.reconstruction.images,
         )
         return judge(incumbent, tested, self.data.logs, judges, self.config.gate)

@@ -24,8 +24,9 @@ from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.config import LabelConfig
 from d2s_ros.map_update.keyframes import Keyframe
 from d2s_ros.maps.scene_map import Calibration
-from d2s_ros.maps.update_data import MappingData, point_groups
+from d2s_ros.maps.update_data import MappingData
 from d2s_ros.reconstruction.matching import match_mutual, match_near
+from d2s_ros.reconstruction.points import point_groups
 from d2s_ros.reconstruction.retrieval import nearest_images
 
 _logger = logging.getLogger(__name__)

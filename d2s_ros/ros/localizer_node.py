@@ -780,7 +780,7 @@ class LocalizerNode(LifecycleNode):
             transform_problem=resolved.problem if resolved else '',
             transforms_sent=self._transforms_sent,
             transforms_missed=self._transforms_missed,
-            effort=str(rate.effort) if rate and not rate.effort.is_full else '',
+            effort=str(rate.budget) if rate and not rate.budget.is_full else '',
             rate_missed=rate is not None and rate.exhausted,
             hint=self._hint[1] if self._hint else '',
             subscribers={

@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 
 from d2s_ros.data.array_log import ArrayLog, StageLog
 from d2s_ros.data.frames import FrameSource
-from d2s_ros.errors import InputError
+from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.extractor import FeatureExtractor
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
-from d2s_ros.reconstruction.reconstruction import Reconstruction
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 
 #: Directions further from the optical axis are all alike to a network: tangent of the angle.
 _MAX_TANGENT = 4.0
+#: Of the held-out images, the most that an early stop of the training looks at.
+MAX_WATCHED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,16 @@ class View:
     features: LocalFeatures
     camera: Camera
     image: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(cls, image: MappedImage) -> View:
+        """Return the view of a mapping image."""
+        return cls(image.features, image.camera)
+
+    @cached_property
+    def ideal_camera(self) -> Camera:
+        """The camera without distortion."""
+        return self.camera.ideal
 
     @cached_property
     def _normalized(self) -> NDArray[np.float64]:
@@ -188,7 +200,7 @@ class Growth:
         reconstruction: Old and new images, and points; prototypes of one point share coordinates.
         priority: (P,) usefulness of each point; negative for those that are gone, infinite for
             those that must stay.
-        held_out: Indices of images that must not be trained on.
+        held_out, judged: As in `BuildContext`.
         max_landmarks, max_factor: Most landmarks, and most over those that the model has; it may
             keep as many as it has in any case.
     """
@@ -196,6 +208,7 @@ class Growth:
     reconstruction: Reconstruction
     priority: NDArray[np.float64]
     held_out: Sequence[int]
+    judged: Sequence[int]
     max_landmarks: int
     max_factor: float
 
@@ -283,7 +296,7 @@ class SceneModel(ABC):
     @classmethod
     def join_training(
         cls,
-        network: dict[str, Any],
+        network_config: dict[str, Any],
         training: dict[str, Any],
         log: ArrayLog,
         samples: Sequence[Sequence[str]],
@@ -295,7 +308,7 @@ class SceneModel(ABC):
         """Train as the first process of torchrun does, on the samples that it shares.
 
         Args:
-            network, training: Options as `share_training` was given them, JSON types.
+            network_config, training: Options as `share_training` was given them, JSON types.
             log: The samples.
             samples: Their keys, for each image; held_out: those that are not trained on.
             device, checkpoint: As in `BuildContext`.
@@ -304,8 +317,13 @@ class SceneModel(ABC):
 
     @property
     @abstractmethod
-    def network(self) -> dict[str, Any]:
-        """The shape of the model as the manifest keeps it, JSON types."""
+    def network_config(self) -> dict[str, Any]:
+        """The shape of the model as the manifest keeps it (`network`), JSON types."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """How large it is, for people."""
 
     @abstractmethod
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -314,9 +332,9 @@ class SceneModel(ABC):
     @classmethod
     @abstractmethod
     def from_tensors(
-        cls, network: dict[str, Any], tensors: Mapping[str, NDArray[Any]]
+        cls, network_config: dict[str, Any], tensors: Mapping[str, NDArray[Any]]
     ) -> SceneModel:
-        """Make the model again from what `network` and `tensors` gave.
+        """Make the model again from what `network_config` and `tensors` gave.
 
         Raises:
             KeyError, ValueError, RuntimeError, ConfigError: they do not fit together.
@@ -348,7 +366,7 @@ class SceneModel(ABC):
         return False
 
     def with_mapping(self, reconstruction: Reconstruction) -> SceneModel:
-        """Return the model with what it needs to leave out images of the reconstruction it is of.
+        """Return the model with what it needs to leave out the images that it was made from.
 
         Raises:
             InputError: it cannot.
@@ -357,6 +375,11 @@ class SceneModel(ABC):
             f'maps with the {self.name} head cannot be updated: no image can be left out of '
             'them, so nothing could judge the update; build a map with landmarks'
         )
+
+    @property
+    def used_points(self) -> NDArray[np.int64]:
+        """(K,) points of the reconstruction it was made from that the model is made of."""
+        return np.empty(0, np.int64)
 
     def updated(self, growth: Growth, training: UpdateTraining) -> Built:
         """Return the model of a reconstruction that has grown.
@@ -375,3 +398,19 @@ class SceneModel(ABC):
             InputError: it cannot be updated.
         """
         raise InputError(f'maps with the {self.name} head cannot be updated')
+
+    def export_onnx(self, extractor: FeatureExtractor, folder: Path) -> dict[str, Any]:
+        """Write the networks of the model and of its features as ONNX files, and check them.
+
+        Args:
+            extractor: Of the map's features, in float32 on the CPU.
+            folder: Made if needed; files of the same name are replaced.
+
+        Returns:
+            What is to be known of the files, JSON types.
+
+        Raises:
+            UsageError: the model cannot be exported, or packages are missing.
+            InputError: a file does not compute what PyTorch does.
+        """
+        raise UsageError('the map has no landmarks; only maps of the landmark head are exported')

@@ -11,6 +11,7 @@ from scipy import stats
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.covariance import PoseUncertainty
 from d2s_ros.localization.gates import (
     count_off_plane,
     doubt_lone_thing,
@@ -18,7 +19,7 @@ from d2s_ros.localization.gates import (
     judge,
     needed_evidence,
 )
-from d2s_ros.localization.pose_solver import PoseEstimate, PoseUncertainty, Support
+from d2s_ros.localization.pose_solver import PoseEstimate, Support
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.maps.scene_map import Calibration
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import first_of_each
 from d2s_ros.geometry.transforms import (
     RigidTransform,
     pose_error,
@@ -17,6 +18,8 @@ from d2s_ros.geometry.transforms import (
 )
 from d2s_ros.kernels import library
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.covariance import covariance_of_pose
+from d2s_ros.localization.focal_length import focal_error
 from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
@@ -26,9 +29,6 @@ from d2s_ros.localization.guided_refinement import (
 )
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
-    covariance_of_pose,
-    first_of_each,
-    focal_error,
     reprojection_errors,
     solve_pose,
 )

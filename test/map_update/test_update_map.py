@@ -75,10 +75,10 @@ def test_where_training_would_lose_frames_a_candidate_only_adds(logs, map_path):
     assert result.verdict == 'promoted'
     assert 'only adds; with training: recall on the old map falls' in result.reasons[-1]
     before, after = (SceneMap.open(map_path / 'versions' / name) for name in ('0001', '0002'))
-    kept = {point.tobytes() for point in before.landmark_table.points_in_map}
-    added = {point.tobytes() for point in after.landmark_table.points_in_map}
+    kept = {point.tobytes() for point in before.model.table.points_in_map}
+    added = {point.tobytes() for point in after.model.table.points_in_map}
     assert kept < added
-    states = (scene_map.landmark_network.state_dict() for scene_map in (before, after))
+    states = (scene_map.model.network.state_dict() for scene_map in (before, after))
     assert all((a == b).all() for a, b in zip(*(state.values() for state in states), strict=True))
 
 

@@ -153,6 +153,11 @@ class LandmarkJudge:
         self._final_bias = moved(torch.cat([out @ plain.query.bias, plain.none.bias]))
         self._gain = float(plain.gain)
 
+    @property
+    def sees_one_keypoint(self) -> bool:
+        """Whether what it says of a keypoint depends on that keypoint and its candidates alone."""
+        return not self._layers
+
     def linear_parts(self) -> LinearParts:
         """Return what the judge is made of, where it has no attention layers.
 
@@ -233,3 +238,9 @@ class LandmarkJudge:
         learned = (hidden.view(count, -1, width) * query[:, None]).sum(dim=-1) + constant
         logits = self._gain * evidence[..., 2] + learned
         return torch.cat([logits, none.float()], dim=1)
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probability (N,) of the likeliest candidate, and its column (N,)."""
+    reliability, choice = torch.softmax(logits, dim=-1)[:, :-1].max(dim=-1)
+    return reliability, choice
