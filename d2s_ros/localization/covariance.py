@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.localization.residuals import Linearised, Residuals
+from d2s_ros.kernels.interface import Linearised, Residuals
 
 Array = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from d2s_ros.localization.gates import (
 from d2s_ros.localization.hypotheses import Hypothesis, PoseSearch
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
-from d2s_ros.maps.scene_map import Calibration
+from d2s_ros.maps.manifest import Calibration
 from d2s_ros.scene_models.base import Observation
 
 #: Refusals that a prior may turn into a pose.

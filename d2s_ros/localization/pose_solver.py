@@ -15,17 +15,18 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
+from d2s_ros import kernels
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import ellipse_area, extent_of, median_of, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.kernels.interface import Residuals
 from d2s_ros.localization.covariance import (
     PoseUncertainty,
     covariance_of_pose,
     gradient_scatter,
     inverse_of,
 )
-from d2s_ros.localization.residuals import Residuals, residuals_kind
 
 Array = NDArray[np.float64]
 
@@ -251,8 +252,13 @@ def residuals_of(
 ) -> Residuals:
     """Return the residuals of correspondences, each with its own noise (`refine_pose`)."""
     variances = np.square(sigmas_px) + config.min_sigma_px**2
-    return residuals_kind()(
-        keypoints, points, camera, variances, point_covariances, config.cauchy_scale
+    return kernels.active().residuals(
+        keypoints,
+        points,
+        (camera.fx, camera.fy, camera.cx, camera.cy),
+        variances,
+        point_covariances,
+        config.cauchy_scale,
     )
 
 

@@ -22,7 +22,8 @@ from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import evidence
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.maps.scene_map import Calibration, SceneMap
+from d2s_ros.maps.manifest import Calibration
+from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.base import View
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from d2s_ros import __version__, distributed
 from d2s_ros.config import to_dict
@@ -30,21 +27,19 @@ from d2s_ros.map_building.calibration import (
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.images import collect_images
 from d2s_ros.map_building.stages import BuildStages
-from d2s_ros.maps.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
+from d2s_ros.maps.manifest import Calibration, MapManifest
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.update_data import collect_update_data
+from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
-    MappedImage,
     Reconstruction,
     pack_reconstruction,
-    reconstruct,
     unpack_reconstruction,
 )
-from d2s_ros.reconstruction.retrieval import Vlad
 from d2s_ros.scene_models.base import BuildContext
 from d2s_ros.scene_models.registry import model_class
-
-#: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
-_UPDATE_BYTES = 2 + 8 + 2 + 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +183,11 @@ class _Build:
         manifest = replace(scene_map.manifest, metrics=metrics)
         update_data = None
         if self.config.keep_update_data:
-            update_data = collect_update_data(reconstruction, self.config)
+            update_data = collect_update_data(
+                reconstruction,
+                max_keypoints=self.config.update_keypoints,
+                max_megabytes=self.config.max_update_mb,
+            )
         # A build that was killed after its map was written goes on as if it was not.
         written = store.write(
             replace(scene_map, manifest=manifest), update_data, unless_live=self.stages.resumed
@@ -289,68 +288,3 @@ def train_map(
         'mean_track_length': round(float(reconstruction.track_lengths.mean()), 2),
         **accuracy,
     }
-
-
-def collect_update_data(
-    reconstruction: Reconstruction, config: BuildConfig, logs: Sequence[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Return what self-supervised updates need of the mapping images; no image is stored.
-
-    Args:
-        reconstruction: The images with their points.
-        config: How much is kept.
-        logs: Name of the log that an update took each image from; all '' if None.
-
-    Returns:
-        descriptors (T, D) int8 with descriptor_scales (T,), keypoints (T, 2) px of the image,
-        scales (T,), point_idx (T,) into points (P, 3), offsets (I + 1,) of each image in T,
-        poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names, logs and cameras as JSON,
-        vlad_centroids (K, D) and global_descriptors (I, K * D) float16.
-    """
-    rows: dict[str, list[NDArray[Any]]] = {}
-    offsets = [0]
-    cameras: dict[Any, int] = {}
-    vlad = Vlad.fit([image.features.descriptors for image in reconstruction.images])
-    globals_ = []
-    dim = reconstruction.images[0].features.descriptors.shape[1]
-    per_image = 1e6 * config.max_update_mb / len(reconstruction.images)
-    count = min(config.update_keypoints, int(per_image / (dim + _UPDATE_BYTES)))
-    for image in reconstruction.images:
-        keep = _keypoints_to_keep(image, count)
-        quantised, scale = quantise(image.features.descriptors[keep])
-        for name, value in (
-            ('descriptors', quantised),
-            ('descriptor_scales', scale),
-            ('keypoints', image.features.keypoints[keep].astype(np.float32)),
-            ('scales', image.features.scales[keep].astype(np.float16)),
-            ('point_idx', image.point_idx[keep].astype(np.int32)),
-        ):
-            rows.setdefault(name, []).append(value)
-        offsets.append(offsets[-1] + len(keep))
-        cameras.setdefault(image.camera, len(cameras))
-        globals_.append(vlad.describe(image.features.descriptors).astype(np.float16))
-    data = {name: np.concatenate(values) for name, values in rows.items()}
-    names = json.dumps([image.name for image in reconstruction.images]).encode()
-    log_names = json.dumps(list(logs or [''] * len(reconstruction.images))).encode()
-    camera_list = json.dumps([camera.to_dict() for camera in cameras]).encode()
-    return {
-        **data,
-        'offsets': np.array(offsets, np.int64),
-        'points': reconstruction.points_in_map.astype(np.float32),
-        'poses': np.array([image.map_from_camera.to_tum() for image in reconstruction.images]),
-        'camera_idx': np.array(
-            [cameras[image.camera] for image in reconstruction.images], np.int32
-        ),
-        'stamps_ns': np.array([image.stamp_ns for image in reconstruction.images], np.int64),
-        'names': np.frombuffer(names, np.uint8),
-        'logs': np.frombuffer(log_names, np.uint8),
-        'cameras': np.frombuffer(camera_list, np.uint8),
-        'vlad_centroids': vlad.centroids.numpy(),
-        'global_descriptors': np.stack(globals_),
-    }
-
-
-def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
-    """Return labelled keypoints first, then the strongest others, in their original order."""
-    order = np.argsort(image.point_idx < 0, kind='stable')[:count]
-    return np.sort(order)

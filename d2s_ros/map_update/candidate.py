@@ -14,7 +14,7 @@ from d2s_ros.features.extractor import FeatureExtractor
 from d2s_ros.map_building.calibration import calibrate, images_to_judge
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap
-from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Growth, LabelledView, UpdateTraining, View
 

@@ -143,8 +143,8 @@ class Observer(ABC):
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe a view such that every pose found from it is chance.
 
-        Keypoints are recognised as ever, but what they are recognised as lies in wrong places:
-        calibration measures by this how many inliers chance finds.
+        Keypoints are recognised as ever, but what they show lies in wrong places: calibration
+        measures by this how many inliers chance finds.
         """
 
     def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
@@ -267,14 +267,11 @@ class Built:
 
 
 class SceneModel(ABC):
-    """What a map stores of a scene.
+    """What a map stores of a scene."""
 
-    Attributes:
-        name: In manifests (`head`) and options.
-        min_error_px: RANSAC allows at least this much, px at 1000 px focal length.
-    """
-
+    #: In manifests (`head`) and options.
     name: ClassVar[str]
+    #: RANSAC allows at least this much, px at 1000 px focal length.
     min_error_px: ClassVar[float] = 0.0
 
     @classmethod
@@ -307,11 +304,7 @@ class SceneModel(ABC):
     ) -> None:
         """Train as the first process of torchrun does, on the samples that it shares.
 
-        Args:
-            network_config, training: Options as `share_training` was given them, JSON types.
-            log: The samples.
-            samples: Their keys, for each image; held_out: those that are not trained on.
-            device, checkpoint: As in `BuildContext`.
+        The arguments are those of `share_training`, options as JSON types.
         """
         raise InputError(f'the {cls.name} head is trained by one process')
 
@@ -382,21 +375,13 @@ class SceneModel(ABC):
         return np.empty(0, np.int64)
 
     def updated(self, growth: Growth, training: UpdateTraining) -> Built:
-        """Return the model of a reconstruction that has grown.
-
-        Raises:
-            InputError: it cannot be updated.
-        """
+        """Return the model of a reconstruction that has grown (InputError: it cannot)."""
         raise InputError(f'maps with the {self.name} head cannot be updated')
 
     def updated_as_published(
         self, views: Sequence[LabelledView], training: UpdateTraining
     ) -> Built:
-        """Return the model trained on its own images and on copied labels that nobody verified.
-
-        Raises:
-            InputError: it cannot be updated.
-        """
+        """Return the model trained on labels that nobody verified (InputError: it cannot)."""
         raise InputError(f'maps with the {self.name} head cannot be updated')
 
     def export_onnx(self, extractor: FeatureExtractor, folder: Path) -> dict[str, Any]:
@@ -405,9 +390,6 @@ class SceneModel(ABC):
         Args:
             extractor: Of the map's features, in float32 on the CPU.
             folder: Made if needed; files of the same name are replaced.
-
-        Returns:
-            What is to be known of the files, JSON types.
 
         Raises:
             UsageError: the model cannot be exported, or packages are missing.

@@ -14,8 +14,9 @@ from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_fro
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.pipeline import build_map
+from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.pose_refinement import align_poses
-from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig, reconstruct
+from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
 
 
 def disturbed(pose, rng, metres=0.05, degrees=1.0):

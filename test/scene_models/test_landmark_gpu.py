@@ -18,7 +18,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import budget
 from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.scene_models.landmark.gpu import RecordedChoice
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkIndex
 
@@ -48,7 +48,7 @@ def localizers(superpoint_map):
     )
     model, extractor = whole.scene_map.model, whole.extractor
     points = torch.from_numpy(model.table.normalized(model.table.points_in_map))
-    scorer = LandmarkJudge(model.network, points, device='cpu', dtype=torch.float32)
+    scorer = LandmarkScorer(model.network, points, device='cpu', dtype=torch.float32)
     index = LandmarkIndex(model.table.keys, exact=True)
     whole.observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
     extractor._run_on_cpu = extractor._run_on_gpu
@@ -94,11 +94,11 @@ def test_nothing_waits_for_the_device():
         device='meta',
     )
     config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, num_layers=0)
-    judge = LandmarkJudge(
+    scorer = LandmarkScorer(
         LandmarkNetwork(config), torch.rand(300, 3), device='meta', dtype=torch.float32
     )
     index = LandmarkIndex(np.ones((300, 256), np.float32), device='meta', exact=True)
-    choice = RecordedChoice(index, judge, config.num_candidates)
+    choice = RecordedChoice(index, scorer, config.num_candidates)
     image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
     with OperationCounter() as counter:
         keypoints = extractor.on_device(image, (118, 160))

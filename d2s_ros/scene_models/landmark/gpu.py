@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2s_ros.cuda_graph import FrameRecorder
+from d2s_ros.kernels.tensors import reliability_of
 from d2s_ros.scene_models.base import View
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge, likeliest
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.table import LandmarkIndex, NearestLandmarks, log_scales_of
 
 #: Numbers of keypoints are rounded up to multiples of this.
@@ -29,7 +30,7 @@ class RecordedChoice:
         num_candidates: Candidates of a keypoint.
     """
 
-    def __init__(self, index: LandmarkIndex, scorer: LandmarkJudge, num_candidates: int) -> None:
+    def __init__(self, index: LandmarkIndex, scorer: LandmarkScorer, num_candidates: int) -> None:
         self._index, self._scorer = index, scorer
         self._num_candidates = num_candidates
         self._recorder = FrameRecorder(index.device)
@@ -76,6 +77,6 @@ class RecordedChoice:
         descriptors = table[:, 3:].contiguous()
         idx, similarity, best = self._index.nearest(descriptors, self._num_candidates)
         logits = self._scorer(descriptors, idx, similarity, best, table[:, :2], table[:, 2])
-        reliability, choice = likeliest(logits)
+        reliability, choice = reliability_of(logits)
         parts = [torch.stack([reliability, choice.float()], dim=1), idx.float(), similarity, best]
         return torch.cat(parts, dim=1)

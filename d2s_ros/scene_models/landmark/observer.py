@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from d2s_ros.device import has_fast_bfloat16
-from d2s_ros.kernels.library import is_available
+from d2s_ros.kernels.tensors import reliability_of
 from d2s_ros.scene_models.base import Candidates, Observation, Observer, SceneCoordinates, View
-from d2s_ros.scene_models.landmark.compiled_scorer import CompiledJudge
 from d2s_ros.scene_models.landmark.gpu import RecordedChoice
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge, likeliest
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
+from d2s_ros.scene_models.landmark.kernel_scorer import KernelScorer
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut, without_landmarks
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import (
@@ -54,16 +54,16 @@ class LandmarkObserver(Observer):
             if on_cpu and not exact
             else LandmarkIndex(table.keys, device=device, exact=exact)
         )
-        compiled = on_cpu and not exact and is_available() and network.config.num_layers == 0
-        half = not exact and not compiled and has_fast_bfloat16(device)
-        scorer = LandmarkJudge(
+        by_kernels = on_cpu and not exact and network.config.num_layers == 0
+        half = not exact and not by_kernels and has_fast_bfloat16(device)
+        scorer = LandmarkScorer(
             network,
             torch.from_numpy(table.normalized(table.points_in_map)),
             device=device,
             dtype=torch.bfloat16 if half else torch.float32,
         )
         self._landmarks = _Landmarks(
-            *self._places(table), scorer, CompiledJudge(scorer) if compiled else None, device
+            *self._places(table), scorer, KernelScorer(scorer) if by_kernels else None, device
         )
         self._choice = None if on_cpu else RecordedChoice(self._index, scorer, self.num_candidates)
 
@@ -119,14 +119,14 @@ class _Landmarks:
     Attributes:
         points_in_map: (M, 3) float64; covariances: (M, 3, 3) float64, unit of the map squared.
         scorer: On the device.
-        compiled: The same by the compiled part, used if it is there.
+        by_kernels: The same by the kernels, used if it is there.
         device: 'cpu' or 'cuda'.
     """
 
     points_in_map: NDArray[np.float64]
     covariances: NDArray[np.float64]
-    scorer: LandmarkJudge
-    compiled: CompiledJudge | None
+    scorer: LandmarkScorer
+    by_kernels: KernelScorer | None
     device: str
 
     def moved(
@@ -135,9 +135,12 @@ class _Landmarks:
         covariances: NDArray[np.float64],
         normalized: torch.Tensor,
     ) -> _Landmarks:
-        compiled = None if self.compiled is None else self.compiled.with_points(normalized)
-        scorer = self.scorer if compiled is not None else self.scorer.with_points(normalized)
-        return _Landmarks(points_in_map, covariances, scorer, compiled, self.device)
+        scorer, by_kernels = self.scorer, self.by_kernels
+        if by_kernels is not None:
+            by_kernels = by_kernels.with_points(normalized)
+        else:
+            scorer = scorer.with_points(normalized)
+        return _Landmarks(points_in_map, covariances, scorer, by_kernels, self.device)
 
     @torch.inference_mode()
     def choose(
@@ -152,11 +155,11 @@ class _Landmarks:
             view.normalized_points,
             log_scales_of(view),
         )
-        if self.compiled is not None:
-            return self.compiled(*inputs)
+        if self.by_kernels is not None:
+            return self.by_kernels(*inputs)
         with one_thread():
             logits = self.scorer(*(torch.from_numpy(i).to(self.device) for i in inputs))
-            reliability, choice = likeliest(logits)
+            reliability, choice = reliability_of(logits)
         return reliability.cpu().numpy(), choice.cpu().numpy()
 
     def observation(
