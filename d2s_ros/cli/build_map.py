@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from d2s_ros import distributed
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.config import budget
     from d2s_ros.map_building.join_build import join_build
     from d2s_ros.map_building.pipeline import build_map

@@ -58,13 +58,10 @@ def run(args: argparse.Namespace) -> int:
         InputError: if a folder has no usable images.
     """
     from d2s_ros.errors import InputError, UsageError
-    from d2s_ros.features.evaluation import (
-        evaluate_posed_images,
-        evaluate_warps,
-        held_out_photographs,
-        load_posed_images,
-    )
+    from d2s_ros.features.evaluation import evaluate_warps
     from d2s_ros.features.evaluation_report import markdown
+    from d2s_ros.features.posed_pairs import evaluate_posed_images, load_posed_images
+    from d2s_ros.features.warped_pairs import held_out_photographs
 
     if args.photographs is None and not args.posed:
         raise UsageError('nothing to evaluate on; give --photographs DIR or --posed DIR')
@@ -112,8 +109,10 @@ def run(args: argparse.Namespace) -> int:
 def _extractors(args: argparse.Namespace) -> dict[str, Any]:
     from d2s_ros.device import resolve_device
     from d2s_ros.features.evaluation import Orb
-    from d2s_ros.features.extractor import FeatureConfig, create_extractor
-    from d2s_ros.features.superpoint import SuperPoint, default_weights_path
+    from d2s_ros.features.extractor import create_extractor
+    from d2s_ros.features.superpoint.extractor import SuperPoint
+    from d2s_ros.features.superpoint.weights import default_weights_path
+    from d2s_ros.features.types import FeatureConfig
 
     device = resolve_device(args.device)
     limits = {'max_keypoints': max(64, 2 * args.keypoints)}
@@ -137,7 +136,7 @@ def _write_picture(path: Path, extractors: dict[str, Any]) -> None:
     import numpy as np
 
     from d2s_ros.features.evaluation_report import draw_matches
-    from d2s_ros.features.extractor import to_grey
+    from d2s_ros.features.types import to_grey
 
     try:
         from skimage import data

@@ -50,7 +50,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """Add --precision."""
     parser.add_argument(
         '--precision',
-        choices=('auto', 'fp32', 'bf16', 'int8'),
+        choices=('auto', 'fp32', 'int8'),
         default='auto',
         help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32); '
         'with fp32, search and network are in float32 too',

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.config import LocalizerConfig
@@ -79,8 +79,8 @@ class Localizer:
             device: 'auto', 'cpu' or 'cuda'.
             weights: Weight file of network features.
             config: Thresholds.
-            precision: 'fp32' computes everything in float32: the reference; 'bf16' and 'int8' are
-                those of network features, 'auto' the fastest here.
+            precision: 'fp32' computes everything in float32: the reference; 'int8' is that of
+                network features, 'auto' the fastest here.
 
         Raises:
             MapFormatError: the map is missing, damaged, or of other features than the extractor.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.statistics import subsample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from d2s_ros.config import option, validate
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.reconstruction.reconstruction import ReconstructionConfig
 from d2s_ros.scene_models.registry import MODELS, ModelOptions, model_class
 

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureExtractor
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.stages import (
     BuildStages,

@@ -16,7 +16,8 @@ from d2s_ros.config import to_dict
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_building.calibration import (
     calibrate,

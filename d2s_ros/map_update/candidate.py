@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.map_building.calibration import calibrate, images_to_judge
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap

@@ -10,7 +10,7 @@ from typing import Any
 
 from d2s_ros.config import from_dict
 from d2s_ros.errors import ConfigError
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.maps.scene_map import SceneMap

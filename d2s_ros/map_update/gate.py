@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from d2s_ros.config import to_dict
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import D2SError, InputError, MapFormatError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.candidate_decision import propose_candidate

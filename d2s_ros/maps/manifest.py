@@ -11,7 +11,7 @@ from typing import Any
 from d2s_ros import __version__
 from d2s_ros.config import from_dict, to_dict
 from d2s_ros.errors import CalibrationError, ConfigError, MapFormatError
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.maps.files import MANIFEST_FILE
 

@@ -47,7 +47,7 @@ class LocalizerNodeConfig:
         'auto',
         'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32. With fp32, '
         'search and network are in float32 too.',
-        choices=('auto', 'fp32', 'bf16', 'int8'),
+        choices=('auto', 'fp32', 'int8'),
         read_only=True,
     )
     target_rate: float = option(

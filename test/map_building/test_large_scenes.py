@@ -9,7 +9,7 @@ import torch
 from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.data.array_log import ArrayLog
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.map_building.calibration import images_to_judge
 from d2s_ros.map_building.config import BuildConfig

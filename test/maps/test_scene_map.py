@@ -19,7 +19,7 @@ import torch
 
 from d2s_ros.config import to_dict
 from d2s_ros.errors import MapFormatError
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps import manifest as manifest_module

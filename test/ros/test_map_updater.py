@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter  # noqa: E402
 from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
-from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
+from d2s_ros.features.types import FeatureConfig  # noqa: E402
 from d2s_ros.maps.manifest import MapManifest  # noqa: E402
 from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
 from d2s_ros.maps.store import MapStore  # noqa: E402

@@ -11,8 +11,9 @@ from conftest import FrameList
 
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.evaluation.operations import OperationCounter
-from d2s_ros.features.extractor import FeatureConfig
-from d2s_ros.features.superpoint import SuperPoint, SuperPointNet, pad_to_cells
+from d2s_ros.features.superpoint.extractor import SuperPoint, pad_to_cells
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.localization.compute_budget import ComputeBudget
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import budget

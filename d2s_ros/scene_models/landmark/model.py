@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.config import from_dict, to_dict
 from d2s_ros.data.array_log import ArrayLog
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.base import (
     BuildContext,
