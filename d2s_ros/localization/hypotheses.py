@@ -102,8 +102,9 @@ class PoseSearch:
                 self._ideal,
                 self._sigmas,
                 candidates.similarity,
-                candidates.landmark_idx,
-                candidates.points_in_map,
+                # Kernels read memory as it lies; models need not know.
+                np.ascontiguousarray(candidates.landmark_idx),
+                np.ascontiguousarray(candidates.points_in_map),
                 candidates.point_covariances,
                 self._camera,
             )
