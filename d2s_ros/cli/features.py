@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from d2s_ros.cli.options import add_device
+from d2s_ros.cli.options import add_device, user_file
 
 #: Photographs of the picture, from scikit-image.
 _PICTURE_PHOTOGRAPHS = ('astronaut', 'coffee', 'stereo_motorcycle', 'rocket')
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--photographs',
-        type=Path,
+        type=user_file,
         metavar='DIR',
         help='photographs to warp; only the tenth that training never sees is used',
     )
     parser.add_argument(
         '--posed',
-        type=Path,
+        type=user_file,
         action='append',
         default=[],
         metavar='DIR',
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--weights',
-        type=Path,
+        type=user_file,
         action='append',
         default=[],
         metavar='FILE',
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--keypoints', type=int, default=512, help='per image (default: 512)')
     parser.add_argument('--limit', type=int, default=0, help='number of photographs; 0: all')
     parser.add_argument('--pairs', type=int, default=24, help='per posed set (default: 24)')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='write JSON, markdown and picture')
+    parser.add_argument(
+        '--out', type=user_file, metavar='DIR', help='write JSON, markdown and picture'
+    )
     parser.add_argument('--seed', type=int, default=0)
     add_device(parser)
 

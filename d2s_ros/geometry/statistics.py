@@ -25,11 +25,11 @@ def scatter_of(points: Array) -> Array:
 
 def first_of_each(values: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
     """Return where integers (N,) from 0 to `size` - 1 are seen for the first time."""
-    places = np.arange(len(values))
+    positions = np.arange(len(values))
     first = np.empty(size, np.int64)
     # Of several values for one place, NumPy keeps the last.
-    first[values[::-1]] = places[::-1]
-    return np.asarray(first[values] == places)
+    first[values[::-1]] = positions[::-1]
+    return np.asarray(first[values] == positions)
 
 
 def ellipse_area(scatter: Array) -> float:

@@ -1,4 +1,4 @@
-"""From what a scene model says of an image to a pose that is given out, or the reason why not."""
+"""From what a scene model says of an image to a pose that is accepted, or the reason why not."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import median_of
+from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.covariance import covariance_scale
-from d2s_ros.localization.gates import (
-    doubt_focal_length,
-    doubt_lone_thing,
-    judge,
-    judge_geometry,
-)
 from d2s_ros.localization.hypotheses import Hypothesis, PoseSearch
+from d2s_ros.localization.moved_object import InlierView
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
-from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
+from d2s_ros.localization.result import (
+    Check,
+    LocalizationResult,
+    LocalizationStatus,
+    first_failure,
+)
 from d2s_ros.maps.manifest import Calibration
 from d2s_ros.scene_models.base import Observation
 
@@ -28,40 +29,46 @@ _PRIOR_MAY_HELP = (
     LocalizationStatus.TOO_FEW_INLIERS,
     LocalizationStatus.LOW_INLIER_SHARE,
     LocalizationStatus.POOR_SPREAD,
-    LocalizationStatus.MOVED_THING,
+    LocalizationStatus.MOVED_OBJECT,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What was found, and whether it is given out.
+    """What was found, and whether it is accepted.
 
     Attributes:
         found: The pose.
         num_reliable: Keypoints that are reliable.
-        status, reason: As in `LocalizationResult`.
+        checks: What decided.
         with_prior: The image alone would have been refused.
     """
 
     found: Hypothesis
     num_reliable: int
-    status: LocalizationStatus
-    reason: str
+    checks: tuple[Check, ...]
     with_prior: bool = False
+
+    @property
+    def status(self) -> LocalizationStatus:
+        """That of the first check that failed."""
+        failure = first_failure(self.checks)
+        return LocalizationStatus.LOCALIZED if failure is None else failure.status
 
     def result(
         self, features: LocalFeatures, latency_ms: dict[str, float], *, details: bool
     ) -> LocalizationResult:
-        """Return what is told of a frame with these features."""
+        """Return the result of a frame with these features."""
         found, estimate = self.found, self.found.estimate
-        accepted = estimate if self.status is LocalizationStatus.LOCALIZED else None
+        failure = first_failure(self.checks)
+        accepted = estimate if failure is None else None
         error_px, focal_error = float('nan'), (0.0, float('inf'))
         if estimate is not None:
             error_px = median_of(estimate.reprojection_errors_px[estimate.inlier_mask])
             focal_error = estimate.focal_error
         return LocalizationResult(
             self.status,
-            self.reason,
+            '' if failure is None else failure.reason,
             accepted.camera_from_map.inverse() if accepted else None,
             accepted.covariance if accepted else None,
             len(features),
@@ -73,11 +80,12 @@ class Outcome:
             len(found.used),
             focal_error,
             self.with_prior,
+            self.checks,
         )
 
 
 class PoseEstimator:
-    """Finds the pose of an observation and decides whether it is given out.
+    """Finds the pose of an observation and decides whether it is accepted.
 
     Args:
         calibration: Of the map.
@@ -106,18 +114,19 @@ class PoseEstimator:
         scale = covariance_scale(
             calibration.covariance_scale,
             calibration.reliable_share,
-            num_reliable / len(observation.view.features),
+            num_reliable / max(1, len(observation.view.features)),
         )
         found = search.best(used).scaled(scale)
-        status, reason = self._accept(found, observation, num_reliable)
-        known = prior() if prior is not None and status in _PRIOR_MAY_HELP else None
+        made = self._accept(found, observation, num_reliable)
+        alone = Outcome(found, num_reliable, made)
+        known = prior() if prior is not None and alone.status in _PRIOR_MAY_HELP else None
         expected = None if known is None else search.near(known, calibration.scene_depth)
         if expected is not None:
             expected = expected.scaled(scale)
-            accepted, _ = self._accept(expected, observation, num_reliable, known)
-            if accepted is LocalizationStatus.LOCALIZED:
-                return Outcome(expected, num_reliable, accepted, '', with_prior=True)
-        return Outcome(found, num_reliable, status, reason)
+            made = self._accept(expected, observation, 0, known)
+            if first_failure(made) is None:
+                return Outcome(expected, num_reliable, made, with_prior=True)
+        return alone
 
     def _accept(
         self,
@@ -125,41 +134,27 @@ class PoseEstimator:
         observation: Observation,
         num_reliable: int,
         prior: PosePrior | None = None,
-    ) -> tuple[LocalizationStatus, str]:
-        """Return whether a pose is given out, with the reason if it is not.
-
-        One that was found with a prior must have the geometry and agree with the prior.
-        """
-        status, estimate = LocalizationStatus, found.estimate
-        camera, depth = observation.view.camera, self._calibration.scene_depth
-        if prior is None or estimate is None:
-            outcome, reason = judge(
-                estimate,
-                camera,
-                len(found.used),
-                self.config,
-                self._calibration,
-                self._solver.threshold_px(camera),
-                num_reliable,
-                float(found.coordinates.reliability[found.used].sum()),
+    ) -> tuple[Check, ...]:
+        """Return the checks that decide whether a pose is accepted."""
+        calibration, camera = self._calibration, observation.view.camera
+        view, candidates = None, observation.candidates
+        if candidates is not None and found.estimate is not None:
+            view = InlierView(
+                observation.view.ideal_keypoints[found.inliers],
+                found.coordinates.points_in_map[found.inliers],
+                candidates.points_in_map,
             )
-        else:
-            outcome, reason = judge_geometry(estimate, camera, self.config, depth)
-            if outcome is status.LOCALIZED and (doubt := prior.disagrees(estimate)):
-                return status.UNCERTAIN, doubt
-        candidates = observation.candidates
-        if outcome is not status.LOCALIZED or estimate is None or candidates is None:
-            return outcome, reason
-        doubt = doubt_lone_thing(
-            estimate,
-            observation.view.ideal_keypoints[found.inliers],
-            found.coordinates.points_in_map[found.inliers],
-            candidates.points_in_map,
+        evidence = PoseEvidence(
             camera,
-            self.config,
-            depth,
+            found.estimate,
+            len(found.used),
+            self.threshold_px(camera),
+            num_reliable,
+            float(found.coordinates.reliability[found.used].sum()),
+            calibration.chance_evidence,
+            calibration.chance_scale,
+            calibration.scene_depth,
+            view,
+            prior,
         )
-        if doubt:
-            return status.MOVED_THING, doubt
-        doubt = doubt_focal_length(estimate, self.config)
-        return (status.CALIBRATION_MISMATCH, doubt) if doubt else (outcome, '')
+        return checks(evidence, self.config.limits)

@@ -25,8 +25,6 @@ from d2s_ros.scene_models.base import Observation, SceneCoordinates
 _MAX_HYPOTHESES = 3
 #: Correspondences of a lower reliability are never tried, however few there are.
 _LEAST_RELIABILITY = 0.1
-#: A prior needs so many times the inliers that a pose needs without.
-_PRIOR_INLIERS = 1.5
 #: Covariances of such poses are larger by this: what an image hardly shows is placed less exactly
 #: than its residuals tell (docs/evaluation.md).
 _PRIOR_COVARIANCE = 4.0
@@ -54,7 +52,7 @@ class Hypothesis:
         return self.used[self.estimate.inlier_mask]
 
     def details(self, features: LocalFeatures) -> FrameDetails:
-        """Return what is to be told of each keypoint."""
+        """Return what is known of each keypoint."""
         reliable, inlier = np.zeros(len(features), bool), np.zeros(len(features), bool)
         reliable[self.used], inlier[self.inliers] = True, True
         return FrameDetails(
@@ -138,12 +136,12 @@ class PoseSearch:
             estimate = self._solve(self._coordinates, used, matches)
             if best.estimate is None:
                 best = Hypothesis(self._coordinates, used, estimate)
-            if estimate is None or estimate.inlier_mask.sum() < self._config.min_inliers:
+            if estimate is None or estimate.inlier_mask.sum() < self._config.limits.min_inliers:
                 break
             spread = estimate.spread(self._camera)
             if spread > most:
                 best, most = Hypothesis(self._coordinates, used, estimate), spread
-            if spread >= self._config.doubtful_spread:
+            if spread >= self._config.limits.doubtful_spread:
                 break
             used = used[~estimate.inlier_mask]
         if best.estimate is None or matches is None:
@@ -176,8 +174,6 @@ class PoseSearch:
         )
         estimate = self._solve(named, used, matches)
         if estimate is None:
-            return None
-        if estimate.inlier_mask.sum() < _PRIOR_INLIERS * self._config.min_inliers:
             return None
         estimate = with_focal_error(estimate, matches, self._solver)
         return Hypothesis(named, used, estimate.scaled(_PRIOR_COVARIANCE))

@@ -18,10 +18,11 @@ from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageErr
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.acceptance import check_keypoints
 from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.estimator import PoseEstimator
-from d2s_ros.localization.pose_prior import PriorSource
+from d2s_ros.localization.pose_prior import PriorSource, relative_to
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Observation, View
@@ -48,6 +49,7 @@ class Localizer:
         self.extractor = extractor
         self.device = device
         manifest = scene_map.manifest
+        self._origin = scene_map.origin
         if extractor.weights_hash != manifest.features_hash:
             raise MapFormatError(
                 f'the map was built with {manifest.features.name} features '
@@ -136,9 +138,8 @@ class Localizer:
             return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
         if not budget.is_full:
             count = round(budget.keypoints * self.extractor.config.max_keypoints)
-            features = features.strongest(max(count, self.estimator.config.min_keypoints))
-        elapsed = 1e3 * (time.perf_counter() - started)
-        view = View(features, camera, grey)
+            features = features.strongest(max(count, self.estimator.config.limits.min_keypoints))
+        view, elapsed = View(features, camera, grey), 1e3 * (time.perf_counter() - started)
         result = self.localize_view(view, details=details, features_ms=elapsed, prior=prior)
         if result.details is not None and grey.shape != given.shape:
             ratio = np.array(given.shape[::-1], np.float32) / np.array(grey.shape[::-1], np.float32)
@@ -176,20 +177,24 @@ class Localizer:
             features_ms: Time that the features took.
             prior: As for `localize`.
         """
-        count, needed = len(view.features), self.estimator.config.min_keypoints
         latency = {'features': features_ms, 'network': 0.0, 'pose': 0.0, 'total': features_ms}
-        if count < needed:
+        enough = check_keypoints(len(view.features), self.estimator.config.limits)
+        if not enough.passed:
             return LocalizationResult(
-                LocalizationStatus.TOO_FEW_KEYPOINTS,
-                f'{count} keypoints, {needed} needed (dark, blurred or empty view)',
-                num_keypoints=count,
+                enough.status,
+                enough.reason,
+                num_keypoints=len(view.features),
                 latency_ms=latency,
+                checks=(enough,),
             )
         started = time.perf_counter()
         observation = observation or self.observer.observe(view)
         observed = time.perf_counter()
-        outcome = self.estimator.estimate(observation, prior)
+        outcome = self.estimator.estimate(observation, relative_to(self._origin, prior))
         latency['network'] = 1e3 * (observed - started)
         latency['pose'] = 1e3 * (time.perf_counter() - observed)
         latency['total'] = features_ms + latency['network'] + latency['pose']
-        return outcome.result(observation.view.features, latency, details=details)
+        result = outcome.result(observation.view.features, latency, details=details)
+        result = replace(result, checks=(enough, *result.checks))
+        # All is computed relative to the origin; only what comes in and goes out is not.
+        return result.moved(self._origin) if self._origin.any() else result

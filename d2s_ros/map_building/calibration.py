@@ -19,8 +19,9 @@ from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
+from d2s_ros.localization.acceptance import inlier_evidence
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.gates import evidence
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.manifest import Calibration
 from d2s_ros.maps.scene_map import SceneMap
@@ -37,11 +38,13 @@ _MAX_IMAGES, _MAX_HELD_OUT = 60, 200
 _CHANCE_IMAGES = 30
 #: Of the tail: an inlier more is worth more evidence than this.
 _MIN_CHANCE_SCALE = 1.0
-#: Poses are judged by their errors here, not by gates.
-_OPEN = LocalizerConfig(
+#: The truth is known here, so that a pose need only have enough inliers to be compared with it.
+CALIBRATION_LIMITS = Limits(
     false_accept_rate=0.5,
     min_inlier_share=0.1,
+    min_inlier_share_with_support=0.08,
     min_spread=0.01,
+    min_spread_of_safe_extent=0.005,
     min_extent=0.0,
     max_flat_extent=0.0,
     max_rotation_sigma_deg=180.0,
@@ -71,12 +74,12 @@ def calibrate(
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
     """
-    localizer = Localizer(scene_map, extractor, config=_OPEN)
+    localizer = Localizer(scene_map, extractor, config=LocalizerConfig(limits=CALIBRATION_LIMITS))
     leaves_out = scene_map.model.leaves_out
     held_out = subsample(held_out, _MAX_HELD_OUT)
     chosen = np.asarray(held_out, dtype=int)
     if leaves_out or len(held_out) < _MIN_CALIBRATION_POSES:
-        chosen = images_to_judge(len(reconstruction.images), held_out)
+        chosen = calibration_images(len(reconstruction.images), held_out)
     errors: dict[int, tuple[float, float]] = {}
     shares: dict[int, float] = {}
     reliable_shares: list[float] = []
@@ -120,7 +123,7 @@ def calibrate(
     return calibration, accuracy
 
 
-def images_to_judge(total: int, held_out: Sequence[int]) -> NDArray[np.int64]:
+def calibration_images(total: int, held_out: Sequence[int]) -> NDArray[np.int64]:
     """Return the mapping images, of `total`, that a map is calibrated with.
 
     Those held out, and some all over the log; of a long log not all that are held out.
@@ -143,7 +146,7 @@ def chance_evidence(localizer: Localizer, reconstruction: Reconstruction) -> tup
         by_chance = localizer.observer.observe_by_chance(View.of(image), rng)
         result = localizer.localize_view(by_chance.view, observation=by_chance)
         values.append(
-            evidence(
+            inlier_evidence(
                 result.num_inliers,
                 result.num_used,
                 image.camera,

@@ -37,7 +37,7 @@ def collect_images(
     stages: BuildStages | None = None,
     progress: bool = False,
 ) -> tuple[list[ImageInput], dict[str, int]]:
-    """Extract features of the log's usable images, thinned evenly to `max_images`.
+    """Extract features of the log's usable images, subsampled evenly to `max_images`.
 
     Images without a pose are dropped where others have one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_building.calibration import (
     calibrate,
-    images_to_judge,
+    calibration_images,
     keypoint_noise_px,
     rounded_median,
 )
@@ -32,7 +33,9 @@ from d2s_ros.maps.manifest import Calibration, MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import collect_update_data
+from d2s_ros.reconstruction.origin import choose_origin, moved, relative_to
 from d2s_ros.reconstruction.pipeline import reconstruct
+from d2s_ros.reconstruction.pose_check import find_doubtful_poses
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     Reconstruction,
@@ -42,6 +45,8 @@ from d2s_ros.reconstruction.reconstruction import (
 from d2s_ros.scene_models.base import BuildContext
 from d2s_ros.scene_models.registry import model_class
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class BuildResult:
@@ -49,7 +54,7 @@ class BuildResult:
 
     Attributes:
         scene_map: The map that was written.
-        reconstruction: Tracks and points it was made from.
+        reconstruction: Tracks and points it was made from, in the map frame.
         dropped: Why images of the log were not used, with counts.
     """
 
@@ -158,6 +163,8 @@ class _Build:
                     stages=self.stages,
                     progress=self.progress,
                 )
+            origin = choose_origin(images)
+            images = relative_to(images, origin)
             with self._timed('reconstruction'):
                 reconstruction = self._reconstruct(images)
             with self._timed('training'):
@@ -181,7 +188,18 @@ class _Build:
             # The times of a build that was interrupted are those of its last run.
             'resumed': self.stages.resumed,
         }
-        manifest = replace(scene_map.manifest, metrics=metrics)
+        if reconstruction.metric:
+            metrics['doubtful_poses'] = _doubtful_poses(reconstruction)
+        useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
+        if useless:
+            _logger.warning(
+                'none of the %d held-out images is localized in the map that was built: are the '
+                'poses those of the optical frame of the camera (z forward, x right), do they fit '
+                'the images, and is the calibration right?',
+                metrics['holdout_images'],
+            )
+        x, y, z = origin.tolist()
+        manifest = replace(scene_map.manifest, metrics=metrics, origin=(x, y, z))
         update_data = None
         if self.config.keep_update_data:
             update_data = collect_update_data(
@@ -191,9 +209,13 @@ class _Build:
             )
         # A build that was killed after its map was written goes on as if it was not.
         written = store.write(
-            replace(scene_map, manifest=manifest), update_data, unless_live=self.stages.resumed
+            replace(scene_map, manifest=manifest),
+            update_data,
+            # Such a map must not take the place of one that works.
+            promote=not useless or store.current() is None,
+            unless_live=self.stages.resumed,
         )
-        return BuildResult(written, reconstruction, dropped)
+        return BuildResult(written, moved(reconstruction, origin), dropped)
 
     def _reconstruct(self, images: list[ImageInput]) -> Reconstruction:
         """Reconstruct, or read what an interrupted build has reconstructed."""
@@ -209,6 +231,30 @@ class _Build:
         )
         log.keep('points', pack_reconstruction(reconstruction, images))
         return reconstruction
+
+
+def _doubtful_poses(reconstruction: Reconstruction) -> list[dict[str, Any]]:
+    """Return the images whose given poses contradict what they show, and name them in a warning."""
+    doubtful = find_doubtful_poses(reconstruction)
+    if doubtful:
+        worst = max(doubtful, key=lambda doubt: doubt.distance)
+        _logger.warning(
+            'the poses of %d of %d images contradict what they show: %s; the worst is off by '
+            '%.2f m and %.1f deg. Correct these poses or leave these images out',
+            len(doubtful),
+            len(reconstruction.images),
+            ', '.join(doubt.name for doubt in doubtful),
+            worst.distance,
+            worst.angle_deg,
+        )
+    return [
+        {
+            'name': doubt.name,
+            'distance_m': round(doubt.distance, 3),
+            'angle_deg': round(doubt.angle_deg, 2),
+        }
+        for doubt in doubtful
+    ]
 
 
 def _pose_changes(
@@ -261,7 +307,7 @@ def train_map(
             extractor,
             config,
             held_out=held_out,
-            judged=images_to_judge(count, held_out).tolist(),
+            calibration_images=calibration_images(count, held_out).tolist(),
             source=source,
             device=device,
             progress=progress,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.features.types import FeatureExtractor
-from d2s_ros.map_building.calibration import calibrate, images_to_judge
+from d2s_ros.map_building.calibration import calibrate, calibration_images
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap
 from d2s_ros.map_update.label_database import LabelledFrame
@@ -79,7 +79,7 @@ def train_candidate(
         grown.reconstruction,
         priority,
         held_out,
-        images_to_judge(len(images), held_out).tolist(),
+        calibration_images(len(images), held_out).tolist(),
         config.growth.max_landmarks,
         config.growth.landmark_growth,
     )

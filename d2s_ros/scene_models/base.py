@@ -28,7 +28,7 @@ from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 #: Directions further from the optical axis are all alike to a network: tangent of the angle.
 _MAX_TANGENT = 4.0
 #: Of the held-out images, the most that an early stop of the training looks at.
-MAX_WATCHED = 16
+MAX_VALIDATION_IMAGES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ class BuildContext:
         extractor: Of the map's features.
         options: The options of the model; `BuildConfig` inherits them.
         held_out: Indices of images that must not be trained on.
-        judged: Indices of the images that calibration observes with `Observer.observe_without`.
+        calibration_images: Indices of images that calibration will leave out of the model.
         source: The log, for models that need the pixels of the mapping images; None without.
         device: Where networks are trained.
         progress: Show progress bars.
@@ -182,7 +182,7 @@ class BuildContext:
     extractor: FeatureExtractor
     options: Any
     held_out: Sequence[int] = ()
-    judged: Sequence[int] = ()
+    calibration_images: Sequence[int] = ()
     source: FrameSource | None = None
     device: str = 'cpu'
     progress: bool = False
@@ -199,7 +199,7 @@ class Growth:
         reconstruction: Old and new images, and points; prototypes of one point share coordinates.
         priority: (P,) usefulness of each point; negative for those that are gone, infinite for
             those that must stay.
-        held_out, judged: As in `BuildContext`.
+        held_out, calibration_images: As in `BuildContext`.
         max_landmarks, max_factor: Most landmarks, and most over those that the model has; it may
             keep as many as it has in any case.
     """
@@ -207,7 +207,7 @@ class Growth:
     reconstruction: Reconstruction
     priority: NDArray[np.float64]
     held_out: Sequence[int]
-    judged: Sequence[int]
+    calibration_images: Sequence[int]
     max_landmarks: int
     max_factor: float
 

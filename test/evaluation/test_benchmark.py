@@ -112,7 +112,9 @@ def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer
         )
         for n in (100, 250, 600)
     ]
-    limits = (16, 8) if kernels.active() is compiled else (160, 80)
+    # Elsewhere the search is PyTorch's too.
+    few = kernels.active() is compiled and has_fast_int8()
+    limits = (16, 8) if few else (160, 80)
     for name, most in zip(('operations', 'tensors'), limits, strict=True):
         first, second, third = (count[name] for count in counts)
         assert first == second == third <= most

@@ -11,7 +11,7 @@ from scene_models.made_up_scene import made_up_reconstruction
 from d2s_ros.data.array_log import ArrayLog
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.map_building.calibration import images_to_judge
+from d2s_ros.map_building.calibration import calibration_images
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.pipeline import train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
@@ -94,7 +94,7 @@ def test_thinning():
     assert subsample([], 5) == []
     assert subsample([4, 5, 6], 5) == [4, 5, 6]
     assert subsample(list(range(100)), 3) == [0, 50, 99]
-    judged = images_to_judge(10_000, list(range(4, 10_000, 8)))
+    judged = calibration_images(10_000, list(range(4, 10_000, 8)))
     assert len(judged) <= 260
     assert judged[0] == 0
     assert judged[-1] == 9999

@@ -235,7 +235,7 @@ def rewrite_manifest(store, version, **changes):
 
 def test_other_formats_and_heads_are_refused(store):
     rewrite_manifest(store, '0002', format_version=99)
-    with pytest.raises(MapFormatError, match='map format 99, this software reads 2'):
+    with pytest.raises(MapFormatError, match='map format 99, this software reads 2 and 3'):
         SceneMap.open(store.root)
     rewrite_manifest(store, '0002', format_version=2, head='oracle')
     with pytest.raises(MapFormatError, match='oracle'):

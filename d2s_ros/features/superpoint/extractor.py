@@ -213,7 +213,7 @@ class SuperPoint:
         else:
             keypoints = np.stack([index % size[1], index // size[1]], axis=1).astype(np.float32)
         height, width = logits.shape[2:]
-        cells, places, weights = compute.cells_around(keypoints, height, width)
+        cells, positions, weights = compute.cells_around(keypoints, height, width)
         if integers is not None:
             described = integers.describe(shared, torch.from_numpy(cells))
         else:
@@ -221,7 +221,7 @@ class SuperPoint:
             described = rows[torch.from_numpy(cells)].float()
         with one_thread():
             mixed = mixed_descriptors(
-                described, torch.from_numpy(places), torch.from_numpy(weights)
+                described, torch.from_numpy(positions), torch.from_numpy(weights)
             )
             descriptors = self._shortened(mixed)
         return keypoints.astype(np.float64), scores.reshape(-1)[index], descriptors.numpy()

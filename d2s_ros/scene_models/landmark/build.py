@@ -10,7 +10,7 @@ from tqdm import tqdm
 from d2s_ros import distributed
 from d2s_ros.config import option
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.scene_models.base import MAX_WATCHED, BuildContext
+from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import CORRECT_PX, LandmarkSample, make_sample
@@ -61,7 +61,11 @@ def build_table(context: BuildContext) -> tuple[LandmarkTable, LeaveOneOut]:
     table, statistics = build_landmarks(context.reconstruction, max_landmarks=options.max_landmarks)
     table = table.coded()
     left_out = LeaveOneOut(
-        context.reconstruction, table, statistics, options.num_candidates, context.judged
+        context.reconstruction,
+        table,
+        statistics,
+        options.num_candidates,
+        context.calibration_images,
     )
     return table, left_out
 
@@ -79,19 +83,19 @@ def train(
         hidden_inputs=options.hidden_inputs,
     )
     images, held_out = context.reconstruction.images, context.held_out
-    watched = subsample(held_out, MAX_WATCHED)
+    validation = subsample(held_out, MAX_VALIDATION_IMAGES)
     train_idx = sorted(set(range(len(images))) - set(held_out))
     steps = min(options.training.steps, 100 + options.steps_per_image * len(train_idx))
     # Of a long log, not more images than the training could look at once.
     train_idx = subsample(train_idx, max(1, steps * options.training.images_per_step))
-    samples = _samples({*train_idx, *watched}, table, left_out, context)
+    samples = _samples({*train_idx, *validation}, table, left_out, context)
     training = replace(options.training, steps=steps)
     share_training(
         'landmark',
         config,
         training,
         [[str(index)] for index in train_idx],
-        [str(index) for index in watched],
+        [str(index) for index in validation],
         context,
     )
     return train_landmark_network(
@@ -101,7 +105,7 @@ def train(
         device=context.device,
         checkpoint=context.checkpoint,
         progress=context.progress,
-        held_out=[samples[index] for index in watched],
+        held_out=[samples[index] for index in validation],
     )
 
 

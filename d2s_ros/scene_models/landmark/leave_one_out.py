@@ -71,39 +71,39 @@ class LeaveOneOut:
 
     def without(self, index: int) -> tuple[LandmarkTable, NDArray[np.bool_]]:
         """Return the landmarks without an image, and which of them (M,) would not be there."""
-        places = self._places
-        observed, information, gradients = places.observations(self.reconstruction.images[index])
+        positions = self._positions
+        observed, information, gradients = positions.observations(self.reconstruction.images[index])
         seen, row = np.unique(observed, return_inverse=True)
-        left, count = places.information[seen].copy(), places.counts[seen].copy()
+        left, count = positions.information[seen].copy(), positions.counts[seen].copy()
         pull = np.zeros((len(seen), 3))
         np.subtract.at(left, row, information)
         np.subtract.at(count, row, 1)
         np.add.at(pull, row, gradients)
         # What is not there any more is not used: its numbers stay.
-        gone = np.zeros(len(places.points), bool)
+        gone = np.zeros(len(positions.points), bool)
         gone[seen[count < _MIN_OBSERVATIONS]] = True
         kept = count >= _MIN_OBSERVATIONS
         seen, left, pull = seen[kept], left[kept], pull[kept]
         trace = np.maximum(np.trace(left, axis1=1, axis2=2), 0.0)[:, None, None]
         covariances = np.linalg.inv(left + (1e-5 * trace + 1e-12) * np.eye(3))
-        moved = places.points[seen] + np.einsum('nij,nj->ni', covariances, pull)
-        # From place to its row among those that changed.
-        changed = np.full(len(places.points), -1, np.int64)
+        moved = positions.points[seen] + np.einsum('nij,nj->ni', covariances, pull)
+        # From position to its row among those that changed.
+        changed = np.full(len(positions.points), -1, np.int64)
         changed[seen] = np.arange(len(seen))
-        change = changed[places.of_landmark]
+        change = changed[positions.of_landmark]
         landmarks = np.flatnonzero(change >= 0)
         points, all_covariances = self._table.points_in_map.copy(), self._table.covariances.copy()
         points[landmarks] = moved[change[landmarks]]
         all_covariances[landmarks] = covariances[change[landmarks]]
         table = replace(self._table, points_in_map=points, covariances=all_covariances)
-        return table, gone[places.of_landmark]
+        return table, gone[positions.of_landmark]
 
     @cached_property
-    def _places(self) -> _Places:
-        return _Places(self.reconstruction, self._table, self.statistics)
+    def _positions(self) -> _Positions:
+        return _Positions(self.reconstruction, self._table, self.statistics)
 
 
-class _Places:
+class _Positions:
     """The different points of the landmarks, and what all images tell of them.
 
     Several landmarks may be one point as it looks in several lights.
@@ -132,12 +132,12 @@ class _Places:
     def observations(
         self, image: MappedImage
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return places (N,), information (N, 3, 3) and gradients (N, 3) for a noise of 1 px."""
+        """Return positions (N,), information (N, 3, 3) and gradients (N, 3) for a noise of 1 px."""
         keypoint_idx = np.flatnonzero(image.point_idx >= 0)
-        places = self._of_point[image.point_idx[keypoint_idx]]
-        keypoint_idx, places = keypoint_idx[places >= 0], places[places >= 0]
+        positions = self._of_point[image.point_idx[keypoint_idx]]
+        keypoint_idx, positions = keypoint_idx[positions >= 0], positions[positions >= 0]
         camera_from_map = image.map_from_camera.inverse()
-        in_camera = camera_from_map.apply(self.points[places])
+        in_camera = camera_from_map.apply(self.points[positions])
         jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
         weight = 1.0 / np.square(detection_sigma_px(image.features.scales[keypoint_idx]))
         residual = reprojection_residuals(
@@ -145,7 +145,7 @@ class _Places:
         )
         information = jacobian.transpose(0, 2, 1) @ jacobian * weight[:, None, None]
         gradient = np.einsum('nij,ni->nj', jacobian, residual) * weight[:, None]
-        return places, information, gradient
+        return positions, information, gradient
 
 
 def without_landmarks(candidates: NearestLandmarks, gone: NDArray[np.bool_]) -> NearestLandmarks:

@@ -28,6 +28,7 @@ from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwor
 from d2s_ros.scene_models.landmark.observer import LandmarkObserver
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
 from d2s_ros.scene_models.landmark.samples import LandmarkSample
+from d2s_ros.scene_models.landmark.stored_tensors import check_landmark_tensors
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
 from d2s_ros.scene_models.shared_samples import unpack_sample
@@ -117,6 +118,7 @@ class LandmarkModel(SceneModel):
     ) -> LandmarkModel:
         """Make the model again from what `network_config` and `tensors` gave."""
         config = from_dict(LandmarkConfig, network_config)
+        check_landmark_tensors(tensors, config)
         codes = ProductCodes(tensors['key_codebook'], tensors['key_codes'], config.descriptor_dim)
         covariances = np.zeros((len(tensors['points']), 3, 3), np.float32)
         rows, columns = np.triu_indices(3)

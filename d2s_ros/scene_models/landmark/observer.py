@@ -63,7 +63,7 @@ class LandmarkObserver(Observer):
             dtype=torch.bfloat16 if half else torch.float32,
         )
         self._landmarks = _Landmarks(
-            *self._places(table), scorer, KernelScorer(scorer) if by_kernels else None, device
+            *self._positions(table), scorer, KernelScorer(scorer) if by_kernels else None, device
         )
         self._choice = None if on_cpu else RecordedChoice(self._index, scorer, self.num_candidates)
 
@@ -101,7 +101,7 @@ class LandmarkObserver(Observer):
             nearest, landmarks = without_landmarks(nearest, gone), self._moved(table)
         return landmarks.observation(view, nearest, *landmarks.choose(view, nearest))
 
-    def _places(self, table: LandmarkTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _positions(self, table: LandmarkTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return points and covariances as the pose solver takes them."""
         points = table.points_in_map.astype(np.float64)
         return points, table.covariances.astype(np.float64) * self._variance
@@ -109,7 +109,7 @@ class LandmarkObserver(Observer):
     def _moved(self, table: LandmarkTable) -> _Landmarks:
         """Return landmarks with the same keys that lie at other points."""
         points = torch.from_numpy(table.normalized(table.points_in_map))
-        return self._landmarks.moved(*self._places(table), points)
+        return self._landmarks.moved(*self._positions(table), points)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ class DenseMaps(nn.Module):
 
 
 class LandmarkChoice(nn.Module):
-    """Search among the landmarks and judgement of the candidates, in float32."""
+    """Search among the landmarks and scores of the candidates, in float32."""
 
     def __init__(self, table: LandmarkTable, network: LandmarkNetwork) -> None:
         super().__init__()
@@ -162,8 +162,8 @@ def _example(table: LandmarkTable, count: int) -> tuple[Tensor, Tensor, Tensor]:
     share = rng.uniform(0.0, 1.5, (count, 1)).astype(np.float32)
     descriptors = table.keys[rng.integers(len(table), size=count)] + share * noise
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    places = rng.uniform(-0.6, 0.6, (count, 2)).astype(np.float32)
-    return torch.from_numpy(descriptors), torch.from_numpy(places), torch.zeros(count)
+    normalized_points = rng.uniform(-0.6, 0.6, (count, 2)).astype(np.float32)
+    return torch.from_numpy(descriptors), torch.from_numpy(normalized_points), torch.zeros(count)
 
 
 def _check_maps(session: Any, module: DenseMaps, image: Tensor) -> dict[str, float]:

@@ -33,7 +33,7 @@ def grown_table(
     # Coordinates stay centred as the network learned them.
     table = replace(table, center=before.center, extent=before.extent).coded()
     left_out = LeaveOneOut(
-        growth.reconstruction, table, statistics, config.num_candidates, growth.judged
+        growth.reconstruction, table, statistics, config.num_candidates, growth.calibration_images
     )
     return table, left_out
 

@@ -13,7 +13,7 @@ from d2s_ros import distributed
 from d2s_ros.geometry.noise import scaled_px
 from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.scene_models.base import MAX_WATCHED, BuildContext, Observation, View
+from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext, Observation, View
 from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
 from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
 from d2s_ros.scene_models.regression.samples import (
@@ -87,21 +87,21 @@ def train(context: BuildContext) -> tuple[D2SNetwork, dict[str, Any]]:
             progress=context.progress,
         )
     config = replace(options.regression, descriptor_dim=context.extractor.dim)
-    watched = subsample(context.held_out, MAX_WATCHED)
+    validation = subsample(context.held_out, MAX_VALIDATION_IMAGES)
     samples = [[originals[index], *views.get(index, [])] for index in train_idx]
     if distributed.world() > 1:
-        watched_samples = [[originals[index]] for index in watched]
+        validation_samples = [[originals[index]] for index in validation]
         keys = []
         for index, variants in zip(
-            [*train_idx, *watched], [*samples, *watched_samples], strict=True
+            [*train_idx, *validation], [*samples, *validation_samples], strict=True
         ):
             keys.append([f'{index}/{number}' for number in range(len(variants))])
             for key, sample in zip(keys[-1], variants, strict=True):
                 if key not in context.samples:
                     context.samples.keep(key, pack_sample(sample))
-        watched_keys = [key for key, *_ in keys[len(train_idx) :]]
+        validation_keys = [key for key, *_ in keys[len(train_idx) :]]
         share_training(
-            'regression', config, training, keys[: len(train_idx)], watched_keys, context
+            'regression', config, training, keys[: len(train_idx)], validation_keys, context
         )
     network, figures = train_regression_network(
         samples,
@@ -110,7 +110,7 @@ def train(context: BuildContext) -> tuple[D2SNetwork, dict[str, Any]]:
         device=context.device,
         checkpoint=context.checkpoint,
         progress=context.progress,
-        held_out=[originals[index] for index in watched],
+        held_out=[originals[index] for index in validation],
     )
     with torch.no_grad():
         network.center.copy_(torch.from_numpy(frame.center))
