@@ -16,7 +16,13 @@ from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import BuildConfig, budget
 from d2s_ros.map_building.pipeline import build_map
-from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
+from d2s_ros.map_update.config import (
+    LABEL_LIMITS,
+    GateConfig,
+    KeyframeConfig,
+    LabelConfig,
+    UpdateConfig,
+)
 from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
@@ -25,7 +31,7 @@ from d2s_ros.scene_models import registry
 
 UPDATE = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
-    labels=LabelConfig(min_inliers=20),
+    labels=LabelConfig(limits=replace(LABEL_LIMITS, min_inliers=20)),
     gate=GateConfig(min_new_frames=1),
     min_free_megabytes=1,
 )
