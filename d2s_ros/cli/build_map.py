@@ -97,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
 
     from d2s_ros import distributed
     from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.pipeline import budget, build_map
-    from d2s_ros.map_building.shared_training import join_build
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.join_build import join_build
+    from d2s_ros.map_building.pipeline import build_map
 
     if distributed.rank() > 0:
         join_build(args.device)
@@ -142,14 +143,9 @@ def run(args: argparse.Namespace) -> int:
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
     size = result.scene_map.localization_size_bytes() / 1e6
-    model = (
-        f'{metrics["num_landmarks"]} landmarks'
-        if manifest.head == 'landmark'
-        else f'{metrics["num_parameters"]} parameters'
-    )
     print(
-        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, {model}, '
-        f'{size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
+        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
+        f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     if 'refined_poses' in metrics:
         moved = metrics['refined_poses']

@@ -40,7 +40,7 @@ from d2s_ros.maps.manifest import (
     manifest_text,
     read_manifest,
 )
-from d2s_ros.maps.scene_map import SceneMap, serialize, serialize_model
+from d2s_ros.maps.scene_map import SceneMap, serialize
 
 #: What is being written; left behind only by a writer that was killed.
 _NEW_PREFIX = '.new-'
@@ -360,7 +360,7 @@ def _write_version(
     version: str,
     parent: str,
 ) -> MapManifest:
-    contents = {LOCALIZATION_FILE: serialize_model(scene_map)}
+    contents = {LOCALIZATION_FILE: serialize(scene_map.model.tensors())}
     if update_data:
         contents[UPDATE_FILE] = serialize(update_data)
     files = {}
