@@ -179,12 +179,9 @@ class _Run:
         self.origin = incumbent.manifest.origin
         # Everything is computed relative to the origin; results leave with it.
         incumbent = incumbent.in_local_frame()
-        if incumbent.landmark_table is None:
-            raise InputError(
-                'maps with the regression head cannot be updated: no image can be left out of '
-                'them, so nothing could compare the update; build a map with landmarks'
-            )
         data = MappingData.from_map(incumbent)
+        model = incumbent.model.with_mapping(data.reconstruction())
+        incumbent = replace(incumbent, model=model)
         extractor: FeatureExtractor = create_extractor(
             incumbent.manifest.features, device=device, weights=weights
         )
