@@ -15,6 +15,7 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
+from d2s_ros.localization import ransac
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.guided_refinement import (
@@ -34,6 +35,15 @@ from d2s_ros.localization.pose_solver import (
 from d2s_ros.localization.result import LocalizationStatus
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
+
+
+@pytest.fixture(autouse=True, params=sorted(ransac.SOLVERS))
+def solver(request, monkeypatch):
+    """Run every test with each implementation of RANSAC."""
+    if request.param == 'poselib':
+        pytest.importorskip('poselib')
+    monkeypatch.setattr(ransac, 'solver_name', lambda: request.param)
+    return request.param
 
 
 def random_pose(rng):
