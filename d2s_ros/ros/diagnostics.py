@@ -215,7 +215,7 @@ def key_values(values: dict[str, Any]) -> list[KeyValue]:
 
 
 def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
-    """Return the figures of one image: status, counts, errors, standard deviations, latency."""
+    """Return the figures of one image: status, counts, checks, sigmas, latency."""
     values: dict[str, Any] = {'status': outcome.status, 'reason': outcome.reason}
     result = outcome.result
     if result is not None:
@@ -225,6 +225,7 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             'inliers': result.num_inliers,
             'reprojection error [px]': result.reprojection_error_px,
             'with prior': result.with_prior,
+            **{f'check: {check.name}': check.comparison for check in result.checks},
         }
         if result.covariance is not None:
             variances = np.diag(result.covariance)

@@ -18,7 +18,7 @@ from d2s_ros.data.calibration import CameraInfoValues, doubt_unrectified
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, RateController
-from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
@@ -220,10 +220,10 @@ class FramePipeline:
         self.info_problem = ''
         self._focal_watch = FocalWatch()
         #: Share by which the focal length of several images may be off.
-        self.max_focal_error = LocalizerConfig.max_focal_error
+        self.max_focal_error = Limits.max_focal_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
-        #: Lowers the effort to hold a rate; None always does all.
+        #: Lowers the compute budget to hold a rate; None always does all.
         self.rate: RateController | None = None
 
     def apply(self, config: LocalizerNodeConfig) -> None:
@@ -319,9 +319,9 @@ class FramePipeline:
             return
         outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
         controller = self.rate
-        effort = FULL if controller is None else controller.effort
+        budget = FULL if controller is None else controller.budget
         result = loaded.localizer.localize(
-            outcome.image, camera, details=details, effort=effort, prior=prior
+            outcome.image, camera, details=details, budget=budget, prior=prior
         )
         if controller is not None:
             controller.record(1e3 * (time.monotonic() - start))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import ConfigError, D2SError, DeviceError
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.localization.compute_budget import FULL, Effort
+from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
@@ -33,7 +33,7 @@ class SupportsLocalize(Protocol):
         camera: Camera,
         *,
         details: bool = False,
-        effort: Effort = FULL,
+        budget: ComputeBudget = FULL,
         prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize one image."""
@@ -86,7 +86,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         scene_map,
         device=device,
         weights=config.weights or None,
-        config=config.localizer,
+        config=config.localizer.localizer_config(),
         precision=config.precision,
     )
     return LoadedMap(
@@ -104,7 +104,7 @@ def version_token(path: str) -> str | None:
 
     A map folder is replaced, or its `current` entry changed, by one atomic rename.
     """
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path).expanduser()
     try:
         current = folder / 'current'
         if current.is_symlink():

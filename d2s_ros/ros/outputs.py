@@ -142,7 +142,10 @@ class Outputs:
                     f'  inliers {result.num_inliers} of {result.num_reliable} reliable, '
                     f'{result.num_keypoints} keypoints'
                 )
-            picture = debug_view.draw(outcome.image, details, text, outcome.localized, picture_size)
+            checks = () if result is None else result.checks
+            picture = debug_view.draw(
+                outcome.image, details, text, outcome.localized, picture_size, checks
+            )
             self._publishers['d2s/debug_image'].publish(
                 conversions.image_to_msg(picture, outcome.stamp_ns, outcome.camera_frame)
             )

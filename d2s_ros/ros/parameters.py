@@ -83,8 +83,15 @@ def declare_from_dataclass(node: Node, config: type[T]) -> None:
     """Declare a parameter for each leaf field, with the field's default.
 
     Raises:
-        ConfigError: an override from the command line or a file has a wrong type or range.
+        ConfigError: an override from the command line or a file has a wrong type or range, or is
+            of a name that the dataclass says is set elsewhere (`ELSEWHERE`).
     """
+    for name, where in getattr(config, 'ELSEWHERE', {}).items():
+        # ROS ignores overrides of what is not declared.
+        given = node.declare_parameter(name, descriptor=ParameterDescriptor(dynamic_typing=True))
+        node.undeclare_parameter(name)
+        if given.value is not None:
+            raise ConfigError(f'parameter {name}: {where}')
     for name, field, hint, default in parameter_fields(config):
         if node.has_parameter(name):
             continue
