@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
     if useless:
         print(
-            f'held-out images: 0/{metrics["holdout_images"]} localized: this map cannot be used. '
+            f'held-out images: 0/{metrics["holdout_images"]} localized: do not trust this map. '
             'Are the poses those of the optical frame of the camera (z forward, x right), do they '
             'fit the images, is the calibration right, and was the training long enough?'
         )
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         )
     doubtful = metrics.get('doubtful_poses', ())
     if doubtful:
-        names = ', '.join(doubt['name'] for doubt in doubtful)
+        names = ', '.join(wrong['name'] for wrong in doubtful)
         print(f'poses of {len(doubtful)} images contradict what they show: {names}')
     if not manifest.metric:
         print('no poses were used: the scale and the frame of this map are arbitrary')

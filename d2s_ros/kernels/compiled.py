@@ -19,7 +19,7 @@ from d2s_ros.kernels.interface import (
     Mask,
     influence_slope,
 )
-from d2s_ros.kernels.library import call
+from d2s_ros.kernels.library import call, passed
 
 __all__ = [
     'candidate_scorer',
@@ -134,7 +134,9 @@ class CompiledResiduals:
         self._covariances = None if point_covariances is None else packed(point_covariances, 3, 3)
         self._intrinsics, self._scale = intrinsics, cauchy_scale**2
         self._whitening = np.zeros((count, 3))
-        self._residuals = packed(keypoints, 2), self._points, self._whitening, count
+        # Kept alive: these are passed on by every call, so they are checked once.
+        self._arrays = packed(keypoints, 2), self._points, self._whitening
+        self._residuals = *(passed(np.float64, array) for array in self._arrays), count
 
     def whiten(self, rotation: Array, translation: Array) -> None:
         """As `Residuals.whiten`."""

@@ -99,12 +99,12 @@ def call(name: str, *arguments: Any) -> int:
         observer(name, 0)
     functions = _functions()
     assert functions is not None, 'chosen only where they were built'
-    result: int = functions[name](*map(_passed, SIGNATURES[name], arguments))
+    result: int = functions[name](*map(passed, SIGNATURES[name], arguments))
     return result
 
 
-def _passed(kind: Any, value: Any) -> Any:
-    """Return an argument as C takes it: of arrays where they lie."""
+def passed(kind: Any, value: Any) -> Any:
+    """Return an argument as C takes it: of arrays where they lie. Callers may do so beforehand."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype != kind or not value.flags.c_contiguous:

@@ -237,23 +237,23 @@ def _doubtful_poses(reconstruction: Reconstruction) -> list[dict[str, Any]]:
     """Return the images whose given poses contradict what they show, and name them in a warning."""
     doubtful = find_doubtful_poses(reconstruction)
     if doubtful:
-        worst = max(doubtful, key=lambda doubt: doubt.distance)
+        worst = max(doubtful, key=lambda wrong: wrong.distance)
         _logger.warning(
             'the poses of %d of %d images contradict what they show: %s; the worst is off by '
             '%.2f m and %.1f deg. Correct these poses or leave these images out',
             len(doubtful),
             len(reconstruction.images),
-            ', '.join(doubt.name for doubt in doubtful),
+            ', '.join(wrong.name for wrong in doubtful),
             worst.distance,
             worst.angle_deg,
         )
     return [
         {
-            'name': doubt.name,
-            'distance_m': round(doubt.distance, 3),
-            'angle_deg': round(doubt.angle_deg, 2),
+            'name': wrong.name,
+            'distance_m': round(wrong.distance, 3),
+            'angle_deg': round(wrong.angle_deg, 2),
         }
-        for doubt in doubtful
+        for wrong in doubtful
     ]
 
 
