@@ -152,6 +152,9 @@ def budget(
         steps, copies, max_images = _REGRESSION_BUDGETS[name]
         training = RegressionTrainingConfig(
             steps=steps,
+            start='points',
+            evaluate_every=max(5, steps // 20),
+            patience=20,
             seed=seed,
             augmentation=AugmentationConfig(copies=copies),
         )

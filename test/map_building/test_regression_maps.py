@@ -144,6 +144,7 @@ def test_recipes():
     assert (training.learning_rate, training.schedule) == (1e-4, 'halving')
     assert (training.images_per_step, training.keypoints_per_image) == (1, 0)
     assert (training.distance, training.center_targets, training.seed) == ('squared', False, 4)
+    assert (training.start, training.patience, training.evaluate_every) == ('points', 20, 5)
     assert paper.regression == RegressionConfig()
     assert paper.reliability_threshold == 0.6
     ours = budget('quick', head='regression').regression_training
