@@ -153,7 +153,7 @@ def test_recipes():
 
 
 def test_paper_recipe_through_the_command_line(tmp_path, capsys):
-    """A handful of steps: the map opens and verifies, and refuses instead of guessing."""
+    """A handful of steps: the map opens and verifies, and localizes most of its own images."""
     log, scene = tmp_path / 'log', tmp_path / 'map'
     simulate_log(SimulationConfig(seed=3, frames=8, width=320, height=240), log, progress=False)
     command = ['build-map', str(log), '--map', str(scene), '--recipe', 'paper']
@@ -164,9 +164,12 @@ def test_paper_recipe_through_the_command_line(tmp_path, capsys):
     assert manifest.head == 'regression'
     assert manifest.build['regression_training']['steps'] == 3
     assert manifest.metrics['training']['steps'] == 3
+    assert manifest.metrics['training']['known_points'] > 30
+    assert manifest.metrics['training']['held_out_px'] < 50
     report = tmp_path / 'report.json'
-    assert main(['localize', str(scene), str(log), '--report', str(report), '--quiet']) == 4
+    assert main(['localize', str(scene), str(log), '--report', str(report), '--quiet']) == 0
     entries = json.loads(report.read_text())['frames']
     assert len(entries) == 8
-    assert all(entry['reason'] and entry['map_from_camera'] is None for entry in entries)
-    assert 'nothing could be localized' in capsys.readouterr().err
+    assert sum(entry['map_from_camera'] is not None for entry in entries) >= 4
+    assert all(entry['reason'] or entry['map_from_camera'] for entry in entries)
+    assert 'localized' in capsys.readouterr().out

@@ -122,8 +122,9 @@ def test_every_image_keeps_its_points():
 
 def test_what_it_cannot_start_from():
     train, _ = scene_samples()
-    with pytest.raises(ConfigError, match='no room'):
-        start_from_points(D2SNetwork(replace(SMALL, hidden=(16, 160, 176))), train)
+    for hidden in ((160,), (160, 8)):
+        with pytest.raises(ConfigError, match='no room'):
+            start_from_points(D2SNetwork(replace(SMALL, hidden=hidden)), train)
     with pytest.raises(InputError, match='two of the training images'):
         start_from_points(D2SNetwork(SMALL), train[:1])
 

@@ -131,7 +131,8 @@ def _detectors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return weights (L, D) and biases (L,) of detectors, and which tell their point from others.
 
-    A detector is a linear discriminant: descriptors are whitened by the covariance of all. Its threshold is the highest score that keypoints of other points have, but for a few.
+    A detector is a linear discriminant: descriptors are whitened by the covariance of all. Its
+    threshold is the highest score that keypoints of other points have, but for a few.
     """
     descriptors, dim = descriptors.double(), descriptors.shape[1]
     row_of = torch.full((int(tracks.max()) + 1,), -1)
