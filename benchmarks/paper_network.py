@@ -31,12 +31,12 @@ import numpy as np
 import torch
 
 from d2s_ros.data.frames import Frame
-from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.transforms import pose_error
-from d2s_ros.localization.localizer import REGRESSION_ERROR_PX
 from d2s_ros.localization.pose_solver import PoseSolverConfig, reprojection_errors, solve_pose
-from d2s_ros.map_building.pipeline import BuildConfig, budget, collect_images
+from d2s_ros.map_building.config import BuildConfig, budget
+from d2s_ros.map_building.images import collect_images
 from d2s_ros.map_building.stages import BuildStages
 from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.reconstruction import (
@@ -44,6 +44,7 @@ from d2s_ros.reconstruction.reconstruction import (
     pack_reconstruction,
     unpack_reconstruction,
 )
+from d2s_ros.scene_models.regression.build import MIN_ERROR_PX
 from d2s_ros.scene_models.regression.network import D2SNetwork
 from d2s_ros.scene_models.regression.samples import CoordinateFrame, samples_of_images
 from d2s_ros.scene_models.regression.trainer import train_regression_network
@@ -93,7 +94,7 @@ def ask(network: D2SNetwork, queries: Sequence[Query], *, reliable: bool) -> dic
         queries: To be placed.
         reliable: Only keypoints above the threshold of the reliability are used.
     """
-    solver = PoseSolverConfig(max_reprojection_error_px=REGRESSION_ERROR_PX)
+    solver = PoseSolverConfig(max_reprojection_error_px=MIN_ERROR_PX)
     shares, degrees, pixels, counts, times = [], [], [], [], []
     for query in queries:
         camera, truth = query.frame.camera, query.frame.map_from_camera
