@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from d2s_ros.errors import ConfigError, InputError
+from d2s_ros.scene_models.attention import AttentionLayer
 from d2s_ros.scene_models.regression.network import D2SNetwork
 from d2s_ros.scene_models.regression.samples import RegressionSample
 
@@ -173,6 +174,7 @@ def _set_weights(
     values = torch.cat([coordinates - middle, coordinates.new_ones((count, 1))], dim=1).T
     with torch.no_grad():
         for attention in network.layers:
+            assert isinstance(attention, AttentionLayer)
             nn.init.zeros_(attention.mlp_out.weight)
             nn.init.zeros_(attention.mlp_out.bias)
         for linear in linears[:layer]:
