@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from d2s_ros.errors import InputError
+from d2s_ros.features.dense_maps import REFINEMENT_FLOOR, refine_keypoints, score_map
 from d2s_ros.features.evaluation import is_held_out
 from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
-from d2s_ros.features.training import losses
+from d2s_ros.features.training import finishing, losses
 from d2s_ros.features.training.__main__ import main
 from d2s_ros.features.training.labels import HomographicAdaptation, cache_labels, read_labels
 from d2s_ros.features.training.network import TrainableSuperPoint, save_weights
@@ -93,6 +94,84 @@ def test_frozen_stage_does_not_move():
     for name in ('norm1a.running_mean', 'norm1b.running_var'):
         torch.testing.assert_close(model.state_dict()[name], before[name], rtol=0, atol=0)
     assert not torch.equal(model.state_dict()['norm2a.running_mean'], before['norm2a.running_mean'])
+
+
+def test_finished_weights_are_taken_over_exactly():
+    torch.manual_seed(0)
+    plain = SuperPointNet().eval()
+    model = TrainableSuperPoint()
+    model.start_from(plain.state_dict())
+    image = torch.rand(2, 1, 48, 72)
+    with torch.no_grad():
+        for found, expected in zip(model.train()(image), plain(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for name, value in model.folded_state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def blobs(points, side=48):
+    """Logits whose scores have a peak at each of (K, 2) points."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing='xy'), dim=-1)
+    gaps = (grid[None] - points[:, None, None]).square().sum(-1)
+    logits = torch.logsumexp(6.0 - 0.5 * gaps, dim=0)
+    cells = torch.nn.functional.pixel_unshuffle(logits[None, None], 8)
+    return torch.cat([cells, torch.zeros_like(cells[:, :1])], dim=1)
+
+
+def test_positions_are_compared_as_the_product_reads_them():
+    points = torch.tensor([[12.3, 14.8], [30.1, 20.4], [19.7, 33.2]])
+    logits = blobs(points)
+    scores = score_map(logits)
+    peaks, _ = losses.strongest_peaks(scores, 3)
+    found = losses.refined_peaks((scores + REFINEMENT_FLOOR).log(), peaks)[0]
+    torch.testing.assert_close(found, refine_keypoints(scores[0], peaks[0]), rtol=0, atol=1e-4)
+    same = torch.cat([logits, logits])
+    motion = torch.eye(3)[None]
+    near, _, _ = losses.position_losses(same, motion)
+    moved = torch.eye(3)[None].clone()
+    moved[0, 0, 2] = 0.5
+    far, _, median = losses.position_losses(same, moved)
+    assert float(near) == pytest.approx(0.1, abs=1e-4)
+    assert float(median) == pytest.approx(0.51, abs=0.02)
+    # And following the gradient brings the two views together.
+    both = same.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([both], lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss, _, _ = losses.position_losses(both, moved)
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.7 * float(far)
+
+
+def test_ranking_raises_what_the_other_view_confirms():
+    first = blobs(torch.tensor([[12.0, 12.0], [28.0, 20.0]]))
+    second = blobs(torch.tensor([[12.0, 12.0], [28.0, 36.0]]))
+    logits = torch.cat([first, second]).requires_grad_(True)
+    _, ranking, _ = losses.position_losses(logits, torch.eye(3)[None])
+    ranking.backward()
+    slope = torch.nn.functional.pixel_shuffle(logits.grad[:, :64], 8)[0, 0]
+    assert float(slope[12, 12]) < 0 < float(slope[20, 28])
+
+
+def test_finishing_moves_the_detector_alone_and_resumes(tmp_path, photographs):
+    torch.set_num_threads(1)
+    out = tmp_path / 'out'
+    # Names that are held out: what is measured is never trained on.
+    held = next(f'x{i}.png' for i in range(99) if is_held_out(f'x{i}'))
+    (photographs / held).write_bytes((photographs / 'p0.png').read_bytes())
+    arguments = ['--images', str(photographs), '--out', str(out), '--size', '64', '--batch', '2']
+    assert finishing.main([*arguments, '--pairs', '40', '--minutes', '0.01']) == 0
+    old = SuperPoint.from_pretrained().network.state_dict()
+    new = SuperPoint.from_pretrained(out / 'superpoint.safetensors').network.state_dict()
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {'convPa.weight', 'convPa.bias', 'convPb.weight', 'convPb.bias'}
+    rows = [json.loads(line) for line in (out / 'curve.jsonl').read_text().splitlines()]
+    assert rows[0]['step'] == 0
+    steps = rows[-1]['step']
+    assert finishing.main([*arguments, '--pairs', '40', '--minutes', '0.02', '--resume']) == 0
+    assert json.loads((out / 'curve.jsonl').read_text().splitlines()[-1])['step'] > steps
+    assert finishing.main(['--out', str(tmp_path / 'none'), '--minutes', '1']) != 0
 
 
 def test_splat_keeps_the_centroid_and_the_weight():
