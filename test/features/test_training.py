@@ -154,6 +154,18 @@ def test_ranking_raises_what_the_other_view_confirms():
     assert float(slope[12, 12]) < 0 < float(slope[20, 28])
 
 
+@pytest.mark.parametrize('layers', ['detector', 'all'])
+def test_last_layers_on_stored_maps_are_the_network(layers):
+    torch.manual_seed(0)
+    network = SuperPointNet().eval()
+    images = torch.rand(2, 1, 64, 80)
+    head = finishing.Head(network, layers)
+    with torch.no_grad():
+        entering = head.entering(finishing.pooled_maps(network, images))
+        for found, expected in zip(head(entering, describe=True), network(images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_finishing_moves_the_detector_alone_and_resumes(tmp_path, photographs):
     torch.set_num_threads(1)
     out = tmp_path / 'out'
@@ -423,6 +435,22 @@ def test_command_from_scratch_ends_with_weights(tmp_path, photographs):
     # With more steps it goes on from there.
     assert main([*arguments, '--steps', '6', '--resume']) == 0
     assert torch.load(out / 'checkpoint.pt', weights_only=True)['step'] == 4
+
+
+def test_command_goes_on_from_finished_weights(tmp_path, photographs):
+    out = tmp_path / 'out'
+    arguments = ['--images', str(photographs), '--out', str(out), '--start', 'packaged']
+    arguments += ['--batch', '2', '--size', '64', '--threads', '1', '--steps', '2']
+    assert main(arguments) == 0
+    labels = read_labels(out / 'labels' / 'p1.npz')
+    assert labels.descriptors.shape == (len(labels.keypoints), 256)
+    old = SuperPoint.from_pretrained().network.state_dict()
+    new = SuperPoint.from_pretrained(out / 'superpoint.safetensors').network.state_dict()
+    for name in ('conv1a.weight', 'conv1b.bias'):
+        torch.testing.assert_close(new[name], old[name], rtol=1e-2, atol=1e-4)
+    # Two careful steps: others have moved, but not far.
+    change = (new['convPa.weight'] - old['convPa.weight']).norm() / old['convPa.weight'].norm()
+    assert 1e-5 < float(change) < 0.05
 
 
 def test_projection_keeps_distances_between_descriptors_of_few_directions(rng):
