@@ -175,7 +175,9 @@ def test_finishing_moves_the_detector_alone_and_resumes(tmp_path, photographs):
     arguments = ['--images', str(photographs), '--out', str(out), '--size', '64', '--batch', '2']
     assert finishing.main([*arguments, '--pairs', '40', '--minutes', '0.01']) == 0
     old = SuperPoint.from_pretrained().network.state_dict()
-    new = SuperPoint.from_pretrained(out / 'superpoint.safetensors').network.state_dict()
+    extractor = SuperPoint.from_pretrained(out / 'superpoint.safetensors')
+    assert (extractor.dim, extractor.smoothing) == (128, pytest.approx(0.7))
+    new = extractor.network.state_dict()
     moved = {name for name in old if not torch.equal(old[name], new[name])}
     assert moved == {'convPa.weight', 'convPa.bias', 'convPb.weight', 'convPb.bias'}
     rows = [json.loads(line) for line in (out / 'curve.jsonl').read_text().splitlines()]

@@ -15,6 +15,7 @@ import copy
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,12 @@ from torch.nn import functional
 from d2s_ros.errors import D2SError, InputError, UsageError
 from d2s_ros.features.dense_maps import score_map
 from d2s_ros.features.evaluation import is_held_out
-from d2s_ros.features.superpoint import SuperPointNet, default_weights_path, load_network
+from d2s_ros.features.superpoint import (
+    SuperPointNet,
+    default_weights_path,
+    load_network,
+    projection_path,
+)
 from d2s_ros.features.training.labels import photograph_names, read_photograph
 from d2s_ros.features.training.losses import (
     PEAK_BORDER,
@@ -447,6 +453,11 @@ def finish(options: argparse.Namespace) -> None:
     finisher = Finisher(network, config, options.out)
     if options.resume and (options.out / 'checkpoint.pt').is_file():
         finisher.load()
+    if projection_path(Path(start)).is_file():
+        # Descriptors at a given place stay, so what shortens them does; it also says to smooth.
+        options.out.mkdir(parents=True, exist_ok=True)
+        target = projection_path(options.out / 'superpoint.safetensors')
+        shutil.copyfile(projection_path(Path(start)), target)
     finisher.fit(stored, Budget(minutes=options.minutes))
 
 
