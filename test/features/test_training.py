@@ -173,7 +173,7 @@ def test_finishing_moves_the_detector_alone_and_resumes(tmp_path, photographs):
     held = next(f'x{i}.png' for i in range(99) if is_held_out(f'x{i}'))
     (photographs / held).write_bytes((photographs / 'p0.png').read_bytes())
     arguments = ['--images', str(photographs), '--out', str(out), '--size', '64', '--batch', '2']
-    assert finishing.main([*arguments, '--pairs', '40', '--minutes', '0.01']) == 0
+    assert finishing.main([*arguments, '--pairs', '40', '--steps', '3']) == 0
     old = SuperPoint.from_pretrained().network.state_dict()
     extractor = SuperPoint.from_pretrained(out / 'superpoint.safetensors')
     assert (extractor.dim, extractor.smoothing) == (128, pytest.approx(0.7))
@@ -182,9 +182,9 @@ def test_finishing_moves_the_detector_alone_and_resumes(tmp_path, photographs):
     assert moved == {'convPa.weight', 'convPa.bias', 'convPb.weight', 'convPb.bias'}
     rows = [json.loads(line) for line in (out / 'curve.jsonl').read_text().splitlines()]
     assert rows[0]['step'] == 0
-    steps = rows[-1]['step']
-    assert finishing.main([*arguments, '--pairs', '40', '--minutes', '0.02', '--resume']) == 0
-    assert json.loads((out / 'curve.jsonl').read_text().splitlines()[-1])['step'] > steps
+    assert rows[-1]['step'] == 3
+    assert finishing.main([*arguments, '--pairs', '40', '--steps', '4', '--resume']) == 0
+    assert json.loads((out / 'curve.jsonl').read_text().splitlines()[-1])['step'] == 4
     assert finishing.main(['--out', str(tmp_path / 'none'), '--minutes', '1']) != 0
 
 

@@ -410,7 +410,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--stored', type=Path, help='folder of stored maps; OUT/pairs otherwise')
     parser.add_argument('--start', type=Path, help='weight file; the packaged one otherwise')
     parser.add_argument('--pairs', type=int, default=1000, help='pairs of views to store')
-    parser.add_argument('--minutes', type=float, help='time to train; none: only store pairs')
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument('--minutes', type=float, help='time to train')
+    length.add_argument(
+        '--steps', type=int, help='the same for a busy machine; neither: only store'
+    )
+    parser.add_argument('--checkpoint-every', type=int, default=defaults.checkpoint_every)
     parser.add_argument('--layers', default=defaults.layers, choices=tuple(LAYERS))
     parser.add_argument('--resume', action='store_true')
     for name in ('batch', 'size', 'muon_lr', 'adam_lr', 'precision', 'ranking', 'keep', 'seed'):
@@ -444,11 +449,13 @@ def finish(options: argparse.Namespace) -> None:
             network, options.images, stored, count=options.pairs, size=options.size,
             seed=options.seed,
         )  # fmt: skip
-    if options.minutes is None:
+    if options.minutes is None and options.steps is None:
         return
     names = ('batch', 'size', 'muon_lr', 'adam_lr', 'precision', 'ranking', 'keep', 'seed')
     config = FinishingConfig(
-        layers=options.layers, **{name: getattr(options, name) for name in names}
+        layers=options.layers,
+        checkpoint_every=options.checkpoint_every,
+        **{name: getattr(options, name) for name in names},
     )
     finisher = Finisher(network, config, options.out)
     if options.resume and (options.out / 'checkpoint.pt').is_file():
@@ -458,7 +465,7 @@ def finish(options: argparse.Namespace) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         target = projection_path(options.out / 'superpoint.safetensors')
         shutil.copyfile(projection_path(Path(start)), target)
-    finisher.fit(stored, Budget(minutes=options.minutes))
+    finisher.fit(stored, Budget(steps=options.steps, minutes=options.minutes))
 
 
 if __name__ == '__main__':
