@@ -254,7 +254,9 @@ def main() -> int:
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False
     ).stdout.strip()
     document: dict[str, Any] = {
-        'command': ' '.join(['python', 'benchmarks/paper_network.py', 'DATA', *sys.argv[2:]]),
+        'command': f'python benchmarks/paper_network.py DATA --work FOLDER --features {args.features} '
+        f'--scenes {" ".join(args.scenes)} --rows {" ".join(args.rows)} --steps {args.steps} '
+        f'--keypoints {args.keypoints} --evaluations {args.evaluations} --threads {args.threads}',
         'commit': commit,
         'machine': f'{platform.machine()}, {args.threads} threads, torch {torch.__version__}',
         'rows': [],
