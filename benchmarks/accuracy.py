@@ -171,6 +171,8 @@ def localize_queries(
     extractor = create_extractor(features, weights=weights)
     outcomes: Outcomes = {'ours': [], 'baseline': list(known['baseline']) if known else []}
     for frame in scene.queries:
+        assert frame.image is not None
+        assert frame.map_from_camera is not None
         found = extractor.extract(frame.image)
         for name, method in methods.items():
             outcome = method.localize_features(found, frame.camera)

@@ -23,7 +23,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from d2s_ros.threads import wait_passively
 
@@ -162,7 +163,7 @@ def record(folder: Path) -> dict[str, Any]:
         print(f'{path.name}: done', flush=True)
     counted = Counter(row['status'] for row in rows.values())
     print(', '.join(f'{count} {status}' for status, count in counted.most_common()))
-    name = kernels.active().__name__.rpartition('.')[2]
+    name = cast(ModuleType, kernels.active()).__name__.rpartition('.')[2]
     return {'conditions': {**conditions(), 'kernels': name}, 'rows': rows}
 
 

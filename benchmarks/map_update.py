@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ from d2s_ros.threads import wait_passively
 class Condition:
     """A state of the building: options of the simulation, seed and length of its query log."""
 
-    change: dict[str, str]
+    change: dict[str, Any]
     seed: int
     frames: int
 

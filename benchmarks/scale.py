@@ -61,6 +61,10 @@ class MadeUpFeatures:
     dim = DIM
     weights_hash = 'made-up'
 
+    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> LocalFeatures:
+        """Refuse: features are made up."""
+        raise NotImplementedError('these features are made up')
+
 
 class Watch:
     """Time, and the peak of the process's memory that cannot be given back (RssAnon)."""
@@ -151,17 +155,18 @@ def simulate(count: int, keypoints: int, stages: BuildStages) -> tuple[list, Rec
     renumber = np.where(good, np.cumsum(good) - 1, -1)
     inputs, mapped = [], []
     for index, (pose, point_idx) in enumerate(zip(poses, seen_of, strict=True)):
-        features = load_features(log, str(index))
+        stored = load_features(log, str(index))
+        assert stored is not None
         name = f'{index:06d}'
-        inputs.append(ImageInput(name, index, CAMERA, pose, features))
+        inputs.append(ImageInput(name, index, CAMERA, pose, stored))
         mapped.append(
             MappedImage(
                 name,
                 index,
                 CAMERA,
                 pose,
-                features,
-                features.keypoints.astype(np.float64),
+                stored,
+                stored.keypoints.astype(np.float64),
                 np.where(point_idx >= 0, renumber[point_idx], -1),
             )
         )
