@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import FrameSource

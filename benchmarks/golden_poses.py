@@ -26,9 +26,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 import cv2
 import numpy as np

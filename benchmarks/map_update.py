@@ -45,7 +45,7 @@ from d2s_ros.map_update.report import write_report
 from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def main() -> int:
     parser.add_argument('--rebuild', action='store_true', help='build the maps in DIR again')
     parser.add_argument('--progress', action='store_true')
     args = parser.parse_args()
-    wait_passively()
+    set_passive_omp_wait()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

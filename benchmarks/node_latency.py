@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
-keep_freed_memory()
+set_passive_omp_wait()
+tune_malloc()
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray

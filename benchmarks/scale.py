@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import set_passive_omp_wait
 
 # As the command line does.
-wait_passively()
-keep_freed_memory()
+set_passive_omp_wait()
+tune_malloc()
 
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.features.types import LocalFeatures
