@@ -233,9 +233,9 @@ class FramePipeline:
         self.stamps.jump = config.time_jump_threshold
         self.stamps.max_future = config.max_future
         self.stamps.max_age = config.max_image_age
-        self.hold(config.target_rate)
+        self.set_target_rate(config.target_rate)
 
-    def hold(self, rate: float) -> None:
+    def set_target_rate(self, rate: float) -> None:
         """Hold a rate in Hz from now on; 0 for none."""
         if rate <= 0:
             self.rate = None

@@ -50,14 +50,14 @@ def test_less_work_holds_the_rate():
     loaded = LoadedMap(localizer, 'map', '1', 'cpu')
     show(pipeline, loaded, 6)
     assert set(localizer.budgets) == {FULL}
-    pipeline.hold(30.0)
+    pipeline.set_target_rate(30.0)
     show(pipeline, loaded, 12, 6)
     assert pipeline.rate.budget in STEPS[2:]
     assert localizer.budgets[-1] == pipeline.rate.budget
     controller = pipeline.rate
-    pipeline.hold(30.0)
+    pipeline.set_target_rate(30.0)
     assert pipeline.rate is controller
-    pipeline.hold(0.0)
+    pipeline.set_target_rate(0.0)
     show(pipeline, loaded, 1, 18)
     assert localizer.budgets[-1] == FULL
 
