@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import set_passive_omp_wait
 
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
 _COMMANDS = {
@@ -52,8 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    wait_passively()
-    keep_freed_memory()
+    set_passive_omp_wait()
+    tune_malloc()
     args = make_parser().parse_args(argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
