@@ -14,13 +14,11 @@ from geometry_msgs.msg import (
     TransformStamped,
 )
 from numpy.typing import ArrayLike, NDArray
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.data.image_codec import decode_compressed, decode_image
 from d2s_ros.errors import InputError
-from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, skew
 
 Array = NDArray[np.float64]
@@ -76,25 +74,6 @@ def image_to_msg(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Imag
         step=width * channels,
         data=array.array('B', np.ascontiguousarray(image).tobytes()),
     )
-
-
-def camera_from_info(
-    message: CameraInfo, image_size: tuple[int, int], *, rectified: bool = False
-) -> Camera:
-    """Return the intrinsics of an image of the given size.
-
-    The region of interest and binning of the message are applied, and an image that is scaled
-    with the aspect ratio kept is accepted.
-
-    Args:
-        message: The calibration.
-        image_size: (width, height) of the image in px.
-        rectified: Use the projection matrix P without distortion instead of K and D.
-
-    Raises:
-        CalibrationError: zeros, an unknown model, or another aspect ratio.
-    """
-    return CameraInfoValues.from_message(message).camera(*image_size, rectified)
 
 
 def transform_from_msg(message: Transform) -> tuple[float, ...]:

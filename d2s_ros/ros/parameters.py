@@ -21,7 +21,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from d2s_ros.config import from_dict, to_dict
+from d2s_ros.config import from_dict
 from d2s_ros.errors import ConfigError
 
 T = TypeVar('T')
@@ -195,18 +195,3 @@ class ParameterUpdates:
     def _after(self, parameters: list[Parameter]) -> None:
         if any(parameter.name in self._names for parameter in parameters):
             self._commit(read_dataclass(self._node, self._config))
-
-
-def as_ros_parameters(config: Any) -> dict[str, Any]:
-    """Return the flat parameter names and values of a config instance."""
-    flat: dict[str, Any] = {}
-
-    def add(values: dict[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                add(value, f'{prefix}{key}.')
-            else:
-                flat[f'{prefix}{key}'] = value
-
-    add(to_dict(config), '')
-    return flat

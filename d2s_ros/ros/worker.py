@@ -100,11 +100,6 @@ class Worker(Generic[T]):
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    @property
-    def stopping(self) -> bool:
-        """Whether a stop was asked for; long waits in `handle` should end."""
-        return self._stop.is_set()
-
     def _run(self) -> None:
         while not self._stop.is_set():
             item = self._slot.take(self._idle_period if self._idle else None)

@@ -13,6 +13,7 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from ros.helpers import image_msg, info_msg
 from sensor_msgs.msg import CompressedImage, RegionOfInterest
 
+from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, InputError, UnsupportedImageError
 from d2s_ros.geometry.transforms import (
     RigidTransform,
@@ -72,20 +73,20 @@ def test_broken_images_are_refused():
 
 def test_camera_of_the_same_scaled_and_other_size():
     info = info_msg(0, size=(640, 480), focal=400.0, d=(0.1, 0.0, 0.0, 0.0, 0.0))
-    camera = conversions.camera_from_info(info, (640, 480))
+    camera = CameraInfoValues.from_message(info).camera(640, 480)
     assert (camera.model, camera.fx, camera.cx) == ('plumb_bob', 400.0, 319.5)
-    half = conversions.camera_from_info(info, (320, 240))
+    half = CameraInfoValues.from_message(info).camera(320, 240)
     assert (half.fx, half.cx) == (200.0, 159.5)
     with pytest.raises(CalibrationError, match='aspect'):
-        conversions.camera_from_info(info, (640, 400))
+        CameraInfoValues.from_message(info).camera(640, 400)
 
 
 def test_camera_of_a_binned_region():
     info = info_msg(0, size=(640, 480), focal=400.0)
     info.roi = RegionOfInterest(x_offset=100, y_offset=80, width=320, height=240)
     info.binning_x = info.binning_y = 2
-    whole = conversions.camera_from_info(info, (640, 480))
-    part = conversions.camera_from_info(info, (160, 120))
+    whole = CameraInfoValues.from_message(info).camera(640, 480)
+    part = CameraInfoValues.from_message(info).camera(160, 120)
     points = np.array([[0.1, -0.05, 1.0], [-0.2, 0.1, 2.0]])
     # Pixel centres: the region starts at pixel 100, 80; two pixels become one.
     expected = (whole.project(points) - [100, 80] + 0.5) / 2 - 0.5
@@ -95,11 +96,11 @@ def test_camera_of_a_binned_region():
 def test_rectified_images_use_p():
     info = info_msg(0, d=(0.3, 0.0, 0.0, 0.0, 0.0))
     info.p[0] = info.p[5] = 33.0
-    camera = conversions.camera_from_info(info, (64, 48), rectified=True)
+    camera = CameraInfoValues.from_message(info).camera(64, 48, rectified=True)
     assert (camera.model, camera.fx) == ('pinhole', 33.0)
     info.p = [0.0] * 12
     with pytest.raises(CalibrationError, match='not rectified'):
-        conversions.camera_from_info(info, (64, 48), rectified=True)
+        CameraInfoValues.from_message(info).camera(64, 48, rectified=True)
 
 
 def test_uncalibrated_cameras_are_refused():
@@ -111,7 +112,7 @@ def test_uncalibrated_cameras_are_refused():
         (info_msg(0, model='telescope', d=(0.1,)), 'not supported'),
     ):
         with pytest.raises(CalibrationError, match=words):
-            conversions.camera_from_info(message, (64, 48))
+            CameraInfoValues.from_message(message).camera(64, 48)
 
 
 def test_pose_and_covariance_round_trip(rng):

@@ -24,7 +24,6 @@ from d2s_ros.ros.localizer_config import (
 )
 from d2s_ros.ros.parameters import (
     ParameterUpdates,
-    as_ros_parameters,
     declare_from_dataclass,
     parameter_fields,
     read_dataclass,
@@ -160,7 +159,7 @@ def test_yaml_file_is_what_the_options_say(repo_root):
             else:
                 yield f'{prefix}{key}', value
 
-    assert dict(flatten(values)) == as_ros_parameters(LocalizerNodeConfig())
+    assert dict(flatten(values)) == dict(flatten(to_dict(LocalizerNodeConfig())))
 
 
 def test_limits_file_is_what_the_limits_say(repo_root):

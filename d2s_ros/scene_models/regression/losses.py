@@ -68,11 +68,6 @@ def reprojection_errors(
     return torch.linalg.vector_norm(projected - pixels, dim=-1)
 
 
-def reprojection_loss(errors: Tensor, z: Tensor) -> Tensor:
-    """Return L_r, equation (10), of errors (B, N) in px."""
-    return (z * errors.square()).sum(dim=-1).mean()
-
-
 def curriculum_tau(t: float, tau_max: float, tau_min: float) -> float:
     """Return tau(t) = sqrt(1 - t^2) tau_max + tau_min in px, t in [0, 1] the training progress."""
     return math.sqrt(max(0.0, 1.0 - t * t)) * tau_max + tau_min
