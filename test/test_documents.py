@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_the_tests_that_documents_name_are_there():
     there = set()
     for path in (ROOT / 'test').rglob('test_*.py'):
-        there |= set(re.findall(r'^def (test_\w+)\(', path.read_text(), re.MULTILINE))
+        there |= set(re.findall(r'^ *def (test_\w+)\(', path.read_text(), re.MULTILINE))
     text = (ROOT / 'docs' / 'ros_interface.md').read_text()
     named = set(re.findall(r'`(test_\w+)`', text))
     assert len(named) >= 20
