@@ -32,7 +32,7 @@ TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
 NATIVE := build/native.stamp
 STAMP := $(VENV)/.d2s_ros_requirements $(NATIVE)
 BIN := $(VENV)/bin
-SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools)
+SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
 .PHONY: help venv native demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
 

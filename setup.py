@@ -67,6 +67,7 @@ setup(
     author='The d2s_ros authors',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
+        PACKAGE: ['py.typed'],
         f'{PACKAGE}.features': ['weights/*.safetensors'],
         # The loader compares the sources with those that the compiled part was made from.
         f'{PACKAGE}.kernels': ['*.c', '*.h', '*.inc'],

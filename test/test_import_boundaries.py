@@ -33,6 +33,7 @@ LAYERS = (
     'evaluation',
     'map_building',
     'map_update',
+    'api',
     'ros',
     'cli',
 )
