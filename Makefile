@@ -7,7 +7,7 @@
 # make updates     map updates in a simulated building: table and plot
 # make colcon      build with colcon into build/colcon
 # make venv        the virtual environment that all of these use
-# make native      the compiled part, in place (part of all of these)
+# make kernels     the compiled kernels, in place (part of all of these)
 #
 # Variables: PYTHON (3.11 or 3.12), VENV (an environment to make or to use again),
 # PYTEST_FLAGS, DEMO_OUTPUT.
@@ -29,22 +29,22 @@ PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.txt
 # tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
 TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
-NATIVE := build/native.stamp
-STAMP := $(VENV)/.d2s_ros_requirements $(NATIVE)
+KERNELS := build/kernels.stamp
+STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS)
 BIN := $(VENV)/bin
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
-.PHONY: help venv native demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
+.PHONY: help venv kernels demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 venv: $(STAMP)
 
-native: $(NATIVE)
+kernels: $(KERNELS)
 
 # Without a compiler this says so, and the package works without its compiled part.
-$(NATIVE): $(wildcard d2s_ros/kernels/*.[ch] d2s_ros/kernels/*.inc) setup.py \
+$(KERNELS): $(wildcard d2s_ros/kernels/c/*) setup.py \
 		$(VENV)/.d2s_ros_requirements
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@mkdir -p $(@D) && touch $@

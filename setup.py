@@ -20,7 +20,7 @@ def version() -> str:
 
 def compiled_part() -> Extension:
     """Return the compiled part; the package works without it where there is no compiler."""
-    folder = ROOT / PACKAGE / 'kernels'
+    folder = ROOT / PACKAGE / 'kernels' / 'c'
     sources = sorted(path for path in folder.iterdir() if path.suffix in ('.c', '.h', '.inc'))
     # As `d2s_ros/kernels/library.py` computes it.
     digest = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()[:16]
@@ -70,7 +70,7 @@ setup(
         PACKAGE: ['py.typed'],
         f'{PACKAGE}.features': ['weights/*.safetensors'],
         # The loader compares the sources with those that the compiled part was made from.
-        f'{PACKAGE}.kernels': ['*.c', '*.h', '*.inc'],
+        f'{PACKAGE}.kernels': ['c/*.c', 'c/*.h', 'c/*.inc'],
     },
     ext_modules=[compiled_part()],
     data_files=[
@@ -83,7 +83,8 @@ setup(
     install_requires=[
         'numpy>=1.21.6',
         'opencv-python-headless>=4.5.4',
-        'torch>=2.1',
+        # Before 2.6, torch.load(weights_only=True) can run code of the file (CVE-2025-32434).
+        'torch>=2.6',
         'safetensors>=0.4',
         'poselib>=2.0.4',
         'pycolmap>=3.12',

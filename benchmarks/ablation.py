@@ -44,8 +44,10 @@ from d2s_ros.map_building.pipeline import (
     collect_images,
     train_map,
 )
-from d2s_ros.reconstruction.reconstruction import Reconstruction, reconstruct
-from d2s_ros.maps.scene_map import MapStore, SceneMap
+from d2s_ros.reconstruction.pipeline import reconstruct
+from d2s_ros.reconstruction.reconstruction import Reconstruction
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
 from d2s_ros.scene_models.regression.trainer import RegressionTrainingConfig
 
 

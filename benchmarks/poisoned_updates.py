@@ -33,7 +33,8 @@ from d2s_ros.evaluation.run import localize_log
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import budget, build_map
-from d2s_ros.maps.scene_map import MapStore, verify
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.log_writer import LogWriter
 from d2s_ros.simulation.simulate import simulate_log

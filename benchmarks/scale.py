@@ -35,16 +35,17 @@ from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data, train_map
+from d2s_ros.map_building.pipeline import BuildConfig, train_map
+from d2s_ros.maps.update_data import collect_update_data
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
+from d2s_ros.reconstruction.pair_matching import select_pairs
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     MappedImage,
     Reconstruction,
     ReconstructionConfig,
-    select_pairs,
-    triangulate,
 )
+from d2s_ros.reconstruction.triangulation import triangulate
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 500.0, 319.5, 239.5)
 DIM = 128
@@ -216,7 +217,11 @@ def measure(count: int, keypoints: int, work: Path, landmarks: int) -> dict:
             row['holdout_localized'] = figures['holdout_localized']
             row['holdout_images'] = figures['holdout_images']
             with Watch() as watch:
-                data = collect_update_data(reconstruction, config)
+                data = collect_update_data(
+                    reconstruction,
+                    max_keypoints=config.update_keypoints,
+                    max_megabytes=config.max_update_mb,
+                )
             size = sum(value.nbytes for value in data.values()) / 1e6
             row['update_data'] = {**watch.figures(), 'mb': round(size)}
     finally:

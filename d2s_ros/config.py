@@ -66,11 +66,11 @@ def validate(config: Any, path: str = '') -> None:
         choices = field.metadata.get('choices')
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if minimum is not None and not value >= minimum:
-                raise ConfigError(f'{name} is {value}, it must be at least {minimum}')
+                raise ConfigError(f'{name} is {_told(value)}, it must be at least {minimum}')
             if maximum is not None and not value <= maximum:
-                raise ConfigError(f'{name} is {value}, it must be at most {maximum}')
+                raise ConfigError(f'{name} is {_told(value)}, it must be at most {maximum}')
         if choices and value not in choices:
-            raise ConfigError(f'{name} is {value!r}, it must be one of {", ".join(choices)}')
+            raise ConfigError(f'{name} is {_told(value)}, it must be one of {", ".join(choices)}')
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
@@ -120,7 +120,10 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     """Turn what JSON or YAML gives into the annotated type where that loses nothing."""
     origin = typing.get_origin(hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f'{name} is too large a number') from error
     if origin is tuple and isinstance(value, (list, tuple)):
         arguments = typing.get_args(hint)
         if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -143,10 +146,10 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
             except ConfigError:
                 continue
             return
-        raise ConfigError(f'{name} must be {hint}, found {value!r}')
+        raise ConfigError(f'{name} must be {hint}, found {_told(value)}')
     if origin is tuple:
         if not isinstance(value, tuple):
-            raise ConfigError(f'{name} must be a list, found {value!r}')
+            raise ConfigError(f'{name} must be a list, found {_told(value)}')
         arguments = typing.get_args(hint)
         if Ellipsis not in arguments and len(value) != len(arguments):
             raise ConfigError(f'{name} needs {len(arguments)} values, found {len(value)}')
@@ -155,11 +158,24 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
         return
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f'{name} must be one of {typing.get_args(hint)}, found {value!r}')
+            raise ConfigError(
+                f'{name} must be one of {typing.get_args(hint)}, found {_told(value)}'
+            )
         return
     expected = type(None) if hint is None else hint
     if expected is Any:
         return
     wrong_bool = isinstance(value, bool) and expected is not bool
     if wrong_bool or not isinstance(value, (int, float) if expected is float else expected):
-        raise ConfigError(f'{name} must be {getattr(expected, "__name__", hint)}, found {value!r}')
+        raise ConfigError(
+            f'{name} must be {getattr(expected, "__name__", hint)}, found {_told(value)}'
+        )
+
+
+def _told(value: Any) -> str:
+    """Return a value for a message, cut; Python prints no number of thousands of digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return 'a value too long to be shown'
+    return text if len(text) <= 200 else f'{text[:200]}...'

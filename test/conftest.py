@@ -38,6 +38,47 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
+@pytest.fixture
+def use_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Return a function that chooses 'reference' or 'compiled' kernels until the test ends."""
+    from d2s_ros import kernels
+    from d2s_ros.kernels import library
+
+    def use(name: str) -> Any:
+        if name == 'compiled' and not library.is_built():
+            pytest.skip('the compiled kernels were not built')
+        monkeypatch.setenv(kernels.SWITCH, name)
+        kernels.active.cache_clear()
+        return kernels.active()
+
+    yield use
+    kernels.active.cache_clear()
+
+
+@pytest.fixture(params=['reference', 'compiled'])
+def implementation(request: pytest.FixtureRequest) -> Any:
+    """Return each implementation of the kernels."""
+    import importlib
+
+    from d2s_ros.kernels import library
+
+    if request.param == 'compiled' and not library.is_built():
+        pytest.skip('the compiled kernels were not built')
+    return importlib.import_module(f'd2s_ros.kernels.{request.param}')
+
+
+@pytest.fixture
+def compiled_kernels() -> Any:
+    """Return the compiled kernels, to compare with the reference."""
+    from d2s_ros.kernels import library
+
+    if not library.is_built():
+        pytest.skip('the compiled kernels were not built')
+    from d2s_ros.kernels import compiled
+
+    return compiled
+
+
 class FrameList:
     """A FrameSource over frames in memory."""
 

@@ -136,7 +136,7 @@ def _make_baseline(localizer: Localizer, mapping: FrameSource, progress: bool) -
     from d2s_ros.config import from_dict
     from d2s_ros.evaluation.baseline import MatchingBaseline
     from d2s_ros.map_building.pipeline import BuildConfig, collect_images
-    from d2s_ros.reconstruction.reconstruction import reconstruct
+    from d2s_ros.reconstruction.pipeline import reconstruct
 
     manifest = localizer.scene_map.manifest
     config = from_dict(BuildConfig, manifest.build)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2s_ros.cli.options import (
     add_device,
@@ -17,6 +20,10 @@ from d2s_ros.cli.options import (
     open_input,
 )
 from d2s_ros.errors import InputError, NothingLocalizedError
+
+if TYPE_CHECKING:
+    from d2s_ros.geometry.transforms import RigidTransform
+    from d2s_ros.localization.result import LocalizationResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,15 +51,18 @@ def run(args: argparse.Namespace) -> int:
     localizer = Localizer.from_map(
         args.map, device=args.device, weights=args.weights, precision=args.precision
     )
-    source = open_input(args)
+    source = open_input(args, want_poses=False)
     frames: list[dict[str, Any]] = []
-    results, stamps, poses = [], [], []
+    results = []
+    poses: dict[int, RigidTransform] = {}
+    repeated = 0
     for frame, result in localize_log(localizer, source, progress=not args.quiet):
         frames.append(result.to_report(frame.name, frame.stamp_ns))
         results.append(result)
         if result.map_from_camera is not None:
-            stamps.append(frame.stamp_ns)
-            poses.append(result.map_from_camera)
+            # A trajectory has one pose at a time; the report has all frames.
+            repeated += frame.stamp_ns in poses
+            poses.setdefault(frame.stamp_ns, result.map_from_camera)
     manifest = localizer.scene_map.manifest
     summary = {
         'map': str(args.map),
@@ -63,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         **summarise(results),
     }
     if args.trajectory:
-        write_tum(args.trajectory, stamps, poses)
+        stamps = sorted(poses)
+        write_tum(args.trajectory, stamps, [poses[stamp] for stamp in stamps])
     if args.report:
         write_json(args.report, {'frames': frames, 'summary': summary})
     latency = summary['latency_ms'].get('total', {}).get('median', float('nan'))
@@ -71,8 +82,14 @@ def run(args: argparse.Namespace) -> int:
         f'{summary["localized"]} of {summary["frames"]} frames localized, median latency '
         f'{latency:.0f} ms'
     )
-    for reason, count in summary['refused'].items():
-        print(f'refused: {count} x {reason}')
+    for status, count in summary['refused'].items():
+        reason = commonest_reason(results, status)
+        print(f'refused: {count} x {status}{f": {reason}" if reason else ""}')
+    if repeated:
+        print(
+            f'{repeated} poses have the stamp of an earlier image; the trajectory has the first '
+            'of each stamp'
+        )
     if not summary['frames']:
         raise InputError(f'{args.input} has no images')
     if not poses:
@@ -81,6 +98,16 @@ def run(args: argparse.Namespace) -> int:
             'fit? the report gives a reason for each frame'
         )
     return 0
+
+
+def commonest_reason(results: Sequence[LocalizationResult], status: str) -> str:
+    """Return the reason that most results of a status give, apart from the numbers in it."""
+    reasons = [result.reason for result in results if result.status.value == status]
+    kinds = Counter(re.sub(r'[-+]?\d[\d.]*', '#', reason) for reason in reasons)
+    if not kinds:
+        return ''
+    kind = kinds.most_common(1)[0][0]
+    return next(r for r in reasons if re.sub(r'[-+]?\d[\d.]*', '#', r) == kind)
 
 
 def write_json(path: str | Path, document: Any) -> None:

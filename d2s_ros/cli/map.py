@@ -22,15 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action; returns the exit code."""
-    from d2s_ros.maps.scene_map import (
-        LOCALIZATION_FILE,
-        UPDATE_FILE,
-        MapStore,
-        SceneMap,
-        manifest_document,
-        read_manifest,
-        verify,
-    )
+    from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE
+    from d2s_ros.maps.manifest import manifest_document
+    from d2s_ros.maps.scene_map import SceneMap, read_manifest
+    from d2s_ros.maps.store import MapStore
+    from d2s_ros.maps.verification import verify
 
     store = MapStore(args.map)
     if args.action == 'verify':

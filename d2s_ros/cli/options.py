@@ -74,7 +74,11 @@ def check_outputs(*paths: str | None) -> None:
 
 
 def open_input(
-    args: argparse.Namespace, *, poses: str | None = None, pose_topic: str | None = None
+    args: argparse.Namespace,
+    *,
+    poses: str | None = None,
+    pose_topic: str | None = None,
+    want_poses: bool = True,
 ) -> FrameSource:
     """Open INPUT as the arguments say."""
     from d2s_ros.data.sources import open_source
@@ -89,4 +93,5 @@ def open_input(
         calibration=args.calibration,
         rectified=args.rectified,
         partial=args.partial,
+        want_poses=want_poses,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,3 +80,24 @@ class CameraInfoValues:
                 cy=camera.cy - y,
             )
         return camera.resized(width, height)
+
+
+def doubt_unrectified(image_topic: str, values: CameraInfoValues) -> str:
+    """Return why D does not hold for the images of a topic; empty if nothing is wrong.
+
+    image_proc publishes rectified images on topics named image_rect, beside the camera_info of
+    the raw camera: its P holds for them, its K and D do not. Poses from D would be bent, and
+    their covariance would not tell.
+
+    Args:
+        image_topic: Topic of the images.
+        values: Calibration that would be used without `rectified`.
+    """
+    words = re.split(r'[/_]', image_topic.lower())
+    if not any(values.d) or not {'rect', 'rectified'} & set(words):
+        return ''
+    return (
+        f'{image_topic} is named like a topic of rectified images, but its camera_info has '
+        'distortion (D is not zero), which holds for the raw images: set rectified '
+        '(--rectified), so that P without distortion is used, or give another calibration'
+    )

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from d2s_ros.data.colmap_binary import read_binary_cameras, read_binary_images
 from d2s_ros.data.image_folder import (
     ImageEntry,
     ImageFiles,
     list_images,
     natural_key,
+    photographs,
     read_poses_for_images,
     select_names,
     stamps_for_names,
@@ -21,7 +23,6 @@ from d2s_ros.data.tum import data_lines, read_text
 from d2s_ros.errors import CalibrationError, InputError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.pycolmap_import import import_pycolmap
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def read_colmap_model(folder: str | os.PathLike[str]) -> ColmapModel:
     """Read a model, text preferred over binary.
 
     Raises:
-        InputError: missing or malformed files, with file and line.
+        InputError: missing or malformed files, with file and, of text, line.
         CalibrationError: a camera model that is not supported.
     """
     place = Path(folder)
@@ -75,7 +76,12 @@ def read_colmap_model(folder: str | os.PathLike[str]) -> ColmapModel:
             raise InputError(f'{path}: a CAMERA_ID is not a number: {error}') from error
         return ColmapModel(cameras, _read_images(place / 'images.txt', cameras))
     if (place / 'cameras.bin').is_file() and (place / 'images.bin').is_file():
-        return _read_binary(place)
+        binary = read_binary_cameras(place / 'cameras.bin')
+        images = [
+            ColmapImage(name, camera_id, camera_from_map.inverse())
+            for name, camera_id, camera_from_map in read_binary_images(place / 'images.bin', binary)
+        ]
+        return ColmapModel(binary, tuple(sorted(images, key=lambda item: natural_key(item.name))))
     raise InputError(f'{folder} holds no COLMAP model (cameras.txt and images.txt)')
 
 
@@ -108,10 +114,19 @@ class ColmapSource(ImageFiles):
             raise InputError(f'{folder} holds no COLMAP model (cameras.txt and images.txt)')
         model = read_colmap_model(place)
         images = root / 'images' if (root / 'images').is_dir() else root
+        registered = {image.name: image for image in model.images}
         on_disk = list_images(images)
+        known = [name for name in on_disk if name in registered]
+        others = [name for name in on_disk if name not in registered]
+        on_disk = sorted([*known, *photographs(images, others)], key=natural_key)
         if not on_disk:
             raise InputError(f'{images} holds no .jpg or .png images')
-        registered = {image.name: image for image in model.images}
+        if not known:
+            raise InputError(
+                f'none of the {len(registered)} images of the model in {place} has a file in '
+                f'{images}: the model has {min(registered)}, the folder {on_disk[0]}; give the '
+                'files the names of the model (with folder and suffix)'
+            )
         absent = sorted(set(registered) - set(on_disk))
         if absent:
             _logger.warning(
@@ -136,7 +151,7 @@ class ColmapSource(ImageFiles):
             pose = image.map_from_camera if image else None
             if override is not None:
                 pose = override.get(name)
-            error = '' if camera else f'{name} is not in the model and it has several cameras'
+            error = '' if camera else 'not in the COLMAP model, which has several cameras'
             entries.append(ImageEntry(name, images / name, stamps[name], camera, pose, error))
         super().__init__(entries)
         self.model = model
@@ -227,29 +242,3 @@ def _parse_image(line: str, where: str) -> ColmapImage:
         return ColmapImage(fields[9], int(fields[8]), camera_from_map.inverse())
     except (ValueError, InputError) as error:
         raise InputError(f'{where}: not an image: {error}') from error
-
-
-def _read_binary(place: Path) -> ColmapModel:
-    pycolmap = import_pycolmap()
-
-    if not (place / 'points3D.bin').is_file():
-        raise InputError(f'{place} has no points3D.bin; export the model as text')
-    try:
-        reconstruction = pycolmap.Reconstruction(str(place))
-    except Exception as error:  # pycolmap raises several types for a damaged file
-        raise InputError(f'{place} holds no readable binary COLMAP model: {error}') from error
-    cameras = {
-        int(camera_id): Camera.from_colmap(
-            camera.model.name, camera.width, camera.height, camera.params
-        )
-        for camera_id, camera in reconstruction.cameras.items()
-    }
-    images = []
-    for image in reconstruction.images.values():
-        if not image.has_pose:
-            continue
-        camera_from_map = RigidTransform.from_matrix(image.cam_from_world().matrix())
-        images.append(ColmapImage(image.name, int(image.camera_id), camera_from_map.inverse()))
-    if not images:
-        raise InputError(f'{place} holds no images with poses')
-    return ColmapModel(cameras, tuple(sorted(images, key=lambda item: natural_key(item.name))))

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from d2s_ros.data.frames import Frame
 from d2s_ros.data.image_codec import decode_compressed
+from d2s_ros.data.safe_yaml import load_yaml
 from d2s_ros.data.tum import associate, data_lines, parse_pose, read_text, read_tum
 from d2s_ros.errors import CalibrationError, InputError, UnsupportedImageError
 from d2s_ros.geometry.cameras import Camera
@@ -36,6 +35,8 @@ CALIBRATION_NAMES = (
     'calibration.yml',
     'camera.yml',
 )
+#: A calibration has a few hundred bytes.
+_MAX_CALIBRATION_BYTES = 65_536
 #: An image takes the pose of a TUM file whose stamp is this near.
 MAX_STAMP_DIFFERENCE_S = 0.02
 #: Digits of an integer name that is a time in milli-, micro- or nanoseconds since 1970.
@@ -51,25 +52,26 @@ def read_calibration(path: str | os.PathLike[str]) -> Camera:
     """
     text = read_text(path)
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CalibrationError(f'{path} is neither YAML nor JSON: {_one_line(error)}') from error
+        values = load_yaml(text, str(path), _MAX_CALIBRATION_BYTES)
+    except InputError as error:
+        raise CalibrationError(str(error)) from error
     if not isinstance(values, Mapping):
         raise CalibrationError(f'{path} holds no calibration (a mapping of names to values)')
     try:
         if 'camera_matrix' not in values:
             return Camera.from_dict(dict(values))
         distortion = values.get('distortion_coefficients') or {'data': []}
+        model = values.get('distortion_model')
         return Camera.from_camera_info(
             _number(values, 'image_width'),
             _number(values, 'image_height'),
-            str(values.get('distortion_model', '')),
+            '' if model is None else str(model),
             distortion['data'],
             values['camera_matrix']['data'],
         )
     except CalibrationError as error:
         raise CalibrationError(f'{path}: {error}') from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CalibrationError(f'{path}: no valid value: {error}') from error
 
 
@@ -81,6 +83,48 @@ def list_images(folder: Path) -> list[str]:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     ]
     return sorted((name for name in names if not _hidden(name)), key=natural_key)
+
+
+def photographs(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names without depth images, which RGB-D recorders put beside the photographs.
+
+    Depth is a PNG of one channel and 16 bits, or has `depth` in its name or folder, beside other
+    images. Where there are no others, all are kept: thermal cameras write such files too.
+    """
+    depth = {name for name in names if _named_depth(name) or _is_16_bit_grey(folder / name)}
+    left = [name for name in names if name not in depth]
+    if depth and left:
+        _logger.warning(
+            '%d of %d images in %s are depth images (for example %s) and are left out',
+            len(depth),
+            len(names),
+            folder,
+            min(depth),
+        )
+        return left
+    if depth:
+        _logger.warning(
+            'all images in %s look like depth images (16-bit grey, for example %s); they are used '
+            'as photographs, which only those of thermal or grey cameras are',
+            folder,
+            min(depth),
+        )
+    return list(names)
+
+
+def _named_depth(name: str) -> bool:
+    return 'depth' in re.split(r'[^a-z]+', name.rpartition('.')[0].lower())
+
+
+def _is_16_bit_grey(path: Path) -> bool:
+    if path.suffix.lower() != '.png':
+        return False
+    try:
+        with path.open('rb') as stream:
+            head = stream.read(26)
+    except OSError:
+        return False
+    return head[12:16] == b'IHDR' and head[24:26] == b'\x10\x00'
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -250,7 +294,7 @@ class ImageFolderSource(ImageFiles):
         """
         root = Path(folder)
         images = root / 'images' if (root / 'images').is_dir() else root
-        all_names = list_images(images)
+        all_names = photographs(images, list_images(images))
         if not all_names:
             raise InputError(f'{folder} holds no .jpg or .png images')
         camera = find_calibration(root) if calibration is None else calibration
@@ -281,7 +325,7 @@ def find_calibration(folder: Path) -> Path:
                 return place / name
     raise CalibrationError(
         f'{folder} has no calibration file; add {CALIBRATION_NAMES[0]} as written by '
-        f'camera_calibration, or give one'
+        f'camera_calibration, or give one with --calibration'
     )
 
 
@@ -310,12 +354,11 @@ def load_frame(entry: ImageEntry) -> Frame:
 
 
 def _number(values: Mapping[str, Any], key: str) -> int:
-    return int(values[key])
+    value = values[key]
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f'{key} is {value!r}, no number of pixels')
+    return int(value)
 
 
 def _hidden(name: str) -> bool:
     return any(part.startswith('.') for part in name.split('/'))
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from d2s_ros.data.bag_storage import STORAGE_SUFFIXES, storage_files
+from d2s_ros.data.bag_storage import (
+    is_ros1,
+    is_storage_file,
+    require_regular,
+    storage_files,
+)
 from d2s_ros.data.bags import BagSource
 from d2s_ros.data.colmap_model import ColmapSource, find_colmap_model
 from d2s_ros.data.frames import FrameSource
@@ -25,25 +30,29 @@ def open_source(
     calibration: str | os.PathLike[str] | None = None,
     rectified: bool = False,
     partial: bool = False,
+    want_poses: bool = True,
 ) -> FrameSource:
     """Open a rosbag2 log, a folder with a COLMAP model, or a folder of images.
 
     Args:
-        path: Folder, or a single .mcap or .db3 file.
+        path: Folder, or a single .mcap or .db3 file (also .zstd); ~ is the home folder.
         image_list: Text file with the names of the images to use, one per line (folders only).
         poses: TUM file of map_from_camera (or lines by image name, for folders).
         image_topic, camera_info_topic, pose_topic: Topics of a log; found by type if None.
         calibration: Calibration file to use instead of what the input has.
         rectified: The images of the log are rectified: use P of camera_info without distortion.
         partial: Read what is there of a log that is cut off.
+        want_poses: Look for poses in a log; localizing needs none.
 
     Raises:
         InputError: nothing usable at `path`, or the input is broken.
         UsageError: an option that does not fit the kind of input.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     if not root.exists():
         raise InputError(f'{path} does not exist')
+    if not root.is_dir():
+        require_regular(root)
     names = None if image_list is None else read_image_list(image_list)
     is_log = (
         root.is_file()
@@ -51,7 +60,7 @@ def open_source(
         or bool(storage_files(root) and not list_images(root))
     )
     if is_log:
-        if root.is_file() and root.suffix not in STORAGE_SUFFIXES:
+        if root.is_file() and not is_storage_file(root) and not is_ros1(root):
             raise InputError(
                 f'{path} is neither a rosbag2 file (.mcap, .db3) nor a folder; give a log or a '
                 f'folder of images'
@@ -68,14 +77,17 @@ def open_source(
             camera=camera,
             rectified=rectified,
             partial=partial,
+            want_poses=want_poses,
         )
     if image_topic or camera_info_topic or pose_topic:
         raise UsageError(f'{path} is a folder of images: it has no topics to choose')
     if calibration is None and find_colmap_model(root) is not None:
         return ColmapSource(root, names, poses)
     if not list_images(root):
+        ros1 = sorted(file.name for file in root.glob('*.bag'))
+        hint = f'; {ros1[0]} is a ROS 1 bag: convert it with rosbags-convert' if ros1 else ''
         raise InputError(
-            f'{path} holds no log (metadata.yaml, .mcap, .db3) and no .jpg or .png images'
+            f'{path} holds no log (metadata.yaml, .mcap, .db3) and no .jpg or .png images{hint}'
         )
     return ImageFolderSource(root, calibration, poses, names)
 

@@ -16,6 +16,8 @@ from d2s_ros.geometry.transforms import RigidTransform, interpolate
 
 #: Stamps closer than this are the same moment: files round to 4 to 9 decimals.
 SAME_STAMP_NS = 100_000
+#: Text files of poses, names and cameras are read whole; one with 10^6 images has 200 MB.
+_MAX_TEXT_BYTES = 500_000_000
 #: A pose is interpolated only between neighbours that are nearer to the image than this.
 MAX_POSE_DISTANCE_NS = 200_000_000
 
@@ -41,12 +43,15 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.poses)
 
-    def at(
-        self, stamp_ns: int, max_distance_ns: int = MAX_POSE_DISTANCE_NS
-    ) -> RigidTransform | None:
+    def at(self, stamp_ns: int, max_gap_ns: int | None = None) -> RigidTransform | None:
         """Return the pose at a time, interpolated; None if a neighbour is too far away.
 
         A stamp of the trajectory that equals `stamp_ns` (within SAME_STAMP_NS) always counts.
+
+        Args:
+            stamp_ns: The time.
+            max_gap_ns: Longest time between two poses to interpolate over; if None, each of them
+                must be nearer to `stamp_ns` than MAX_POSE_DISTANCE_NS.
         """
         if not self.poses:
             return None
@@ -60,7 +65,11 @@ class Trajectory:
         if after == 0 or after == len(self.poses):
             return None
         start, end = int(self.stamps_ns[after - 1]), int(self.stamps_ns[after])
-        if stamp_ns - start >= max_distance_ns or end - stamp_ns >= max_distance_ns:
+        if max_gap_ns is None:
+            too_far = max(stamp_ns - start, end - stamp_ns) >= MAX_POSE_DISTANCE_NS
+        else:
+            too_far = end - start > max_gap_ns
+        if too_far:
             return None
         fraction = (stamp_ns - start) / (end - start)
         return interpolate(self.poses[after - 1], self.poses[after], fraction)
@@ -147,8 +156,8 @@ def parse_stamp_ns(text: str, where: str) -> int:
         nanoseconds = int((value * 10**9).to_integral_value())
         if abs(nanoseconds) >= 2**63:
             raise InvalidOperation
-    except (InvalidOperation, ValueError) as error:
-        raise InputError(f'{where}: {text!r} is not a time in seconds') from error
+    except (ArithmeticError, ValueError) as error:
+        raise InputError(f'{where}: {text[:80]!r} is not a time in seconds') from error
     return nanoseconds
 
 
@@ -181,10 +190,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-        InputError: if it is missing or not text.
+        InputError: if it is missing, not text, or too large.
     """
     try:
-        return Path(path).read_text(encoding='utf-8-sig')
+        file = Path(path).expanduser()
+        if file.exists() and not file.is_file():
+            raise InputError(f'cannot read {path}: it is not a regular file')
+        if file.is_file() and file.stat().st_size > _MAX_TEXT_BYTES:
+            raise InputError(f'{path} is larger than {_MAX_TEXT_BYTES / 1e6:.0f} MB')
+        return file.read_text(encoding='utf-8-sig')
     except OSError as error:
         raise InputError(f'cannot read {path}: {error.strerror}') from error
     except UnicodeDecodeError as error:

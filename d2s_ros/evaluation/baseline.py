@@ -16,7 +16,7 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
-from d2s_ros.maps.scene_map import dequantise, quantise
+from d2s_ros.maps.update_data import dequantise, quantise
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 
 

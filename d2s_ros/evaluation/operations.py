@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from d2s_ros.kernels import library
+from d2s_ros import kernels
 
 
 def _matrix(args: Any, result: Tensor) -> int:
@@ -88,7 +88,7 @@ class OperationCounter(TorchDispatchMode):
         """Count from here on, what the compiled part of the package does included."""
         self._depth += 1
         if self._depth == 1:
-            library.observers.append(self._on_compiled)
+            kernels.observers.append(self._on_compiled)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -97,7 +97,7 @@ class OperationCounter(TorchDispatchMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if self._depth == 0:
-            library.observers.remove(self._on_compiled)
+            kernels.observers.remove(self._on_compiled)
 
     def _on_compiled(self, name: str, flops: int) -> None:
         self.compiled_calls += bool(name)

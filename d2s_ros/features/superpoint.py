@@ -22,20 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from d2s_ros import kernels
 from d2s_ros.device import has_fast_bfloat16, has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
-from d2s_ros.features import dense_maps_cpu
-from d2s_ros.features.dense_maps import (
-    CELL,
-    mixed_descriptors,
-    read_descriptors,
-    refine_keypoints,
-    score_map,
-    suppress_non_maxima,
-)
+from d2s_ros.features.dense_maps import mixed_descriptors, read_descriptors
 from d2s_ros.features.extractor import FeatureConfig, to_grey
 from d2s_ros.features.superpoint_int8 import Int8SuperPoint
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.kernels import tensors
+from d2s_ros.kernels.interface import CELL
 from d2s_ros.threads import one_thread
 
 _logger = logging.getLogger(__name__)
@@ -312,21 +307,25 @@ class SuperPoint:
             shared, logits = integers.detect(torch.from_numpy(padded)[None, None])
         else:
             logits, raw = self.forward(padded)
-        scores = dense_maps_cpu.score_map(logits, size)
-        index = dense_maps_cpu.strongest_maxima(
+        compute, threads = kernels.active(), torch.get_num_threads()
+        # As the network gives them: channels last.
+        by_cell = logits[0].permute(1, 2, 0).float().contiguous().numpy()
+        scores = compute.score_map(by_cell, size[0], size[1], threads=threads)
+        index = compute.strongest_maxima(
             scores,
             self.nms_radius,
             self.config.max_keypoints,
             border=self.border,
             threshold=self.threshold,
             allowed=allowed,
+            threads=threads,
         )
         if self.subpixel:
-            keypoints = dense_maps_cpu.refine_keypoints(scores, index)
+            keypoints = compute.refine_keypoints(scores, index)
         else:
-            keypoints = dense_maps_cpu.pixels_of(index, size[1]).astype(np.float32)
+            keypoints = np.stack([index % size[1], index // size[1]], axis=1).astype(np.float32)
         height, width = logits.shape[2:]
-        cells, places, weights = dense_maps_cpu.cells_around(keypoints, height, width)
+        cells, places, weights = compute.cells_around(keypoints, height, width)
         if integers is not None:
             described = integers.describe(shared, torch.from_numpy(cells))
         else:
@@ -371,7 +370,7 @@ class SuperPoint:
             return torch.cat([keypoints, strength[:, None], descriptors], dim=1)
 
     def _refined(self, scores: Tensor, pixels: Tensor) -> Tensor:
-        return refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
+        return tensors.refine_keypoints(scores, pixels) if self.subpixel else pixels.float()
 
     def _shortened(self, descriptors: Tensor) -> Tensor:
         """Return the unit descriptors (K, D) of (K, 256) of any length."""
@@ -403,7 +402,7 @@ class SuperPoint:
         """
         height, width = scores.shape
         edge = self.border
-        peaks = suppress_non_maxima(scores[None], self.nms_radius)[0]
+        peaks = tensors.suppress_non_maxima(scores[None], self.nms_radius)[0]
         if allowed is not None:
             peaks = peaks * (torch.from_numpy(allowed).to(self.device, non_blocking=True) > 0)
         inner = peaks[edge : height - edge, edge : width - edge]
@@ -424,7 +423,7 @@ def _exact_convolutions() -> AbstractContextManager[None]:
 
 def _scores_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """Return the score map (H, W) without padding."""
-    return score_map(logits)[0, : size[0], : size[1]].contiguous()
+    return tensors.score_map(logits)[0, : size[0], : size[1]].contiguous()
 
 
 def _split(

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.kernels.keypoints import gather_around
-from d2s_ros.kernels.library import is_available
-from d2s_ros.threads import one_thread
+from d2s_ros import kernels
 
 if TYPE_CHECKING:
     from d2s_ros.features.superpoint import SuperPointNet
@@ -144,21 +142,12 @@ class Int8SuperPoint:
 
     def _around(self, shared: Tensor, cells: Tensor) -> Tensor:
         """Return the nine cells around each, (M', 9 * 128), M' the next multiple of a bucket."""
-        channels, _, width = shared.shape[1:]
+        values = shared[0].permute(1, 2, 0).contiguous().numpy()
         num_rows = len(cells) + -len(cells) % _CELL_BUCKET
-        if is_available():
-            values = shared[0].permute(1, 2, 0).contiguous().numpy()
-            threads = torch.get_num_threads()
-            return torch.from_numpy(gather_around(values, cells.numpy(), num_rows, threads=threads))
-        with one_thread():
-            cells = functional.pad(cells, (0, num_rows - len(cells)))
-            padded = functional.pad(shared[0].permute(1, 2, 0), (0, 0, 1, 1, 1, 1))
-            # Three neighbours in a row follow each other in memory: three pieces are all nine.
-            length = 3 * channels
-            pieces = padded.as_strided((padded.numel() // channels - 2, length), (channels, 1))
-            first = cells + 2 * torch.div(cells, width, rounding_mode='floor')
-            starts = first[:, None] + torch.arange(3) * (width + 2)
-            return pieces.index_select(0, starts.flatten()).view(num_rows, 3 * length)
+        found = kernels.active().gather_around(
+            values, cells.numpy(), num_rows, threads=torch.get_num_threads()
+        )
+        return torch.from_numpy(found)
 
     def _product(self, name: str, x: Tensor) -> Tensor:
         _, weight_scales, zeros, bias, input_scale, scale, _ = self._layers[name]

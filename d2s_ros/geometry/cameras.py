@@ -6,6 +6,7 @@ Pixel convention: (0, 0) is the centre of the first pixel, as in OpenCV and ROS.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,31 @@ _COEFFICIENTS = {
     'rational_polynomial': (8, 12, 14),
     'equidistant': (4,),
 }
+#: Other names of the models, in lower case with _ between the words; '' is no distortion.
+_MODEL_NAMES = {
+    '': '',
+    'none': '',
+    'no_distortion': '',
+    'undistorted': '',
+    'rectified': '',
+    'perspective': '',
+    'pinhole': '',
+    'plumb_bob': 'plumb_bob',
+    'radtan': 'plumb_bob',
+    'radial_tangential': 'plumb_bob',
+    'brown_conrady': 'plumb_bob',
+    'rational_polynomial': 'rational_polynomial',
+    'equidistant': 'equidistant',
+    'equi': 'equidistant',
+    'fisheye': 'equidistant',
+    'kannala_brandt': 'equidistant',
+    'kannala_brandt4': 'equidistant',
+    # With all coefficients zero, and only then, these are no distortion either.
+    'inverse_brown_conrady': '',
+    'modified_brown_conrady': '',
+}
+#: Skew of the pixel axes that moves no keypoint by as much as it is uncertain, px per unit.
+_MAX_SKEW = 0.01
 _HAS_CRITERIA = tuple(int(part) for part in cv2.__version__.split('.')[:2]) >= (4, 7)
 #: Rays further than this from the optical axis have no useful pinhole image.
 _MAX_RAY_TANGENT = 10.0
@@ -81,24 +107,25 @@ class Camera:
     ) -> Camera:
         """Build from the fields of a sensor_msgs/CameraInfo (its raw image, K and D).
 
+        Drivers name models in several ways and send more coefficients than the model has; what
+        means the same to the last bit is taken.
+
         Raises:
-            CalibrationError: zeros (an uncalibrated camera), an unknown model, a wrong count.
+            CalibrationError: zeros (an uncalibrated camera), an unknown model, skew, coefficients
+                that the model does not have.
         """
         matrix = np.asarray(k, dtype=np.float64).reshape(-1)
         if matrix.shape != (9,):
             raise CalibrationError(f'camera_info.k needs 9 numbers, found {matrix.size}')
         if not matrix.any():
             raise CalibrationError('camera_info.k is all zeros: the camera is not calibrated')
+        if abs(matrix[1]) > _MAX_SKEW:
+            raise CalibrationError(
+                f'camera_info.k has skewed pixel axes (k[1] is {matrix[1]:g}), which is not '
+                'supported; calibrate without skew'
+            )
         coefficients = tuple(float(value) for value in np.asarray(d, dtype=np.float64).reshape(-1))
-        model = str(distortion_model)
-        if model == '' and not any(coefficients):
-            model = 'pinhole'
-        if model in ('fisheye', 'kannala_brandt4'):
-            model = 'equidistant'
-        if model in _COEFFICIENTS and not any(coefficients) and model != 'equidistant':
-            model = 'pinhole'
-        if model == 'pinhole':
-            coefficients = ()
+        model, coefficients = _exact_model(str(distortion_model), coefficients)
         return cls(
             model,
             int(width),
@@ -273,8 +300,57 @@ class Camera:
                 float(values['cy']),
                 tuple(float(value) for value in values.get('distortion', ())),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f'calibration has no valid {error}') from error
+
+
+def _exact_model(name: str, d: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
+    """Return the model and coefficients that a driver's name and D are, without any loss.
+
+    Raises:
+        CalibrationError: naming what has no exact counterpart.
+    """
+    known = re.sub(r'[\s_-]+', '_', name.strip().lower())
+    if known not in _MODEL_NAMES:
+        raise CalibrationError(
+            f'distortion model {name!r} is not supported; supported: {", ".join(_COEFFICIENTS)}'
+        )
+    model = _MODEL_NAMES[known]
+    if not any(d) and model != 'equidistant':
+        return 'pinhole', ()
+    if model == '':
+        raise CalibrationError(
+            f'distortion model {name!r} is not supported with coefficients other than zero, found '
+            f'{_shown(d)}; supported: {", ".join(_COEFFICIENTS)}'
+        )
+    # The first five of rational_polynomial are those of plumb_bob, the others add to them.
+    lengths = sorted({*_COEFFICIENTS[model], *_COEFFICIENTS['plumb_bob']})
+    if model != 'rational_polynomial':
+        lengths = list(_COEFFICIENTS[model])
+    length = next((n for n in reversed(lengths) if n <= len(d)), 0)
+    if not length or any(d[length:]):
+        more = (
+            f', and {_shown(d[length:])} after the first {length} are not all zero'
+            if length
+            else ''
+        )
+        hint = (
+            '; if they are those of rational_polynomial, set distortion_model so'
+            if model == 'plumb_bob' and len(d) in _COEFFICIENTS['rational_polynomial']
+            else ''
+        )
+        raise CalibrationError(
+            f'{model} needs {" or ".join(map(str, _COEFFICIENTS[model]))} distortion '
+            f'coefficients, found {len(d)}{more}{hint}'
+        )
+    if model == 'rational_polynomial' and not any(d[5:]):
+        length, model = min(length, 5), 'plumb_bob'
+    return model, d[:length]
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    text = ', '.join(f'{value:g}' for value in values[:8])
+    return f'{text}, ...' if len(values) > 8 else text
 
 
 def projection_jacobian(in_camera: Array, camera: Camera) -> Array:

@@ -18,7 +18,7 @@ from d2s_ros.localization.pose_solver import PoseEstimate
 from d2s_ros.localization.result import LocalizationStatus
 
 if TYPE_CHECKING:
-    from d2s_ros.maps.scene_map import Calibration
+    from d2s_ros.maps.manifest import Calibration
 
 #: What lies this close to a plane is part of it, over the depth of the scene.
 _FLAT = 0.024

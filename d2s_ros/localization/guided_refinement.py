@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros import kernels
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.kernels.library import is_available
-from d2s_ros.kernels.pose import first_close
 from d2s_ros.localization.pose_solver import (
     Array,
     PoseEstimate,
@@ -75,37 +74,18 @@ class CandidateMatches:
             skipped: (N,) keypoints that have none.
             taken: (M,) landmarks that are no candidates.
         """
-        if is_available():
-            camera = self.camera
-            return first_close(
-                self.ideal_keypoints,
-                self.points_in_map,
-                self.landmark_idx,
-                camera_from_map.rotation,
-                camera_from_map.translation,
-                (camera.fx, camera.fy, camera.cx, camera.cy),
-                radius_px,
-                skipped=skipped,
-                taken=taken,
-            )
-        close = self._close_to(camera_from_map, radius_px)
-        if skipped is not None:
-            close[skipped] = False
-        if taken is not None:
-            close &= ~taken[self.landmark_idx]
-        return np.where(close.any(axis=1), close.argmax(axis=1), -1)
-
-    def _close_to(self, camera_from_map: RigidTransform, radius_px: float) -> NDArray[np.bool_]:
-        """Return which candidates project close to their keypoint, (N, C)."""
         camera = self.camera
-        in_camera = camera_from_map.apply(self.points_in_map[self.landmark_idx.reshape(-1)])
-        x, y, depth = in_camera.T.reshape(3, *self.landmark_idx.shape)
-        # Keypoints without an ideal pixel are NaN.
-        with np.errstate(invalid='ignore', divide='ignore', over='ignore'):
-            u = camera.fx * x / depth + (camera.cx - self.ideal_keypoints[:, :1])
-            v = camera.fy * y / depth + (camera.cy - self.ideal_keypoints[:, 1:])
-            close = np.square(u) + np.square(v) <= radius_px**2
-        return np.asarray(close & (depth > 1e-6))
+        return kernels.active().first_close(
+            self.ideal_keypoints,
+            self.points_in_map,
+            self.landmark_idx,
+            camera_from_map.rotation,
+            camera_from_map.translation,
+            (camera.fx, camera.fy, camera.cx, camera.cy),
+            radius_px,
+            skipped=skipped,
+            taken=taken,
+        )
 
     def correspondences(
         self, pairs: NDArray[np.int64]

@@ -21,7 +21,8 @@ from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_gr
 from d2s_ros.features.superpoint import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.kernels.library import is_available
+from d2s_ros.geometry.noise import detection_sigma_px
+from d2s_ros.kernels.tensors import reliability_of
 from d2s_ros.localization.compute_budget import FULL, Effort
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import (
@@ -40,17 +41,16 @@ from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, median_of, solve_pose
 from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
 from d2s_ros.maps.scene_map import SceneMap
-from d2s_ros.scene_models.landmark.compiled_scorer import CompiledJudge
+from d2s_ros.scene_models.base import SceneCoordinates
 from d2s_ros.scene_models.landmark.gpu import DeviceStages, Observation
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
+from d2s_ros.scene_models.landmark.kernel_scorer import KernelScorer
 from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkIndex,
     LandmarkTable,
-    detection_sigma_px,
     keypoint_inputs,
 )
-from d2s_ros.scene_models.types import SceneCoordinates
 from d2s_ros.threads import one_thread
 
 #: RANSAC threshold of the D2S authors: regressed coordinates are less exact than points of tracks.
@@ -99,27 +99,25 @@ class Localizer:
             )
         self._solver_config = self.config.solver
         self._index: LandmarkIndex | None = None
-        self._judge_candidates: LandmarkJudge | CompiledJudge | None = None
+        self._scorer: LandmarkScorer | KernelScorer | None = None
         self._device_stages: DeviceStages | None = None
         table, network = scene_map.landmark_table, scene_map.landmark_network
         if table is not None and network is not None:
             exact = precision == 'fp32'
             half = not exact and has_fast_bfloat16(device)
             self._index = LandmarkIndex(table.keys, device=device, exact=exact)
-            compiled = device == 'cpu' and not exact and is_available()
-            compiled = compiled and network.config.num_layers == 0
-            judge_candidates = LandmarkJudge(
+            linear = network.config.num_layers == 0
+            by_kernels = device == 'cpu' and not exact and linear
+            scorer = LandmarkScorer(
                 network,
                 torch.from_numpy(table.normalized(table.points_in_map)),
                 device=device,
-                dtype=torch.bfloat16 if half and not compiled else torch.float32,
+                dtype=torch.bfloat16 if half and not by_kernels else torch.float32,
             )
-            self._judge_candidates = judge_candidates
-            if compiled:
-                self._judge_candidates = CompiledJudge(judge_candidates)
+            self._scorer = KernelScorer(scorer) if by_kernels else scorer
             self._keep_points(table)
             on_one_device = isinstance(extractor, SuperPoint) and extractor.device.type != 'cpu'
-            if on_one_device and device != 'cpu' and network.config.num_layers == 0:
+            if on_one_device and device != 'cpu' and linear:
                 self._use_device_stages()
         elif scene_map.regression is not None:
             scene_map.regression.to(device).eval()
@@ -161,10 +159,10 @@ class Localizer:
 
     def with_points(self, table: LandmarkTable) -> Localizer:
         """Return a localizer in whose map landmarks with the same keys have other points."""
-        assert self._judge_candidates is not None
+        assert self._scorer is not None
         other = copy.copy(self)
         other.scene_map = replace(self.scene_map, landmark_table=table)
-        other._judge_candidates = self._judge_candidates.with_points(
+        other._scorer = self._scorer.with_points(
             torch.from_numpy(table.normalized(table.points_in_map))
         )
         other._keep_points(table)
@@ -177,10 +175,10 @@ class Localizer:
         network = self.scene_map.landmark_network
         assert isinstance(self.extractor, SuperPoint)
         assert self._index is not None
-        assert isinstance(self._judge_candidates, LandmarkJudge)
+        assert isinstance(self._scorer, LandmarkScorer)
         assert network is not None
         self._device_stages = DeviceStages(
-            self.extractor, self._index, self._judge_candidates, network.config.num_candidates
+            self.extractor, self._index, self._scorer, network.config.num_candidates
         )
 
     def _keep_points(self, table: LandmarkTable) -> None:
@@ -420,7 +418,7 @@ class Localizer:
             )
         if candidates is None:
             candidates = self.find_candidates(features)
-        assert self._judge_candidates is not None
+        assert self._scorer is not None
         assert candidates is not None
         inputs = (
             features.descriptors,
@@ -429,12 +427,11 @@ class Localizer:
             candidates.best_of_landmark,
             *keypoint_inputs(features, camera),
         )
-        if isinstance(self._judge_candidates, CompiledJudge):
-            return self._chosen(candidates, *self._judge_candidates(*inputs))
+        if isinstance(self._scorer, KernelScorer):
+            return self._chosen(candidates, *self._scorer(*inputs))
         with one_thread():
-            logits = self._judge_candidates(*(torch.from_numpy(i).to(self.device) for i in inputs))
-            probability = torch.softmax(logits, dim=-1)[:, :-1]
-            reliability, choice = probability.max(dim=-1)
+            logits = self._scorer(*(torch.from_numpy(i).to(self.device) for i in inputs))
+            reliability, choice = reliability_of(logits)
         return self._chosen(candidates, reliability.cpu().numpy(), choice.cpu().numpy())
 
     def _coordinates(self, seen: Observation) -> SceneCoordinates:

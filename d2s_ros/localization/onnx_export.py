@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d2s_ros.errors import InputError, UsageError
-from d2s_ros.features.dense_maps import score_map
 from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
 from d2s_ros.features.superpoint_int8 import calibration_image
+from d2s_ros.kernels.tensors import candidate_evidence, reliability_of, score_map
 from d2s_ros.maps.scene_map import SceneMap
-from d2s_ros.scene_models.landmark.network import LandmarkNetwork, candidate_evidence
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
 #: Version of the operator set.
@@ -77,7 +77,7 @@ class LandmarkChoice(nn.Module):
         evidence = candidate_evidence(similarity, cosines.amax(dim=0)[idx])
         arguments = (descriptors, evidence, self.points[idx], keypoints, log_scales)
         logits = self.network(*(argument[None] for argument in arguments))[0]
-        reliability, choice = torch.softmax(logits, dim=-1)[:, :-1].max(dim=-1)
+        reliability, choice = reliability_of(logits)
         return idx.gather(1, choice[:, None])[:, 0], reliability
 
 

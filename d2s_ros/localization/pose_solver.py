@@ -17,10 +17,11 @@ import numpy as np
 import poselib
 from numpy.typing import NDArray
 
+from d2s_ros import kernels
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.localization.residuals import Linearised, Residuals, residuals_kind
+from d2s_ros.kernels.interface import Linearised, Residuals
 
 Array = NDArray[np.float64]
 
@@ -299,8 +300,13 @@ def _residuals(
     config: PoseSolverConfig,
 ) -> Residuals:
     variances = np.square(sigmas_px) + config.min_sigma_px**2
-    return residuals_kind()(
-        keypoints, points, camera, variances, point_covariances, config.cauchy_scale
+    return kernels.active().residuals(
+        keypoints,
+        points,
+        (camera.fx, camera.fy, camera.cx, camera.cy),
+        variances,
+        point_covariances,
+        config.cauchy_scale,
     )
 
 

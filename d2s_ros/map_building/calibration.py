@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from d2s_ros.features.extractor import FeatureExtractor
 from d2s_ros.geometry.cameras import projection_jacobian
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import evidence
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.maps.scene_map import Calibration, SceneMap
+from d2s_ros.maps.manifest import Calibration
+from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkStatistics,
     LandmarkTable,
-    detection_sigma_px,
 )
 
 #: Median of the chi-square distribution with six degrees of freedom.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros import __version__, distributed
@@ -23,6 +21,7 @@ from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
 from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
 from d2s_ros.map_building.calibration import calibrate, images_to_judge, thinned
@@ -33,17 +32,19 @@ from d2s_ros.map_building.stages import (
     keep_features,
     load_features,
 )
-from d2s_ros.maps.scene_map import Calibration, MapManifest, MapStore, SceneMap, quantise
+from d2s_ros.maps.manifest import Calibration, MapManifest
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.update_data import collect_update_data
+from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     MappedImage,
     Reconstruction,
     ReconstructionConfig,
     pack_reconstruction,
-    reconstruct,
     unpack_reconstruction,
 )
-from d2s_ros.reconstruction.retrieval import Vlad
 from d2s_ros.scene_models.landmark.network import LandmarkConfig
 from d2s_ros.scene_models.landmark.samples import (
     CORRECT_PX,
@@ -56,7 +57,6 @@ from d2s_ros.scene_models.landmark.table import (
     Candidates,
     LandmarkStatistics,
     build_landmarks,
-    detection_sigma_px,
 )
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
 from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
@@ -73,8 +73,6 @@ from d2s_ros.scene_models.regression.trainer import (
 
 _logger = logging.getLogger(__name__)
 
-#: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
-_UPDATE_BYTES = 2 + 8 + 2 + 4
 #: Of the held-out images, the most that the early stop looks at.
 _MAX_WATCHED = 16
 #: Keypoints below are not given to the pose solver; the second is the D2S authors' choice.
@@ -332,7 +330,13 @@ def _build(
         'resumed': stages.resumed,
     }
     manifest = replace(scene_map.manifest, metrics=metrics)
-    update_data = collect_update_data(reconstruction, config) if config.keep_update_data else None
+    update_data = None
+    if config.keep_update_data:
+        update_data = collect_update_data(
+            reconstruction,
+            max_keypoints=config.update_keypoints,
+            max_megabytes=config.max_update_mb,
+        )
     # A build that was killed after its map was written goes on as if it was not.
     written = store.write(
         replace(scene_map, manifest=manifest), update_data, unless_live=stages.resumed
@@ -712,68 +716,3 @@ def keypoint_noise_px(reconstruction: Reconstruction) -> float:
 
 def _median(values: list[float]) -> float | None:
     return round(float(np.median(values)), 6) if values else None
-
-
-def collect_update_data(
-    reconstruction: Reconstruction, config: BuildConfig, logs: Sequence[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """Return what self-supervised updates need of the mapping images; no image is stored.
-
-    Args:
-        reconstruction: The images with their points.
-        config: How much is kept.
-        logs: Name of the log that an update took each image from; all '' if None.
-
-    Returns:
-        descriptors (T, D) int8 with descriptor_scales (T,), keypoints (T, 2) px of the image,
-        scales (T,), point_idx (T,) into points (P, 3), offsets (I + 1,) of each image in T,
-        poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names, logs and cameras as JSON,
-        vlad_centroids (K, D) and global_descriptors (I, K * D) float16.
-    """
-    rows: dict[str, list[NDArray[Any]]] = {}
-    offsets = [0]
-    cameras: dict[Any, int] = {}
-    vlad = Vlad.fit([image.features.descriptors for image in reconstruction.images])
-    globals_ = []
-    dim = reconstruction.images[0].features.descriptors.shape[1]
-    per_image = 1e6 * config.max_update_mb / len(reconstruction.images)
-    count = min(config.update_keypoints, int(per_image / (dim + _UPDATE_BYTES)))
-    for image in reconstruction.images:
-        keep = _keypoints_to_keep(image, count)
-        quantised, scale = quantise(image.features.descriptors[keep])
-        for name, value in (
-            ('descriptors', quantised),
-            ('descriptor_scales', scale),
-            ('keypoints', image.features.keypoints[keep].astype(np.float32)),
-            ('scales', image.features.scales[keep].astype(np.float16)),
-            ('point_idx', image.point_idx[keep].astype(np.int32)),
-        ):
-            rows.setdefault(name, []).append(value)
-        offsets.append(offsets[-1] + len(keep))
-        cameras.setdefault(image.camera, len(cameras))
-        globals_.append(vlad.describe(image.features.descriptors).astype(np.float16))
-    data = {name: np.concatenate(values) for name, values in rows.items()}
-    names = json.dumps([image.name for image in reconstruction.images]).encode()
-    log_names = json.dumps(list(logs or [''] * len(reconstruction.images))).encode()
-    camera_list = json.dumps([camera.to_dict() for camera in cameras]).encode()
-    return {
-        **data,
-        'offsets': np.array(offsets, np.int64),
-        'points': reconstruction.points_in_map.astype(np.float32),
-        'poses': np.array([image.map_from_camera.to_tum() for image in reconstruction.images]),
-        'camera_idx': np.array(
-            [cameras[image.camera] for image in reconstruction.images], np.int32
-        ),
-        'stamps_ns': np.array([image.stamp_ns for image in reconstruction.images], np.int64),
-        'names': np.frombuffer(names, np.uint8),
-        'logs': np.frombuffer(log_names, np.uint8),
-        'cameras': np.frombuffer(camera_list, np.uint8),
-        'vlad_centroids': vlad.centroids.numpy(),
-        'global_descriptors': np.stack(globals_),
-    }
-
-
-def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
-    """Return labelled keypoints first, then the strongest others, in their original order."""
-    order = np.argsort(image.point_idx < 0, kind='stable')[:count]
-    return np.sort(order)

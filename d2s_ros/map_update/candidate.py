@@ -17,7 +17,7 @@ from d2s_ros.features.extractor import FeatureExtractor
 from d2s_ros.map_building.pipeline import calibrate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap, landmarks_of
-from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage
 from d2s_ros.scene_models.landmark.network import LandmarkConfig

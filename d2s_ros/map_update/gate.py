@@ -15,7 +15,7 @@ from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.config import GateConfig
-from d2s_ros.map_update.pseudo_labels import LabelledFrame
+from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage
 from d2s_ros.scene_models.landmark.table import LandmarkStatistics, find_training_candidates

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from d2s_ros.errors import InputError
-from d2s_ros.maps.scene_map import UPDATES_FOLDER
+from d2s_ros.maps.files import UPDATES_FOLDER
 
 _LEDGER = 'ledger.json'
 

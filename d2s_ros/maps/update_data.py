@@ -1,8 +1,12 @@
-"""The mapping images as updates see them: decoded from what the map stores for updates."""
+"""What a map stores of its mapping images for updates: the one writer and the one reader.
+
+The tensors are listed in docs/map_format.md.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +17,13 @@ from d2s_ros.errors import MapFormatError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.maps.scene_map import SceneMap, dequantise
-from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction, make_reconstruction
 from d2s_ros.reconstruction.retrieval import Vlad
 from d2s_ros.scene_models.landmark.table import LandmarkStatistics, LandmarkTable
+
+#: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
+_UPDATE_BYTES = 2 + 8 + 2 + 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,25 +104,90 @@ class MappingData:
         return make_reconstruction(self.images, self.points_in_map, self.metric)
 
 
-def make_reconstruction(
-    images: list[MappedImage], points_in_map: NDArray[np.float64], metric: bool
-) -> Reconstruction:
-    """Return a reconstruction; errors of points are measured, track lengths counted."""
-    count = len(points_in_map)
-    lengths = np.zeros(count, np.int64)
-    errors, observations = np.zeros(count), np.zeros(count)
-    for image in images:
-        seen = np.flatnonzero(image.point_idx >= 0)
-        points = image.point_idx[seen]
-        lengths += np.bincount(np.unique(points), minlength=count)
-        camera_from_map = image.map_from_camera.inverse()
-        projected = image.camera.ideal.project(camera_from_map.apply(points_in_map[points]))
-        residual = np.linalg.norm(projected - image.ideal_keypoints[seen], axis=1)
-        good = np.isfinite(residual)
-        np.add.at(errors, points[good], residual[good])
-        np.add.at(observations, points[good], 1)
-    return Reconstruction(
-        images, points_in_map, errors / np.maximum(observations, 1), lengths, metric
+def collect_update_data(
+    reconstruction: Reconstruction,
+    *,
+    max_keypoints: int,
+    max_megabytes: float,
+    logs: Sequence[str] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return what self-supervised updates need of the mapping images; no image is stored.
+
+    Args:
+        reconstruction: The images with their points.
+        max_keypoints: Keypoints of an image that are kept.
+        max_megabytes: Size of all of them; of many images fewer keypoints are kept.
+        logs: Name of the log that an update took each image from; all '' if None.
+
+    Returns:
+        descriptors (T, D) int8 with descriptor_scales (T,), keypoints (T, 2) px of the image,
+        scales (T,), point_idx (T,) into points (P, 3), offsets (I + 1,) of each image in T,
+        poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names, logs and cameras as JSON,
+        vlad_centroids (K, D) and global_descriptors (I, K * D) float16.
+    """
+    rows: dict[str, list[NDArray[Any]]] = {}
+    offsets = [0]
+    cameras: dict[Any, int] = {}
+    vlad = Vlad.fit([image.features.descriptors for image in reconstruction.images])
+    globals_ = []
+    dim = reconstruction.images[0].features.descriptors.shape[1]
+    per_image = 1e6 * max_megabytes / len(reconstruction.images)
+    count = min(max_keypoints, int(per_image / (dim + _UPDATE_BYTES)))
+    for image in reconstruction.images:
+        keep = _keypoints_to_keep(image, count)
+        quantised, scale = quantise(image.features.descriptors[keep])
+        for name, value in (
+            ('descriptors', quantised),
+            ('descriptor_scales', scale),
+            ('keypoints', image.features.keypoints[keep].astype(np.float32)),
+            ('scales', image.features.scales[keep].astype(np.float16)),
+            ('point_idx', image.point_idx[keep].astype(np.int32)),
+        ):
+            rows.setdefault(name, []).append(value)
+        offsets.append(offsets[-1] + len(keep))
+        cameras.setdefault(image.camera, len(cameras))
+        globals_.append(vlad.describe(image.features.descriptors).astype(np.float16))
+    data = {name: np.concatenate(values) for name, values in rows.items()}
+    names = json.dumps([image.name for image in reconstruction.images]).encode()
+    log_names = json.dumps(list(logs or [''] * len(reconstruction.images))).encode()
+    camera_list = json.dumps([camera.to_dict() for camera in cameras]).encode()
+    return {
+        **data,
+        'offsets': np.array(offsets, np.int64),
+        'points': reconstruction.points_in_map.astype(np.float32),
+        'poses': np.array([image.map_from_camera.to_tum() for image in reconstruction.images]),
+        'camera_idx': np.array(
+            [cameras[image.camera] for image in reconstruction.images], np.int32
+        ),
+        'stamps_ns': np.array([image.stamp_ns for image in reconstruction.images], np.int64),
+        'names': np.frombuffer(names, np.uint8),
+        'logs': np.frombuffer(log_names, np.uint8),
+        'cameras': np.frombuffer(camera_list, np.uint8),
+        'vlad_centroids': vlad.centroids.numpy(),
+        'global_descriptors': np.stack(globals_),
+    }
+
+
+def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
+    """Return labelled keypoints first, then the strongest others, in their original order."""
+    order = np.argsort(image.point_idx < 0, kind='stable')[:count]
+    return np.sort(order)
+
+
+def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Return int8 vectors (M, D) and their scales (M,), the largest entry mapped to 127."""
+    # Not below what float16 can tell from zero; unit vectors are far above it.
+    scale = np.maximum(np.abs(vectors).max(axis=1) / 127.0, 1e-4)
+    scale = scale.astype(np.float16).astype(np.float32)
+    quantised = np.clip(np.rint(vectors / scale[:, None]), -127, 127).astype(np.int8)
+    return quantised, scale.astype(np.float16)
+
+
+def dequantise(quantised: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Return L2-normalised float32 vectors (M, D) of `quantise`'s result."""
+    vectors = quantised.astype(np.float32) * scales.astype(np.float32)[:, None]
+    return np.asarray(
+        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32
     )
 
 

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.pycolmap_import import import_pycolmap
-from d2s_ros.reconstruction.reconstruction import (
-    ImageInput,
-    ReconstructionConfig,
+from d2s_ros.reconstruction.colmap_database import (
     colmap_camera,
     limit_errors,
     pipeline_options,
     write_database,
 )
+from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
 
 _logger = logging.getLogger(__name__)
 

@@ -114,7 +114,7 @@ class Snapshot:
     time_jumps: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class NodeFacts:
     """What the node knows beside the figures of images.
 

@@ -22,6 +22,7 @@ from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap
 from d2s_ros.tracking.plausibility import FocalWatch
 
@@ -96,7 +97,7 @@ class StampCheck:
         max_age: Oldest an image may be, in seconds; 0 for any.
     """
 
-    def __init__(self, jump: float, max_future: float, max_age: float) -> None:
+    def __init__(self, jump: float = 1.0, max_future: float = 0.0, max_age: float = 0.0) -> None:
         self.jump = jump
         self.max_future = max_future
         self.max_age = max_age
@@ -201,6 +202,15 @@ class FramePipeline:
         self.camera_info_timeout = 0.1
         #: Lowers the effort to hold a rate; None always does all.
         self.rate: RateController | None = None
+
+    def apply(self, config: LocalizerNodeConfig) -> None:
+        """Take changed options of the node."""
+        self.camera_info_timeout = config.camera_info_timeout
+        self.max_focal_error = config.localizer.max_focal_error
+        self.stamps.jump = config.time_jump_threshold
+        self.stamps.max_future = config.max_future
+        self.stamps.max_age = config.max_image_age
+        self.hold(config.target_rate)
 
     def hold(self, rate: float) -> None:
         """Hold a rate in Hz from now on; 0 for none."""

@@ -18,7 +18,7 @@ from std_srvs.srv import Trigger
 from d2s_ros.errors import D2SError
 from d2s_ros.map_update.ledger import UpdateLedger
 from d2s_ros.map_update.log_folder import find_logs
-from d2s_ros.maps.scene_map import MapStore
+from d2s_ros.maps.store import MapStore
 from d2s_ros.ros.diagnostics import key_values
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig
 from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from d2s_ros.errors import InputError
 from d2s_ros.simulation.config import SimulationConfig
-from d2s_ros.simulation.textures import Texture, TextureFactory, load_photographs
+from d2s_ros.simulation.photographs import load_photographs
+from d2s_ros.simulation.textures import Texture, TextureFactory
 
 Array = NDArray[np.float64]
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.simulation.config import SimulationConfig
+from d2s_ros.simulation.photographs import load_photographs
 from d2s_ros.simulation.scene import Scene, Surface, box
-from d2s_ros.simulation.textures import Texture, TextureFactory, load_photographs
+from d2s_ros.simulation.textures import Texture, TextureFactory
 
 Array = NDArray[np.float64]
 

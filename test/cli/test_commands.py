@@ -17,7 +17,9 @@ import pytest
 from data import bag_writing as bags
 
 from d2s_ros.cli.main import main
-from d2s_ros.maps.scene_map import MapStore, SceneMap, verify
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 
 # Builds several maps: minutes on a busy computer.
 ROOT = Path(__file__).resolve().parents[2]

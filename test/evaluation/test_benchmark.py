@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2s_ros import kernels
 from d2s_ros.cli.main import main
 from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import InputError
@@ -21,7 +22,7 @@ from d2s_ros.evaluation.operations import OperationCounter, count_operations
 from d2s_ros.features.extractor import FeatureConfig, create_extractor
 from d2s_ros.features.superpoint_int8 import calibration_image
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.kernels.library import is_available
+from d2s_ros.kernels import compiled
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.update_data import MappingData
 
@@ -95,7 +96,7 @@ def test_superpoint_does_no_more_than_its_convolutions(precision, megabytes):
     else:
         assert counts['gflop'] == pytest.approx(52.1, rel=0.03)
     most = 210 if precision == 'fp32' else 165
-    assert counts['operations'] <= most - (100 if is_available() else 0)
+    assert counts['operations'] <= most - (100 if kernels.active() is compiled else 0)
     assert counts['compiled_calls'] <= 5
     assert counts['tensor_mb'] <= megabytes
 
@@ -110,7 +111,7 @@ def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer
         )
         for n in (100, 250, 600)
     ]
-    limits = (16, 8) if is_available() else (160, 80)
+    limits = (16, 8) if kernels.active() is compiled else (160, 80)
     for name, most in zip(('operations', 'tensors'), limits, strict=True):
         first, second, third = (count[name] for count in counts)
         assert first == second == third <= most

@@ -10,14 +10,7 @@ from safetensors.torch import save_file
 
 from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
-from d2s_ros.features.dense_maps import (
-    read_descriptors,
-    refine_keypoints,
-    sample_descriptors,
-    score_map,
-    suppress_non_maxima,
-)
-from d2s_ros.features.dense_maps_cpu import local_maxima, strongest_maxima
+from d2s_ros.features.dense_maps import read_descriptors, sample_descriptors
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.superpoint import (
     SuperPoint,
@@ -27,6 +20,7 @@ from d2s_ros.features.superpoint import (
     resize_to_fit,
 )
 from d2s_ros.features.superpoint_int8 import calibration_image
+from d2s_ros.kernels.tensors import refine_keypoints, score_map, suppress_non_maxima
 
 needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason='needs a CPU with VNNI instructions')
 
@@ -125,46 +119,6 @@ def test_suppression_against_brute_force():
             window = scores[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
             if scores[row, column] == window.max():
                 assert kept[row, column] == scores[row, column]
-
-
-@pytest.mark.parametrize('radius', [0, 1, 4])
-def test_both_suppressions_keep_the_same(radius):
-    rng = np.random.default_rng(5)
-    scores = rng.random((61, 83)).astype(np.float32)
-    scores[10:30, 20:50] = 0.0
-    kept = suppress_non_maxima(torch.from_numpy(scores)[None], radius)[0].numpy()
-    mask = local_maxima(scores, radius)
-    np.testing.assert_array_equal(np.where(mask, scores, 0), kept)
-
-
-@pytest.mark.parametrize('kind', ['noise', 'equal scores', 'smooth', 'smooth and equal'])
-def test_the_strongest_maxima_are_those_of_the_whole_suppression(kind):
-    rng = np.random.default_rng(7)
-    by_few_pixels = 0
-    for _ in range(60):
-        height, width = (int(size) for size in rng.integers(20, 90, 2))
-        radius, count = int(rng.integers(0, 6)), int(rng.integers(1, 60))
-        border, threshold = int(rng.integers(0, 5)), float(rng.choice([0.0, 0.3]))
-        scores = rng.random((height, width)).astype(np.float32)
-        if 'smooth' in kind:
-            scores = cv2.GaussianBlur(scores, (0, 0), 1.5)
-        if 'equal' in kind:
-            scores = np.round(scores * 12) / 12 + np.float32(1e-3)
-        scores = scores.astype(np.float32)
-        allowed = rng.integers(0, 3, scores.shape).astype(np.uint8) if rng.random() < 0.7 else None
-        found = strongest_maxima(
-            scores, radius, count, border=border, threshold=threshold, allowed=allowed
-        )
-        inner = np.zeros(scores.shape, bool)
-        inner[border : height - border, border : width - border] = True
-        counts = local_maxima(scores, radius) & inner & (scores > threshold)
-        if allowed is not None:
-            counts &= allowed > 0
-        every = np.flatnonzero(counts)
-        best_first = every[np.argsort(-scores.reshape(-1)[every], kind='stable')]
-        np.testing.assert_array_equal(found, best_first[:count])
-        by_few_pixels += len(every) > count and radius > 0
-    assert by_few_pixels > 20
 
 
 @needs_int8

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d2s_ros.kernels import search
-from d2s_ros.kernels.search import ByteKeys
+from d2s_ros.kernels import library, reference
+from d2s_ros.kernels.compiled_landmarks import ByteKeys
 
-pytestmark = pytest.mark.skipif(not search.can_search(), reason='no fast products of bytes here')
+pytestmark = pytest.mark.skipif(
+    not library.is_built() or not library.call('d2s_can_search'),
+    reason='no fast products of bytes here',
+)
 
 
 def unit(rng, count, dim):
@@ -36,9 +39,7 @@ def near(rng, keys, count, noise=0.05):
 def test_finds_the_nearest_by_exact_cosines(rng, num_keys, dim, num_queries, threads):
     keys = unit(rng, num_keys, dim)
     queries = near(rng, keys, num_queries)
-    idx, similarity, best = byte_keys(keys, 64).search(
-        queries, num_found=12, count=6, threads=threads
-    )
+    idx, similarity, best = byte_keys(keys, 64).search(queries, 6, threads=threads)
     cosines = queries @ keys.T
     np.testing.assert_allclose(similarity, np.take_along_axis(cosines, idx, 1), atol=1e-6)
     assert (np.diff(similarity, axis=1) <= 0).all()
@@ -62,20 +63,18 @@ def test_does_not_depend_on_threads_or_on_other_queries(rng):
     keys = unit(rng, 900, 48)
     queries = near(rng, keys, 77)
     index = byte_keys(keys, 48)
-    one = index.search(queries, num_found=10, count=4, threads=1)
-    many = index.search(queries, num_found=10, count=4, threads=5)
+    one = index.search(queries, 4, threads=1)
+    many = index.search(queries, 4, threads=5)
     for a, b in zip(one, many, strict=True):
         np.testing.assert_array_equal(a, b)
-    alone = index.search(queries[40:41].copy(), num_found=10, count=4, threads=2)
+    alone = index.search(queries[40:41].copy(), 4, threads=2)
     np.testing.assert_array_equal(alone[0][0], one[0][40])
     np.testing.assert_array_equal(alone[1][0], one[1][40])
 
 
 def test_equal_keys_are_distinct_and_the_first_come_first(rng):
     keys = np.tile(unit(rng, 1, 32), (300, 1))
-    idx, similarity, best = byte_keys(keys, 32).search(
-        keys[:5].copy(), num_found=12, count=6, threads=2
-    )
+    idx, similarity, best = byte_keys(keys, 32).search(keys[:5].copy(), 6, threads=2)
     np.testing.assert_array_equal(np.sort(idx, axis=1), np.tile(np.arange(6), (5, 1)))
     np.testing.assert_allclose(similarity, 1.0, atol=1e-6)
     np.testing.assert_allclose(best, similarity, atol=1e-6)
@@ -83,7 +82,7 @@ def test_equal_keys_are_distinct_and_the_first_come_first(rng):
 
 def test_opposite_keys_are_found_too(rng):
     keys = unit(rng, 40, 16)
-    idx, similarity, _ = byte_keys(keys, 16).search(-keys, num_found=40, count=40, threads=1)
+    idx, similarity, _ = byte_keys(keys, 16).search(-keys, 40, threads=1)
     np.testing.assert_array_equal(np.sort(idx, axis=1), np.tile(np.arange(40), (40, 1)))
     np.testing.assert_allclose(similarity[:, -1], -1.0, atol=1e-6)
 
@@ -93,22 +92,25 @@ def test_replaced_keys_are_found_where_they_are_now(rng):
     index = byte_keys(keys, 24)
     other = index.replaced(np.array([7, 150]), keys[[150, 7]])
     queries = keys[[7, 150, 3]].copy()
-    assert index.search(queries, num_found=8, count=1, threads=1)[0].T.tolist() == [[7, 150, 3]]
-    assert other.search(queries, num_found=8, count=1, threads=1)[0].T.tolist() == [[150, 7, 3]]
+    assert index.search(queries, 1, threads=1)[0].T.tolist() == [[7, 150, 3]]
+    assert other.search(queries, 1, threads=1)[0].T.tolist() == [[150, 7, 3]]
 
 
 def test_no_queries_and_no_keys(rng):
     index = byte_keys(unit(rng, 20, 8), 8)
-    for array in index.search(np.zeros((0, 8), np.float32), num_found=8, count=4, threads=2):
+    for array in index.search(np.zeros((0, 8), np.float32), 4, threads=2):
         assert array.shape == (0, 4)
     with pytest.raises(ValueError, match='no keys'):
         byte_keys(np.zeros((0, 8), np.float32), 8)
 
 
-@pytest.mark.parametrize(('num_found', 'count'), [(4, 5), (21, 2), (65, 2), (0, 0)])
-def test_impossible_numbers_are_errors(rng, num_found, count):
-    index = byte_keys(unit(rng, 20, 8), 8)
-    with pytest.raises(ValueError, match='of 20'):
-        index.search(np.ones((1, 8), np.float32), num_found=num_found, count=count, threads=1)
+@pytest.mark.parametrize('count', [0, 21, 65])
+def test_impossible_numbers_are_errors(rng, count):
+    keys = unit(rng, 20, 8)
+    for index in (byte_keys(keys, 8), reference.key_index(keys)):
+        with pytest.raises(ValueError, match='of 20'):
+            index.search(np.ones((1, 8), np.float32), count, threads=1)
+        with pytest.raises(ValueError, match='0 threads'):
+            index.search(np.ones((1, 8), np.float32), 2, threads=0)
     with pytest.raises(ValueError, match='contiguous'):
-        index.search(np.ones((2, 16), np.float32)[:, ::2], num_found=4, count=2, threads=1)
+        byte_keys(keys, 8).search(np.ones((2, 16), np.float32)[:, ::2], 2, threads=1)

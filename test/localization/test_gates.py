@@ -20,7 +20,7 @@ from d2s_ros.localization.gates import (
 )
 from d2s_ros.localization.pose_solver import PoseEstimate, PoseUncertainty, Support
 from d2s_ros.localization.result import LocalizationStatus
-from d2s_ros.maps.scene_map import Calibration
+from d2s_ros.maps.manifest import Calibration
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 500.0, 320.0, 240.0)
 DEPTH = 4.0

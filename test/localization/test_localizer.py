@@ -17,7 +17,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.pose_solver import solve_pose
 from d2s_ros.localization.result import LocalizationStatus
-from d2s_ros.scene_models.types import SceneCoordinates
+from d2s_ros.scene_models.base import SceneCoordinates
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import frames
 

@@ -18,7 +18,9 @@ from d2s_ros.features.superpoint_int8 import calibration_image
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.onnx_export import export_map
-from d2s_ros.maps.scene_map import MapManifest, MapStore, SceneMap
+from d2s_ros.maps.manifest import MapManifest
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 

@@ -15,7 +15,6 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from d2s_ros.kernels import library
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.gates import judge_geometry
 from d2s_ros.localization.guided_refinement import (
@@ -497,8 +496,7 @@ def test_bad_options():
         PoseSolverConfig(max_reprojection_error_px=0.0)
 
 
-@pytest.mark.skipif(not library.is_available(), reason='no compiled part')
-def test_candidates_close_by_are_the_same_without_the_compiled_part(rng, monkeypatch):
+def test_candidates_close_by_are_the_same_with_both_kernels(rng, use_kernels):
     pose, points, pixels = scene(rng, 200)
     pixels[:5] = np.nan
     landmark_idx = rng.integers(0, 200, (200, 4))
@@ -508,8 +506,9 @@ def test_candidates_close_by_are_the_same_without_the_compiled_part(rng, monkeyp
     taken, skipped = rng.random(200) < 0.1, rng.random(200) < 0.1
     options = ({}, {'skipped': skipped}, {'taken': taken}, {'skipped': skipped, 'taken': taken})
     camera_from_map = pose.inverse()
+    use_kernels('compiled')
     compiled = [matches.first_close(camera_from_map, 3.0, **option) for option in options]
-    monkeypatch.setattr(library, 'library', lambda: None)
+    use_kernels('reference')
     for option, expected in zip(options, compiled, strict=True):
         found = matches.first_close(camera_from_map, 3.0, **option)
         np.testing.assert_array_equal(found, expected)

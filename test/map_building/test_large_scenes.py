@@ -11,9 +11,11 @@ from scene_models.made_up_scene import made_up_reconstruction
 from d2s_ros.data.array_log import ArrayLog
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.map_building.calibration import images_to_judge, thinned
-from d2s_ros.map_building.pipeline import BuildConfig, collect_update_data, train_map
+from d2s_ros.map_building.pipeline import BuildConfig, train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
-from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig, select_pairs
+from d2s_ros.maps.update_data import collect_update_data
+from d2s_ros.reconstruction.pair_matching import select_pairs
+from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
 from d2s_ros.reconstruction.retrieval import nearest_images
 from d2s_ros.scene_models.landmark.table import build_landmarks
 
@@ -53,8 +55,9 @@ def test_nearest_images_of_many_queries(rng):
 
 def test_update_data_is_bounded():
     reconstruction = made_up_reconstruction(num_images=40, num_points=900, num_clutter=600)
-    whole = collect_update_data(reconstruction, BuildConfig())
-    bounded = collect_update_data(reconstruction, BuildConfig(max_update_mb=1.0))
+    count = BuildConfig().update_keypoints
+    whole = collect_update_data(reconstruction, max_keypoints=count, max_megabytes=500.0)
+    bounded = collect_update_data(reconstruction, max_keypoints=count, max_megabytes=1.0)
     per_keypoint = ('descriptors', 'descriptor_scales', 'keypoints', 'scales', 'point_idx')
     size = sum(bounded[name].nbytes for name in per_keypoint)
     assert 0.9e6 < size <= 1.0e6

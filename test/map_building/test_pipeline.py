@@ -14,7 +14,9 @@ from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.map_building.calibration import pose_difference
 from d2s_ros.map_building.pipeline import BuildConfig, build_map
-from d2s_ros.maps.scene_map import LOCALIZATION_FILE, UPDATE_FILE, SceneMap, verify
+from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.verification import verify
 
 # Builds several maps: minutes on a busy computer.
 

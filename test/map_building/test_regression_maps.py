@@ -15,7 +15,9 @@ from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import BuildConfig, budget, train_map
-from d2s_ros.maps.scene_map import MapStore, SceneMap, verify
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 from d2s_ros.scene_models.regression.network import RegressionConfig
 from d2s_ros.scene_models.regression.trainer import RegressionTrainingConfig
 from d2s_ros.simulation.config import SimulationConfig

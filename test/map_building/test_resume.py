@@ -21,7 +21,8 @@ from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.map_building.pipeline import BuildConfig, build_map
 from d2s_ros.map_building.stages import BuildStages
-from d2s_ros.maps.scene_map import MapStore, verify
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 

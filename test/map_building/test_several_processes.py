@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2s_ros.maps.scene_map import SceneMap, verify
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.verification import verify
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from d2s_ros.maps.scene_map import MapStore, verify
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,9 @@ from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
-from d2s_ros.maps.scene_map import MapStore, SceneMap, verify
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.verification import verify
 
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
@@ -122,7 +124,7 @@ def test_an_interrupted_update_goes_on_and_gives_the_same(logs, map_path, tmp_pa
     with pytest.raises(PulledPlugError):
         update_map(map_path, [logs / 'dusk'], CONFIG, device='cpu', progress=interrupt)
     assert everything(map_path) == before
-    assert list((map_path / '.updates' / 'work').glob('run-*/log-000.safetensors'))
+    assert list((map_path / '.updates' / 'work').glob('run-*/log-000.log'))
     other = shutil.copytree(map_path, tmp_path / 'fresh', ignore=shutil.ignore_patterns('work'))
     resumed = update_map(map_path, [logs / 'dusk'], CONFIG, device='cpu')
     straight = update_map(other, [logs / 'dusk'], CONFIG, device='cpu')

@@ -24,19 +24,14 @@ from d2s_ros.errors import MapFormatError
 from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.maps import scene_map as scene_map_module
-from d2s_ros.maps.scene_map import (
-    LOCALIZATION_FILE,
-    UPDATE_FILE,
-    Calibration,
-    MapManifest,
-    MapStore,
-    SceneMap,
-    dequantise,
-    manifest_document,
-    quantise,
-    verify,
-)
+from d2s_ros.maps import manifest as manifest_module
+from d2s_ros.maps import store as store_module
+from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE
+from d2s_ros.maps.manifest import Calibration, MapManifest, manifest_document
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.update_data import dequantise, quantise
+from d2s_ros.maps.verification import verify
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
@@ -234,8 +229,8 @@ def rewrite_manifest(store, version, **changes):
     document = json.loads(path.read_bytes())
     del document['digest']
     document.update(changes)
-    document['digest'] = scene_map_module._digest(document)
-    path.write_bytes(scene_map_module._manifest_text(document))
+    document['digest'] = manifest_module._digest(document)
+    path.write_bytes(manifest_module.manifest_text(document))
     (store.root / 'current').write_text(version)
 
 
@@ -323,7 +318,7 @@ def test_a_failure_leaves_the_old_map_or_nothing(store, tmp_path, monkeypatch):
     before = names_below(store.root)
 
     def fail_at(name):
-        original = scene_map_module._write_synced
+        original = store_module.write_synced
 
         def write(path, data):
             if name in path.name:
@@ -331,7 +326,7 @@ def test_a_failure_leaves_the_old_map_or_nothing(store, tmp_path, monkeypatch):
                 raise OSError(28, 'No space left on device')
             original(path, data)
 
-        monkeypatch.setattr(scene_map_module, '_write_synced', write)
+        monkeypatch.setattr(store_module, 'write_synced', write)
 
     for name in (LOCALIZATION_FILE, UPDATE_FILE, 'manifest.json', '.current-'):
         fail_at(name)
@@ -387,7 +382,7 @@ sys.path[:0] = [sys.argv[2], sys.argv[2] + '/test']
 import torch
 torch.set_num_threads(1)
 from maps.test_scene_map import UPDATE, make_map
-from d2s_ros.maps.scene_map import MapStore
+from d2s_ros.maps.store import MapStore
 scene_map = make_map(7, 3000)
 print('ready', flush=True)
 sys.stdin.readline()
@@ -466,7 +461,7 @@ def test_a_failing_writer_does_not_take_the_folder_from_another(tmp_path, monkey
     """The first one makes the folder and fails; the second waits for the lock meanwhile."""
     root = tmp_path / 'map'
     waiting = threading.Event()
-    original = scene_map_module._write_version
+    original = store_module._write_version
 
     def failing_first(folder, scene_map, *arguments):
         if scene_map.manifest.build == {'seed': 1}:
@@ -480,7 +475,7 @@ def test_a_failing_writer_does_not_take_the_folder_from_another(tmp_path, monkey
         MapStore(root).write(make_map(2))
 
     second = threading.Thread(target=write_second)
-    monkeypatch.setattr(scene_map_module, '_write_version', failing_first)
+    monkeypatch.setattr(store_module, '_write_version', failing_first)
     with pytest.raises(OSError, match='No space'):
         MapStore(root).write(make_map(1))
     second.join(60)

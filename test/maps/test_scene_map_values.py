@@ -6,7 +6,9 @@ import numpy as np
 
 from d2s_ros.config import to_dict
 from d2s_ros.features.extractor import FeatureConfig
-from d2s_ros.maps.scene_map import MapManifest, MapStore, SceneMap
+from d2s_ros.maps.manifest import MapManifest
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 

@@ -128,7 +128,7 @@ def test_colcon_installs_every_module_and_weight(colcon_prefix, sources):
             assert copy.read_bytes() == path.read_bytes()
 
 
-WHETHER_COMPILED = 'from d2s_ros.kernels.library import is_available; print(is_available())'
+WHETHER_COMPILED = 'from d2s_ros.kernels.library import is_built; print(is_built())'
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import BuildConfig, build_map
+from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.pose_refinement import align_poses
-from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig, reconstruct
+from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
 
 
 def disturbed(pose, rng, metres=0.05, degrees=1.0):

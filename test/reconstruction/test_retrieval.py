@@ -7,7 +7,8 @@ import numpy as np
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig, select_pairs
+from d2s_ros.reconstruction.pair_matching import select_pairs
+from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
 from d2s_ros.reconstruction.retrieval import Vlad, nearest_images
 
 

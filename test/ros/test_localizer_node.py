@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 
@@ -35,6 +36,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
+from d2s_ros import kernels
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.kernels import library
@@ -314,11 +316,11 @@ def test_stamps_out_of_order_duplicated_from_the_future_and_jumping(make_node, c
     # A stamp from the future must not make the present look old.
     assert at(10.2) == 'localized'
     assert at(2.0) == 'localized'
-    figures = node._figures.snapshot()
+    figures = node.figures()
     assert figures.time_jumps == 1
     # The same stamp again gives no second pose.
     camera.images.publish(image_msg(picture(1, 1), START + 2 * SECOND))
-    wait_for(lambda: node._figures.snapshot().refused.get('duplicate_stamp'))
+    wait_for(lambda: node.figures().refused.get('duplicate_stamp'))
     assert len(camera.poses) == 4
 
 
@@ -342,7 +344,7 @@ def test_simulated_time_may_start_late_and_jump_back(make_node, client, camera):
     set_time(10)
     assert show(camera, (1, 1), 1001).message == 'future_stamp'
     assert show(camera, (1, 1), 100).message == 'localized'
-    assert node._figures.snapshot().time_jumps == 1
+    assert node.figures().time_jumps == 1
 
 
 def test_camera_info_late_and_changing(make_node, camera):
@@ -356,7 +358,7 @@ def test_camera_info_late_and_changing(make_node, camera):
     assert 'no camera_info on /camera/camera_info' in values_of(status)['reason']
     stamp += SECOND
     assert camera.show(image_msg(picture(1, 1), stamp), info_msg(stamp)).message == 'localized'
-    localizer = node._loaded.localizer
+    localizer = node._keeper.loaded.localizer
     assert localizer.cameras[-1].fx == 50.0
     stamp += SECOND
     changed = info_msg(stamp, focal=60.0)
@@ -407,8 +409,11 @@ def test_a_result_that_cannot_be_given_out_is_counted_and_told(make_node, client
     assert show(camera, (1, 1), 50).message == 'localized'
 
 
-def test_a_missing_compiled_part_is_told(make_node, client, monkeypatch):
-    monkeypatch.setattr(library, 'library', lambda: None)
+def test_a_missing_compiled_part_is_told(make_node, client, monkeypatch, tmp_path):
+    """The loader looks where nothing was built."""
+    monkeypatch.setattr(library, '_FOLDER', tmp_path)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.setattr(library, '_functions', functools.cache(library._functions.__wrapped__))
     kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     told = Collector(client, Log, '/rosout', kept)
     assert make_node(namespace='/uncompiled').start()
@@ -480,7 +485,8 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
     paths = Collector(client, Path, '/d2s/path')
     wait_for(
         lambda: all(
-            node._wanted(name) for name in ('d2s/debug_image', 'd2s/scene_points', 'd2s/path')
+            node._outputs.wanted(name)
+            for name in ('d2s/debug_image', 'd2s/scene_points', 'd2s/path')
         )
     )
     assert show(camera, (2, 2), 10).message == 'localized'
@@ -545,7 +551,8 @@ def test_images_and_odometry_are_fused(make_node, client, camera):
     transform = wait_for(
         lambda: (
             (sent := last_transform(transforms))
-            and conversions.ns_from_stamp(sent.header.stamp) > START + SECOND // 10
+            # Dated ahead by transform_tolerance.
+            and conversions.ns_from_stamp(sent.header.stamp) == START + 6 * SECOND // 10
             and sent
         )
     )
@@ -667,7 +674,7 @@ def test_more_images_than_can_be_handled(make_node, camera):
     assert node.start()
     camera.connect()
     camera.infos.publish(info_msg(START))
-    wait_for(lambda: node._camera_infos.find(START, 0))
+    wait_for(lambda: node._work._pipeline._camera_infos.find(START, 0))
     message = image_msg(picture(1, 1, size=(640, 480)), START)
     calibration = info_msg(START, size=(640, 480))
     camera.infos.publish(calibration)
@@ -682,8 +689,8 @@ def test_more_images_than_can_be_handled(make_node, camera):
         return camera.status.stamped(last)
 
     wait_for(newest)
-    received, dropped = node._slot.counts
-    figures = node._figures.snapshot()
+    received, dropped = node._work.counts
+    figures = node.figures()
     handled = figures.localized + sum(figures.refused.values())
     assert dropped > 0
     # Every image is accounted for: handled, replaced by a newer one, or one of the two in hand.

@@ -15,7 +15,9 @@ from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
-from d2s_ros.maps.scene_map import MapManifest, MapStore, SceneMap  # noqa: E402
+from d2s_ros.maps.manifest import MapManifest  # noqa: E402
+from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
+from d2s_ros.maps.store import MapStore  # noqa: E402
 from d2s_ros.ros import describe  # noqa: E402
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
 from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402

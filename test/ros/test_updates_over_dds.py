@@ -32,7 +32,9 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 from d2s_ros.data.sources import open_source  # noqa: E402
 from d2s_ros.data.tum import read_tum  # noqa: E402
-from d2s_ros.maps.scene_map import MapStore, SceneMap, verify  # noqa: E402
+from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
+from d2s_ros.maps.store import MapStore  # noqa: E402
+from d2s_ros.maps.verification import verify  # noqa: E402
 from d2s_ros.simulation.config import SimulationConfig  # noqa: E402
 from d2s_ros.simulation.simulate import simulate_log  # noqa: E402
 

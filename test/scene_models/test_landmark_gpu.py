@@ -17,7 +17,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import budget, build_map
 from d2s_ros.scene_models.landmark.cuda_graph import FrameRecorder
 from d2s_ros.scene_models.landmark.gpu import DeviceStages
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkIndex
 
@@ -112,11 +112,11 @@ def test_nothing_waits_for_the_device():
         device='meta',
     )
     config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, num_layers=0)
-    judge = LandmarkJudge(
+    scorer = LandmarkScorer(
         LandmarkNetwork(config), torch.rand(300, 3), device='meta', dtype=torch.float32
     )
     index = LandmarkIndex(np.ones((300, 256), np.float32), device='meta', exact=True)
-    stages = DeviceStages(extractor, index, judge, config.num_candidates)
+    stages = DeviceStages(extractor, index, scorer, config.num_candidates)
     image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
     places = torch.zeros((1, 2, 236, 320), device='meta')
     with OperationCounter() as counter:

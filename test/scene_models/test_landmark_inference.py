@@ -9,8 +9,9 @@ import torch
 from scene_models.networks import awake
 
 from d2s_ros.device import has_fast_bfloat16
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge, attention
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, candidate_evidence
+from d2s_ros.kernels.tensors import candidate_evidence
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer, attention
+from d2s_ros.scene_models.landmark.network import LandmarkConfig
 
 CONFIG = LandmarkConfig(
     descriptor_dim=16,
@@ -24,7 +25,7 @@ CONFIG = LandmarkConfig(
 
 
 def one_image(count, config=CONFIG, seed=1):
-    """Return the landmarks' points and what the judge is called with."""
+    """Return the landmarks' points and what the scorer is called with."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -51,8 +52,8 @@ def by_network(network, points, inputs):
 
 
 @torch.inference_mode()
-def by_judge(network, points, inputs, dtype=torch.float32):
-    return LandmarkJudge(network, points, device='cpu', dtype=dtype)(*inputs)
+def by_scorer(network, points, inputs, dtype=torch.float32):
+    return LandmarkScorer(network, points, device='cpu', dtype=dtype)(*inputs)
 
 
 @pytest.mark.parametrize('count', [1, 24, 70])
@@ -66,23 +67,23 @@ def by_judge(network, points, inputs, dtype=torch.float32):
         {'hidden_inputs': ('candidate_points', 'keypoints')},
     ],
 )
-def test_judge_equals_the_network(count, changes):
+def test_scorer_equals_the_network(count, changes):
     config = replace(CONFIG, **changes)
     network = awake(config)
     points, inputs = one_image(count, config)
     expected = by_network(network, points, inputs)
     assert expected.std() > 0.2
-    torch.testing.assert_close(by_judge(network, points, inputs), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(by_scorer(network, points, inputs), expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.skipif(not has_fast_bfloat16('cpu'), reason='CPU without bfloat16')
-def test_judge_in_bfloat16_is_as_near_as_the_network_in_bfloat16():
+def test_scorer_in_bfloat16_is_as_near_as_the_network_in_bfloat16():
     network = awake(CONFIG)
     points, inputs = one_image(70)
     exact = by_network(network, points, inputs).softmax(-1)
     with torch.autocast('cpu', torch.bfloat16):
         plain = by_network(network, points, inputs).float().softmax(-1)
-    fast = by_judge(network, points, inputs, torch.bfloat16).softmax(-1)
+    fast = by_scorer(network, points, inputs, torch.bfloat16).softmax(-1)
     error = (fast - exact).square().mean().sqrt()
     assert 0 < error < 1.5 * (plain - exact).square().mean().sqrt() + 1e-3
 
@@ -105,23 +106,23 @@ def test_points_can_be_moved():
     points, inputs = one_image(40)
     moved = points.clone()
     moved[::3] += 0.5
-    judge = LandmarkJudge(network, points, device='cpu', dtype=torch.float32)
+    scorer = LandmarkScorer(network, points, device='cpu', dtype=torch.float32)
     with torch.inference_mode():
-        before = judge(*inputs)
-        after = judge.with_points(moved)(*inputs)
-        assert torch.equal(judge(*inputs), before)
+        before = scorer(*inputs)
+        after = scorer.with_points(moved)(*inputs)
+        assert torch.equal(scorer(*inputs), before)
     torch.testing.assert_close(after, by_network(network, moved, inputs), atol=2e-5, rtol=1e-5)
     assert (after - before).abs().max() > 0.05
 
 
-def test_judge_does_not_follow_later_training():
+def test_scorer_does_not_follow_later_training():
     network = awake(CONFIG)
     points, inputs = one_image(40)
-    judge = LandmarkJudge(network, points, device='cpu', dtype=torch.float32)
+    scorer = LandmarkScorer(network, points, device='cpu', dtype=torch.float32)
     with torch.inference_mode():
-        before = judge(*inputs)
+        before = scorer(*inputs)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2.0)
     with torch.inference_mode():
-        assert torch.equal(judge(*inputs), before)
+        assert torch.equal(scorer(*inputs), before)

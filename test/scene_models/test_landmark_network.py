@@ -6,13 +6,11 @@ import pytest
 import torch
 from scene_models.networks import awake
 
+from d2s_ros.kernels.tensors import candidate_evidence, fourier, nearest_keys
 from d2s_ros.scene_models.attention import AttentionLayer, attention
 from d2s_ros.scene_models.landmark.network import (
     LandmarkConfig,
     LandmarkNetwork,
-    candidate_evidence,
-    fourier,
-    nearest_keys,
 )
 
 CONFIG = LandmarkConfig(

@@ -9,6 +9,7 @@ import torch
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.scene_models.landmark.samples import make_sample
@@ -16,7 +17,6 @@ from d2s_ros.scene_models.landmark.table import (
     LandmarkIndex,
     build_landmarks,
     candidate_errors_px,
-    detection_sigma_px,
     find_training_candidates,
     network_inputs,
 )

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2s_ros.kernels.tensors import candidate_evidence
 from d2s_ros.scene_models.landmark.network import (
     LandmarkConfig,
     LandmarkNetwork,
-    candidate_evidence,
 )
 from d2s_ros.scene_models.landmark.samples import LandmarkSample
 from d2s_ros.scene_models.landmark.trainer import (

@@ -11,7 +11,7 @@ import pytest
 
 from d2s_ros.errors import ConfigError, InputError
 from d2s_ros.geometry.transforms import pose_error
-from d2s_ros.simulation import textures
+from d2s_ros.simulation import photographs
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.lighting import flat_lighting, make_lighting
 from d2s_ros.simulation.rendering import render
@@ -147,12 +147,12 @@ def test_a_change_shows_only_where_changed_things_are_or_were(change: str) -> No
 
 
 def test_missing_photographs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    textures.load_photographs.cache_clear()
-    monkeypatch.setattr(textures, '_PHOTOGRAPHS', {'skimage': ('data/nothing.png',)})
+    photographs.load_photographs.cache_clear()
+    monkeypatch.setattr(photographs, '_PHOTOGRAPHS', {'skimage': ('data/nothing.png',)})
     with pytest.raises(InputError, match=r'nothing\.png'):
         build_scene(small())
-    monkeypatch.setattr(textures, '_PHOTOGRAPHS', {'no_such_package': ('a.png',)})
-    monkeypatch.setattr(textures, '_PACKAGES', {'no_such_package': 'no-such-package'})
+    monkeypatch.setattr(photographs, '_PHOTOGRAPHS', {'no_such_package': ('a.png',)})
+    monkeypatch.setattr(photographs, '_PACKAGES', {'no_such_package': 'no-such-package'})
     with pytest.raises(InputError, match='pip install no-such-package'):
         build_scene(small())
 

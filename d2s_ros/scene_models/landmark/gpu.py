@@ -1,4 +1,4 @@
-"""Features, search and judgement of an image on a GPU: one transfer in, one out, no wait between.
+"""Features, search and scores of an image on a GPU: one transfer in, one out, no wait between.
 
 Shapes depend on the size of the image alone, never on what it shows.
 """
@@ -16,8 +16,9 @@ from torch.nn import functional
 from d2s_ros.features.superpoint import SuperPoint, pad_to_cells
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.kernels.tensors import reliability_of
 from d2s_ros.scene_models.landmark.cuda_graph import FrameRecorder
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.table import Candidates, LandmarkIndex, normalized_places
 
 
@@ -39,12 +40,12 @@ class Observation:
 
 
 class DeviceStages:
-    """From an image to judged candidates, on the device of the extractor.
+    """From an image to scored candidates, on the device of the extractor.
 
     Args:
-        extractor: On the device, as are the keys of `index` and the weights of `judge`.
+        extractor: On the device, as are the keys of `index` and the weights of `scorer`.
         index: Of the map's landmarks.
-        judge: Without attention, in which keypoints that are none would be seen by others.
+        scorer: Without attention, in which keypoints that are none would be seen by others.
         num_candidates: Candidates of a keypoint.
     """
 
@@ -52,10 +53,10 @@ class DeviceStages:
         self,
         extractor: SuperPoint,
         index: LandmarkIndex,
-        judge: LandmarkJudge,
+        scorer: LandmarkScorer,
         num_candidates: int,
     ) -> None:
-        self._extractor, self._index, self._judge = extractor, index, judge
+        self._extractor, self._index, self._scorer = extractor, index, scorer
         self._num_candidates = num_candidates
         self._places: tuple[Camera, Tensor] | None = None
         self._recorder = FrameRecorder(extractor.device)
@@ -117,8 +118,8 @@ class DeviceStages:
         descriptors = table[:, 3:] * real
         idx, similarity, best = self._index.nearest(descriptors, self._num_candidates)
         # All keypoints of SuperPoint have the scale 1.
-        logits = self._judge(descriptors, idx, similarity, best, seen, torch.zeros_like(strength))
-        reliability, choice = torch.softmax(logits, dim=-1)[:, :-1].max(dim=-1)
+        logits = self._scorer(descriptors, idx, similarity, best, seen, torch.zeros_like(strength))
+        reliability, choice = reliability_of(logits)
         parts = [torch.stack([x, y, strength, reliability, choice.float()], dim=1)]
         return torch.cat([*parts, idx.float(), similarity, best], dim=1)
 

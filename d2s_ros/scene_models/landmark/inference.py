@@ -9,19 +9,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.scene_models.attention import AttentionLayer
-from d2s_ros.scene_models.landmark.network import (
-    LandmarkNetwork,
+from d2s_ros.kernels.interface import ScorerParts
+from d2s_ros.kernels.tensors import (
     candidate_evidence,
-    context_of,
+    candidate_logits,
     fourier,
+    keypoint_tokens,
 )
+from d2s_ros.scene_models.attention import AttentionLayer
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork, context_of
 
 
 class _Layer:
@@ -78,30 +79,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(weights, value) / total
 
 
-class LinearParts(NamedTuple):
-    """What a `LandmarkJudge` without attention layers is made of.
-
-    Attributes:
-        input_weight, input_bias: (width, inputs) and (width,): keypoints to tokens.
-        final_weight, final_bias: (width + 2, width) and (width + 2,): tokens to the query of the
-            candidates, a constant and the logit of 'none of them'.
-        of_points: (3, M, width) what a landmark adds to the token as the best candidate, as the
-            second, and to the hidden layer of a candidate.
-        evidence_weight: (4, width) evidence to that layer.
-        gain: Of the cosine below that of the best candidate.
-    """
-
-    input_weight: Tensor
-    input_bias: Tensor
-    final_weight: Tensor
-    final_bias: Tensor
-    of_points: Tensor
-    evidence_weight: Tensor
-    gain: float
-
-
-class LandmarkJudge:
-    """Judges the candidate landmarks of one image's keypoints.
+class LandmarkScorer:
+    """Scores the candidate landmarks of one image's keypoints.
 
     A snapshot: training the network further does not change it.
 
@@ -136,40 +115,38 @@ class LandmarkJudge:
         no_bias = torch.zeros(2, config.width)
         self._point_biases = torch.cat([no_bias, plain.candidate_in.bias[None]])[:, None]
         self._points = points
-        self._of_points = moved(self._from_points(points))
-        self._evidence_weight = moved(of_evidence.T)
         scale = 0.0 if 'descriptors' in hidden else math.sqrt(config.descriptor_dim) * 0.7
         inputs = (plain.from_evidence, plain.from_keypoint)
-        self._input_weight = moved(
-            torch.cat([plain.from_descriptor.weight * scale, *(i.weight for i in inputs)], dim=1)
+        weight = torch.cat(
+            [plain.from_descriptor.weight * scale, *(i.weight for i in inputs)], dim=1
         )
-        self._input_bias = moved(
-            plain.from_descriptor.bias + plain.from_points.bias + sum(i.bias for i in inputs)
-        )
+        bias = plain.from_descriptor.bias + plain.from_points.bias + sum(i.bias for i in inputs)
         self._layers = [_Layer(layer, moved) for layer in plain.layers]  # type: ignore[arg-type]
         # (W h + c) . q = h . (W^T q) + c . q, and q is linear too.
         out = torch.cat([plain.candidate_out.weight.T, plain.candidate_out.bias[None]])
-        self._final_weight = moved(torch.cat([out @ plain.query.weight, plain.none.weight]))
-        self._final_bias = moved(torch.cat([out @ plain.query.bias, plain.none.bias]))
-        self._gain = float(plain.gain)
+        self._parts = ScorerParts(
+            moved(weight),
+            moved(bias),
+            moved(torch.cat([out @ plain.query.weight, plain.none.weight])),
+            moved(torch.cat([out @ plain.query.bias, plain.none.bias])),
+            moved(self._from_points(points)),
+            moved(of_evidence.T),
+            float(plain.gain),
+            config.num_frequencies,
+            'keypoints' in hidden,
+        )
 
-    def linear_parts(self) -> LinearParts:
-        """Return what the judge is made of, where it has no attention layers.
+    def parts(self) -> ScorerParts:
+        """Return what the scorer is made of as NumPy arrays, where it has no attention layers.
 
         Raises:
-            ValueError: if it has some.
+            ValueError: if it has some, or is not in float32 on the CPU.
         """
         if self._layers:
             raise ValueError('a network with attention layers is not linear')
-        return LinearParts(
-            self._input_weight,
-            self._input_bias,
-            self._final_weight,
-            self._final_bias,
-            self._of_points,
-            self._evidence_weight,
-            self._gain,
-        )
+        if self.dtype is not torch.float32:
+            raise ValueError('the kernels take float32')
+        return ScorerParts._make(x.numpy() if isinstance(x, Tensor) else x for x in self._parts)
 
     def _from_points(self, points: Tensor) -> Tensor:
         """Return (3, M, width) float32 from (M, 3) points."""
@@ -179,14 +156,15 @@ class LandmarkJudge:
         return place @ self._point_weights + self._point_biases
 
     @torch.inference_mode()
-    def with_points(self, points: Tensor) -> LandmarkJudge:
-        """Return a judge to which the landmarks lie at other points (M, 3)."""
-        judge = copy.copy(self)
+    def with_points(self, points: Tensor) -> LandmarkScorer:
+        """Return a scorer to which the landmarks lie at other points (M, 3)."""
+        scorer = copy.copy(self)
         rows = (points != self._points).any(dim=1).nonzero()[:, 0]
-        judge._points, judge._of_points = points, self._of_points.clone()
-        changed = self._from_points(points[rows]).to(judge._of_points)
-        judge._of_points[:, rows.to(changed.device)] = changed
-        return judge
+        of_points = self._parts.of_points.clone()
+        changed = self._from_points(points[rows]).to(of_points)
+        of_points[:, rows.to(changed.device)] = changed
+        scorer._points, scorer._parts = points, self._parts._replace(of_points=of_points)
+        return scorer
 
     def __call__(
         self,
@@ -206,30 +184,10 @@ class LandmarkJudge:
             keypoints: (N, 2) float32 undistorted image-plane coordinates x/z, y/z.
             log_scales: (N,) float32.
         """
-        count, width = len(descriptors), self.config.width
         evidence = candidate_evidence(similarity, best_of_landmark)
-        if 'keypoints' in self.config.hidden_inputs:
-            keypoints, log_scales = torch.zeros_like(keypoints), torch.zeros_like(log_scales)
-        place = fourier(keypoints, self.config.num_frequencies)
-        inputs = torch.cat(
-            [
-                part.to(self.dtype)
-                for part in (descriptors, evidence.flatten(1), place, log_scales[:, None])
-            ],
-            dim=1,
-        )
-        x = functional.linear(inputs, self._input_weight, self._input_bias)
-        as_best, as_second, as_any = self._of_points
-        x += as_best.index_select(0, landmark_idx[:, 0])
-        x += as_second.index_select(0, landmark_idx[:, min(1, landmark_idx.shape[1] - 1)])
+        x = keypoint_tokens(self._parts, descriptors, landmark_idx, evidence, keypoints, log_scales)
         if self._layers:
-            context = context_of(count, self.config.max_context, x.device)
+            context = context_of(len(x), self.config.max_context, x.device)
             for layer in self._layers:
                 x = layer(x, context)
-        final = functional.linear(x, self._final_weight, self._final_bias)
-        hidden = as_any.index_select(0, landmark_idx.flatten())
-        hidden.addmm_(evidence.flatten(0, 1).to(self.dtype), self._evidence_weight).relu_()
-        query, constant, none = final.split([width, 1, 1], dim=1)
-        learned = (hidden.view(count, -1, width) * query[:, None]).sum(dim=-1) + constant
-        logits = self._gain * evidence[..., 2] + learned
-        return torch.cat([logits, none.float()], dim=1)
+        return candidate_logits(self._parts, x, landmark_idx, evidence)

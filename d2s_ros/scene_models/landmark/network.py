@@ -18,12 +18,11 @@ from torch.nn import functional
 
 from d2s_ros.config import option, validate
 from d2s_ros.errors import ConfigError
+from d2s_ros.kernels.tensors import fourier
 from d2s_ros.scene_models.attention import AttentionLayer
 
 #: Numbers that describe how a candidate compares: see `candidate_evidence`.
 _EVIDENCE = 4
-#: Columns that are searched as one by `nearest_keys`.
-GROUP = 32
 #: What `LandmarkConfig.hidden_inputs` may name.
 HIDEABLE_INPUTS = ('descriptors', 'candidate_points', 'keypoints')
 
@@ -36,7 +35,7 @@ class LandmarkConfig:
     num_landmarks: int = option(8192, 'Landmarks in the map.', minimum=1)
     num_candidates: int = option(6, 'Landmarks considered for each keypoint.', minimum=1)
     width: int = option(128, 'Width of the attention network.', minimum=8)
-    num_layers: int = option(0, 'Attention layers; 0 judges each keypoint alone.', minimum=0)
+    num_layers: int = option(0, 'Attention layers; 0 scores each keypoint alone.', minimum=0)
     num_heads: int = option(4, 'Attention heads.', minimum=1)
     num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1)
     max_context: int = option(
@@ -88,7 +87,7 @@ class LandmarkNetwork(nn.Module):
         log_scales: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Judge candidates.
+        """Score candidates.
 
         Args:
             descriptors: (B, N, D), L2-normalised.
@@ -139,57 +138,3 @@ def context_of(count: int, max_context: int, device: torch.device) -> Tensor | N
     if count <= max_context:
         return None
     return torch.linspace(0, count - 1, max_context, device=device).long()
-
-
-def fourier(x: Tensor, num_frequencies: int) -> Tensor:
-    """Return x (..., K) with sines and cosines of doubling frequencies, (..., K + 2 K F)."""
-    frequencies = 2.0 ** torch.arange(num_frequencies, device=x.device, dtype=x.dtype) * math.pi / 2
-    angles = (x[..., None] * frequencies).flatten(-2)
-    return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
-
-
-def candidate_evidence(similarity: Tensor, best_of_landmark: Tensor) -> Tensor:
-    """Describe how candidates compare with each other and with other keypoints.
-
-    Args:
-        similarity: (..., C) cosines of a keypoint to its candidates, best first.
-        best_of_landmark: (..., C) highest cosine that any keypoint of the image has to each.
-
-    Returns:
-        (..., C, 4): cosine, half the logarithm of the distance, cosine below the best candidate,
-        cosine below the best keypoint of that landmark (0 for mutual neighbours).
-    """
-    distance = (1.0 - similarity).clamp_min(0) + 1e-4
-    return torch.stack(
-        [
-            similarity,
-            0.5 * distance.log(),
-            similarity - similarity[..., :1],
-            similarity - best_of_landmark,
-        ],
-        dim=-1,
-    )
-
-
-def nearest_keys(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest values and their columns of (N, M), best first; exact.
-
-    The largest `count` columns lie in the `count` groups with the largest maxima, so only those are
-    sorted: several times as fast as a top-k over all columns on a CPU.
-    """
-    n, m = similarity.shape
-    count = min(count, m)
-    num_groups = m // GROUP
-    if num_groups <= 4 * count:
-        values, columns = similarity.topk(count, dim=1)
-        return values, columns
-    whole = num_groups * GROUP
-    groups = similarity[:, :whole].view(n, num_groups, GROUP)
-    top_groups = groups.amax(dim=2).topk(count, dim=1).indices
-    within = torch.arange(GROUP, device=similarity.device)
-    columns = (top_groups[:, :, None] * GROUP + within).flatten(1)
-    if whole < m:
-        rest = torch.arange(whole, m, device=similarity.device).expand(n, -1)
-        columns = torch.cat([columns, rest], dim=1)
-    values, order = similarity.gather(1, columns).topk(count, dim=1)
-    return values, columns.gather(1, order)

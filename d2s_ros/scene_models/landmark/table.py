@@ -17,18 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from d2s_ros import kernels
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
+from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.kernels.search import ByteKeys, can_search
+from d2s_ros.kernels import tensors
+from d2s_ros.kernels.interface import KeyIndex
 from d2s_ros.reconstruction.reconstruction import Reconstruction
-from d2s_ros.scene_models.landmark.network import candidate_evidence, nearest_keys
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
-
-#: The search looks at so many principal components of the keys, and finds so many candidates beyond
-#: those that are asked for: such cosines, of 8 bits, do not order them exactly.
-_COMPONENTS, _SPARE_CANDIDATES = 64, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,15 +97,6 @@ class LandmarkStatistics:
     descriptor_sums: NDArray[np.float64]
     counts: NDArray[np.int64]
     landmark_of_point: NDArray[np.int64]
-
-
-def detection_sigma_px(scales: NDArray[np.float32], exponent: float = 0.3) -> NDArray[np.float64]:
-    """Return the relative detection noise (N,) of keypoints of given scales (N,).
-
-    Measured on four scenes: the residual of tracks grows from scale 1 to scale 20 by a factor of
-    about two, far less than in proportion.
-    """
-    return np.asarray(np.maximum(scales, 1.0), dtype=np.float64) ** exponent
 
 
 def build_landmarks(
@@ -208,28 +197,30 @@ def _choose_points(
 class LandmarkIndex:
     """The keys of a table, arranged for the search of nearest landmarks.
 
-    On processors with fast products of bytes the principal components of keys and descriptors tell
-    which landmarks are near: twice those that are asked for, ordered by their exact cosines.
+    By the kernels on a CPU; on another device, and where `exact` is asked for, by PyTorch.
     """
 
     def __init__(
         self, keys: NDArray[np.float32], *, device: str = 'cpu', exact: bool = False
     ) -> None:
         """Arrange keys (M, D), L2-normalised float32; `exact` searches them as they are."""
-        self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
-        self._byte_keys: ByteKeys | None = None
-        if device == 'cpu' and not exact and len(keys) and can_search():
-            directions = _principal_directions(self._keys, _COMPONENTS)
-            self._byte_keys = ByteKeys(self._keys.numpy(), directions)
+        self._num_keys = len(keys)
+        self._keys: torch.Tensor | None = None
+        self._index: KeyIndex | None = None
+        if device == 'cpu' and not exact:
+            self._index = kernels.active().key_index(keys)
+        else:
+            self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
         """Return an index in which some keys (R, D) are others."""
         index = copy.copy(self)
-        row_idx = torch.from_numpy(rows).to(self._keys.device)
-        index._keys = self._keys.clone()
-        index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
-        if self._byte_keys is not None:
-            index._byte_keys = self._byte_keys.replaced(rows, keys)
+        if self._index is not None:
+            index._index = self._index.replaced(rows, keys)
+        if self._keys is not None:
+            row_idx = torch.from_numpy(rows).to(self._keys.device)
+            index._keys = self._keys.clone()
+            index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
         return index
 
     def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> Candidates:
@@ -239,7 +230,9 @@ class LandmarkIndex:
             descriptors: (N, D) float32, L2-normalised.
             num_candidates: C; fewer landmarks than that are padded with the last one.
         """
-        queries = torch.from_numpy(np.ascontiguousarray(descriptors)).to(self._keys.device)
+        queries = torch.from_numpy(np.ascontiguousarray(descriptors))
+        if self._keys is not None:
+            queries = queries.to(self._keys.device)
         idx, similarity, best = self.nearest(queries, num_candidates)
         return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
 
@@ -247,33 +240,19 @@ class LandmarkIndex:
         self, queries: torch.Tensor, num_candidates: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `search`, with tensors (N, D) where the keys are and (N, C) there, not waited for."""
-        count = min(num_candidates, len(self._keys))
-        if self._byte_keys is not None:
-            found = self._byte_keys.search(
-                queries.numpy(),
-                num_found=min(count + _SPARE_CANDIDATES, len(self._keys)),
-                count=count,
-                threads=torch.get_num_threads(),
-            )
-            idx, similarity, best = (torch.from_numpy(array) for array in found)
+        count = min(num_candidates, self._num_keys)
+        if self._keys is not None:
+            idx, similarity, best = tensors.search(queries, self._keys, count)
         else:
-            cosines = queries @ self._keys.T
-            similarity, idx = nearest_keys(cosines, count)
-            best = cosines.amax(dim=0)[idx] if len(queries) else similarity
+            assert self._index is not None
+            found = self._index.search(queries.numpy(), count, threads=torch.get_num_threads())
+            idx, similarity, best = (torch.from_numpy(array) for array in found)
         missing = num_candidates - count
         if missing:
             similarity = functional.pad(similarity, (0, missing), value=-1.0)
             best = functional.pad(best, (0, missing), value=1.0)
             idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
         return idx, similarity, best
-
-
-def _principal_directions(keys: torch.Tensor, count: int) -> NDArray[np.float32]:
-    """Return the (D, d) orthonormal directions in which keys (M, D) are longest, d <= `count`."""
-    # By PyTorch, whose threads sleep afterwards: those of NumPy's BLAS keep spinning.
-    moments = (keys.T @ keys).double()
-    directions = torch.linalg.eigh(moments).eigenvectors.flip(1)
-    return directions[:, :count].to(keys.dtype).contiguous().numpy()
 
 
 def find_training_candidates(
@@ -310,7 +289,9 @@ def network_inputs(
     keypoints, log_scales = keypoint_inputs(features, camera)
     return {
         'descriptors': torch.from_numpy(features.descriptors),
-        'evidence': candidate_evidence(similarity, torch.from_numpy(candidates.best_of_landmark)),
+        'evidence': tensors.candidate_evidence(
+            similarity, torch.from_numpy(candidates.best_of_landmark)
+        ),
         'candidate_points': torch.from_numpy(points),
         'keypoints': torch.from_numpy(keypoints),
         'log_scales': torch.from_numpy(log_scales),

@@ -1,4 +1,4 @@
-"""Residuals: derivatives against differences, and the compiled part against NumPy."""
+"""Residuals: derivatives against differences, and the compiled kernels against the reference."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ import pytest
 
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.kernels import library
-from d2s_ros.localization.residuals import CompiledResiduals, Residuals, residuals_kind
+from d2s_ros.kernels import reference
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
 SCALE = 1.3
 
-compiled_too = [
-    Residuals,
-    pytest.param(
-        CompiledResiduals,
-        marks=pytest.mark.skipif(not library.is_available(), reason='no compiled part'),
-    ),
-]
 
-
-def problem(rng, kind, *, count=40, covariances=True, behind=0):
+def problem(rng, implementation, *, camera=CAMERA, count=40, covariances=True, behind=0):
     """Return residuals that are whitened at a pose near the right one, and that pose."""
     pose = RigidTransform(rotation_from_vector(rng.normal(0, 1, 3)), rng.normal(0, 3, 3))
     in_camera = rng.uniform([-2, -1.5, 2], [2, 1.5, 8], (count, 3))
@@ -34,7 +25,12 @@ def problem(rng, kind, *, count=40, covariances=True, behind=0):
     roots = 0.02 * rng.normal(size=(count, 3, 3))
     noise = roots @ roots.transpose(0, 2, 1) if covariances else None
     variances = rng.uniform(0.5, 3.0, count)
-    return kind(pixels, points, CAMERA, variances, noise, SCALE), pose
+    return residuals_of(implementation, pixels, points, camera, variances, noise), pose
+
+
+def residuals_of(implementation, pixels, points, camera, variances, noise):
+    intrinsics = camera.fx, camera.fy, camera.cx, camera.cy
+    return implementation.residuals(pixels, points, intrinsics, variances, noise, SCALE)
 
 
 def moved(pose, step):
@@ -42,9 +38,8 @@ def moved(pose, step):
     return turn @ pose.rotation, turn @ pose.translation + step[3:]
 
 
-@pytest.mark.parametrize('kind', compiled_too)
-def test_the_gradient_is_half_the_slope_of_the_cost(rng, kind):
-    residuals, pose = problem(rng, kind)
+def test_the_gradient_is_half_the_slope_of_the_cost(rng, implementation):
+    residuals, pose = problem(rng, implementation)
     residuals.whiten(pose.rotation, pose.translation)
     at = residuals.linearise(pose.rotation, pose.translation)
     assert at.all_in_front
@@ -56,16 +51,15 @@ def test_the_gradient_is_half_the_slope_of_the_cost(rng, kind):
         assert (more - less) / 4e-6 == pytest.approx(at.gradient[axis], rel=1e-4, abs=1e-3)
 
 
-@pytest.mark.parametrize('kind', compiled_too)
-def test_the_last_derivative_is_by_the_focal_length(rng, kind):
+def test_the_last_derivative_is_by_the_focal_length(rng, implementation):
     costs = []
     state = rng.bit_generator.state
     for change in (1e-6, -1e-6):
         rng.bit_generator.state = state
-        residuals, pose = problem(rng, kind, covariances=False)
+        residuals, pose = problem(rng, implementation, covariances=False)
         zoomed = replace(CAMERA, fx=CAMERA.fx * np.exp(change), fy=CAMERA.fy * np.exp(change))
         rng.bit_generator.state = state
-        other, _ = problem(rng, lambda *a, c=zoomed: kind(a[0], a[1], c, *a[3:]), covariances=False)
+        other, _ = problem(rng, implementation, camera=zoomed, covariances=False)
         other.whiten(pose.rotation, pose.translation)
         costs.append(other.linearise(pose.rotation, pose.translation).cost)
     residuals.whiten(pose.rotation, pose.translation)
@@ -74,8 +68,7 @@ def test_the_last_derivative_is_by_the_focal_length(rng, kind):
     assert (costs[0] - costs[1]) / 4e-6 == pytest.approx(at.gradient[6], rel=1e-4, abs=1e-3)
 
 
-@pytest.mark.parametrize('kind', compiled_too)
-def test_whitened_residuals_of_drawn_noise_have_unit_variance(rng, kind):
+def test_whitened_residuals_of_drawn_noise_have_unit_variance(rng, implementation):
     """Pixels and points moved by the noise they are given: two squared sigmas in the mean."""
     count = 4000
     pose = RigidTransform(rotation_from_vector([0.3, -0.2, 0.5]), np.array([0.1, 0.2, 0.3]))
@@ -86,21 +79,20 @@ def test_whitened_residuals_of_drawn_noise_have_unit_variance(rng, kind):
     seen = points + np.einsum('nij,nj->ni', roots, rng.normal(size=(count, 3)))
     pixels = CAMERA.project(in_camera) + np.sqrt(variances)[:, None] * rng.normal(size=(count, 2))
     noise = roots @ roots.transpose(0, 2, 1)
-    residuals = kind(pixels, seen, CAMERA, variances, noise, SCALE)
+    residuals = residuals_of(implementation, pixels, seen, CAMERA, variances, noise)
     residuals.whiten(pose.rotation, pose.translation)
     squared = residuals.squared(pose.rotation, pose.translation)
     assert squared.mean() == pytest.approx(2.0, abs=0.15)
 
 
-@pytest.mark.skipif(not library.is_available(), reason='no compiled part')
 @pytest.mark.parametrize('covariances', [True, False])
 @pytest.mark.parametrize('behind', [0, 3])
-def test_the_compiled_part_gives_what_numpy_gives(rng, covariances, behind):
+def test_the_compiled_kernels_give_what_numpy_gives(rng, compiled_kernels, covariances, behind):
     state = rng.bit_generator.state
     both = []
-    for kind in (Residuals, CompiledResiduals):
+    for implementation in (reference, compiled_kernels):
         rng.bit_generator.state = state
-        residuals, pose = problem(rng, kind, covariances=covariances, behind=behind)
+        residuals, pose = problem(rng, implementation, covariances=covariances, behind=behind)
         residuals.whiten(pose.rotation, pose.translation)
         step = np.array([0.01, -0.02, 0.005, 0.03, 0.01, -0.02])
         there = moved(pose, step)
@@ -118,9 +110,8 @@ def test_the_compiled_part_gives_what_numpy_gives(rng, covariances, behind):
         np.testing.assert_allclose(compiled, numpy_s, rtol=within, atol=limit)
 
 
-@pytest.mark.parametrize('kind', compiled_too)
-def test_rotations_of_any_memory_order_are_taken(rng, kind):
-    residuals, pose = problem(rng, kind)
+def test_rotations_of_any_memory_order_are_taken(rng, implementation):
+    residuals, pose = problem(rng, implementation)
     as_views = np.asfortranarray(pose.rotation), np.repeat(pose.translation, 2)[::2]
     residuals.whiten(*as_views)
     first = residuals.linearise(*as_views)
@@ -128,7 +119,8 @@ def test_rotations_of_any_memory_order_are_taken(rng, kind):
     np.testing.assert_array_equal(first.information, second.information)
 
 
-def test_the_compiled_part_is_taken_where_it_is(monkeypatch):
-    assert (residuals_kind() is CompiledResiduals) == library.is_available()
-    monkeypatch.setattr(library, 'library', lambda: None)
-    assert residuals_kind() is Residuals
+def test_only_six_or_seven_parameters_are_taken(rng, implementation):
+    residuals, pose = problem(rng, implementation)
+    residuals.whiten(pose.rotation, pose.translation)
+    with pytest.raises(ValueError, match='6 or 7'):
+        residuals.gradient_scatter(pose.rotation, pose.translation, 1.0, np.eye(8))

@@ -1,4 +1,4 @@
-/* The network that judges candidate landmarks, where it has no attention layers.
+/* The network that scores candidate landmarks, where it has no attention layers.
  *
  * All that it computes of a keypoint before it looks at the candidates is linear then: one product,
  * and two rows of tables for the best and the second candidate. Tables are bfloat16. */
@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { ROWS = 4, EVIDENCE = 4 };
 
@@ -16,7 +16,7 @@ static const double HALF_PI = 1.57079632679489661923;
 /* What is the same for all images.
  *
  * dim, candidates, frequencies: shape of the inputs, which are descriptor, evidence of the
- *     candidates, place with sines and cosines, logarithm of the scale.
+ *     candidates, normalized point with sines and cosines, logarithm of the scale.
  * width: of the candidates' hidden layer.
  * stride: width + 2 (constant and none) rounded up to a multiple of LANES.
  * product: (inputs, stride), bias: (stride).
@@ -39,7 +39,7 @@ INLINED float widened(uint16_t half)
     return value;
 }
 
-/* As `fourier` in network/landmark.py: values, sines, cosines of doubling frequencies. */
+/* As `fourier` in tensors.py: values, sines, cosines of doubling frequencies. */
 static void fourier_of(const float *values, int64_t count, int64_t frequencies, float *result)
 {
     float *sines = result + count, *cosines = sines + count * frequencies;
@@ -56,9 +56,9 @@ static void fourier_of(const float *values, int64_t count, int64_t frequencies, 
     }
 }
 
-/* Inputs of a keypoint; the evidence among them as `candidate_evidence` in network/landmark.py. */
+/* Inputs of a keypoint; the evidence among them as `candidate_evidence` in tensors.py. */
 static void inputs_of(const Network *network, const float *descriptor, const float *similarity,
-                      const float *best_of_landmark, const float *place, float log_scale,
+                      const float *best_of_landmark, const float *normalized_point, float log_scale,
                       float *inputs)
 {
     memcpy(inputs, descriptor, (size_t)network->dim * sizeof *inputs);
@@ -70,7 +70,7 @@ static void inputs_of(const Network *network, const float *descriptor, const flo
         inputs[2] = similarity[c] - similarity[0];
         inputs[3] = similarity[c] - best_of_landmark[c];
     }
-    fourier_of(place, 2, network->frequencies, inputs);
+    fourier_of(normalized_point, 2, network->frequencies, inputs);
     inputs[2 + 4 * network->frequencies] = log_scale;
 }
 
@@ -136,19 +136,20 @@ static void choose(const float *logits, int64_t candidates, float none, float *r
     *choice = best;
 }
 
-/* Judge the candidates of keypoints.
+/* Score the candidates of keypoints.
  *
  * descriptors: (rows, dim), landmark_idx: (rows, candidates), similarity and best_of_landmark
- * likewise, places: (rows, 2), log_scales: (rows).
+ * likewise, normalized_points: (rows, 2), log_scales: (rows).
  * reliability, choice: (rows).
  * Returns 0, or -1 if there is no memory. */
-API int32_t d2s_judge(const float *descriptors, const int64_t *landmark_idx,
-                      const float *similarity, const float *best_of_landmark, const float *places,
-                      const float *log_scales, int64_t rows, int64_t dim, int64_t candidates,
-                      int64_t frequencies, int64_t width, int64_t stride, const float *product,
-                      const float *bias, const uint16_t *of_best, const uint16_t *of_second,
-                      const uint16_t *of_any, const float *by_evidence, double gain,
-                      int32_t threads, float *reliability, int64_t *choice)
+int32_t d2s_score_candidates(const float *descriptors, const int64_t *landmark_idx,
+                             const float *similarity, const float *best_of_landmark,
+                             const float *normalized_points, const float *log_scales, int64_t rows,
+                             int64_t dim, int64_t candidates, int64_t frequencies, int64_t width,
+                             int64_t stride, const float *product, const float *bias,
+                             const uint16_t *of_best, const uint16_t *of_second,
+                             const uint16_t *of_any, const float *by_evidence, double gain,
+                             int32_t threads, float *reliability, int64_t *choice)
 {
     const Network network = {dim,     candidates, frequencies, width,  stride,      product,
                              bias,    of_best,    of_second,   of_any, by_evidence, gain};
@@ -167,7 +168,7 @@ API int32_t d2s_judge(const float *descriptors, const int64_t *landmark_idx,
             for (int64_t i = 0; i < here; i++) {
                 const int64_t row = first + i, at = row * candidates;
                 inputs_of(&network, descriptors + row * dim, similarity + at,
-                          best_of_landmark + at, places + 2 * row, log_scales[row],
+                          best_of_landmark + at, normalized_points + 2 * row, log_scales[row],
                           inputs + i * num_inputs);
                 for (int64_t c = 0; c < candidates; c++)
                     for (int64_t j = 0; j < width; j += 32)

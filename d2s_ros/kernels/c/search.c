@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { ROWS = 8, BLOCK = 64, MOST_FOUND = 64 };
 
@@ -75,7 +75,7 @@ static Product fast_product(void)
     return 0;
 }
 
-API int32_t d2s_can_search(void) { return fast_product() != 0; }
+int32_t d2s_can_search(void) { return fast_product() != 0; }
 
 typedef struct {
     int32_t column[MOST_FOUND];
@@ -191,8 +191,8 @@ VECTORISED static void project(const float *restrict values, int64_t rows, int64
         }
 }
 
-API int32_t d2s_project(const float *values, int64_t rows, int64_t dim, const float *directions,
-                        int64_t size, float *result)
+int32_t d2s_project(const float *values, int64_t rows, int64_t dim, const float *directions,
+                    int64_t size, float *result)
 {
     project(values, rows, dim, directions, size, result);
     return 0;
@@ -238,11 +238,11 @@ static void order_found(const Found *found, const float *query, const float *key
  * idx, similarity: (rows, count), best first.
  * best: (rows, count) about the highest cosine of any query to each key.
  * Returns 0, or -1 if there is no memory. */
-API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t rows, int64_t dim,
-                       const float *directions, float scale, const int8_t *packed,
-                       const int32_t *offsets, int64_t width, int64_t stride, int32_t groups,
-                       int32_t shift, int32_t factor, int32_t most, int32_t count, int32_t threads,
-                       int64_t *idx, float *similarity, float *best)
+int32_t d2s_search(const float *queries, const float *exact_keys, int64_t rows, int64_t dim,
+                   const float *directions, float scale, const int8_t *packed,
+                   const int32_t *offsets, int64_t width, int64_t stride, int32_t groups,
+                   int32_t shift, int32_t factor, int32_t most, int32_t count, int32_t threads,
+                   int64_t *idx, float *similarity, float *best)
 {
     const Keys keys = {packed, offsets, width, stride, groups, shift, (int16_t)factor};
     const Product product = fast_product();

@@ -1,4 +1,4 @@
-"""The judge of the compiled part gives what the network gives."""
+"""The scorer of the kernels gives what the network gives, whichever computes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ import torch
 from scene_models.networks import awake
 from scene_models.test_landmark_inference import CONFIG, by_network, one_image
 
-from d2s_ros.kernels import library
-from d2s_ros.kernels.judge import judge
-from d2s_ros.scene_models.landmark.compiled_scorer import CompiledJudge
-from d2s_ros.scene_models.landmark.inference import LandmarkJudge
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
+from d2s_ros.scene_models.landmark.kernel_scorer import KernelScorer
 
-pytestmark = pytest.mark.skipif(not library.is_available(), reason='no compiled part')
 PLAIN = replace(CONFIG, num_layers=0)
 
 
+@pytest.fixture(params=['reference', 'compiled'], autouse=True)
+def each_implementation(request, use_kernels):
+    use_kernels(request.param)
+
+
+def plain_scorer(network, points):
+    return LandmarkScorer(network, points, device='cpu', dtype=torch.float32)
+
+
 def make(network, points):
-    return CompiledJudge(LandmarkJudge(network, points, device='cpu', dtype=torch.float32))
+    return KernelScorer(plain_scorer(network, points))
 
 
-def asked(judge_candidates, inputs):
-    return judge_candidates(*(value.numpy() for value in inputs))
+def asked(scorer, inputs):
+    return scorer(*(value.numpy() for value in inputs))
 
 
 @pytest.mark.parametrize('count', [0, 1, 3, 4, 70])
@@ -55,14 +61,14 @@ def test_reliabilities_are_those_of_the_network(count, changes):
     assert (choice == probability.argmax(axis=1)).mean() > 0.9
 
 
-def test_does_not_depend_on_threads_or_on_other_keypoints():
+def test_does_not_depend_on_threads_or_on_other_keypoints(compiled_kernels):
     points, inputs = one_image(50, PLAIN)
-    weights = make(awake(PLAIN), points).weights
+    scorer = compiled_kernels.candidate_scorer(plain_scorer(awake(PLAIN), points).parts())
     arrays = [value.numpy() for value in inputs]
-    one, many = (judge(weights, *arrays, threads=threads) for threads in (1, 3))
+    one, many = (scorer(*arrays, threads=threads) for threads in (1, 3))
     np.testing.assert_array_equal(one[0], many[0])
     np.testing.assert_array_equal(one[1], many[1])
-    alone = judge(weights, *(array[20:21] for array in arrays), threads=1)
+    alone = scorer(*(array[20:21] for array in arrays), threads=1)
     assert alone[0][0] == one[0][20]
 
 
@@ -88,15 +94,22 @@ def test_extreme_inputs_give_numbers():
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def test_attention_is_not_compiled():
+def test_attention_is_not_linear():
     points, _ = one_image(1)
     with pytest.raises(ValueError, match='attention'):
         make(awake(CONFIG), points)
 
 
-def test_other_shapes_are_errors():
+def test_what_does_not_fit_is_an_error(implementation):
     points, inputs = one_image(6, PLAIN)
-    weights = make(awake(PLAIN), points).weights
+    scorer = implementation.candidate_scorer(plain_scorer(awake(PLAIN), points).parts())
     arrays = [value.numpy() for value in inputs]
     with pytest.raises(ValueError, match='do not fit'):
-        judge(weights, np.zeros((6, 3), np.float32), *arrays[1:], threads=1)
+        scorer(np.zeros((6, 3), np.float32), *arrays[1:], threads=1)
+    with pytest.raises(ValueError, match='0 threads'):
+        scorer(*arrays, threads=0)
+    for row in (-1, PLAIN.num_landmarks):
+        wrong = arrays[1].copy()
+        wrong[2, 1] = row
+        with pytest.raises(ValueError, match='landmarks'):
+            scorer(arrays[0], wrong, *arrays[2:], threads=1)

@@ -1,12 +1,12 @@
 /* From the score map of a detector to its keypoints, and to the cells that describe them.
  *
- * The formulas are those of features/superpoint.py. */
+ * The formulas are those of kernels/tensors.py. */
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { CELL = 8, LOGITS = CELL * CELL + 1, FEW_PIXELS = 512, NOT_THIS_WAY = -2 };
 
@@ -49,8 +49,8 @@ VECTORISED static void softmax(const float *restrict logits, float *restrict sha
 }
 
 /* The score map (height, width) from logits (cells in rows and columns, 65), without padding. */
-API int32_t d2s_score_map(const float *logits, int64_t cell_rows, int64_t cell_columns,
-                          int64_t height, int64_t width, int32_t threads, float *scores)
+int32_t d2s_score_map(const float *logits, int64_t cell_rows, int64_t cell_columns, int64_t height,
+                      int64_t width, int32_t threads, float *scores)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < cell_rows; row++) {
@@ -213,17 +213,16 @@ static int64_t late_maxima(const Map *map, const int32_t *pixels, int64_t count,
     return num_kept;
 }
 
-/* The strongest maxima of a score map, as `strongest_maxima` in features/superpoint.py.
+/* The strongest maxima of a score map, as `strongest_maxima` in reference.py.
  *
  * radius: positive. allowed: (height, width) non-zero where maxima count, or none.
  * border: none are closer to it. threshold: their scores are larger; not negative.
  * index: (count) flat indices, best first.
  * Returns how many there are, -1 if there is no memory, NOT_THIS_WAY where the first round of
  * suppression leaves too few, or too much undecided. */
-API int32_t d2s_strongest_maxima(const float *scores, int64_t height, int64_t width,
-                                 int64_t radius, int64_t border, float threshold,
-                                 const uint8_t *allowed, int32_t count, int32_t threads,
-                                 int64_t *index)
+int32_t d2s_strongest_maxima(const float *scores, int64_t height, int64_t width, int64_t radius,
+                             int64_t border, float threshold, const uint8_t *allowed, int32_t count,
+                             int32_t threads, int64_t *index)
 {
     const Map map = {scores, allowed, height, width, border};
     const int64_t size = height * width, padded = width + 2 * radius;
@@ -296,9 +295,9 @@ end:
 }
 
 /* The tops of parabolas through the logarithms of the scores around pixels, as
- * `refine_keypoints` in features/superpoint.py. keypoints: (count, 2) x, y. */
-API int32_t d2s_refine_keypoints(const float *scores, int64_t width, const int64_t *index,
-                                 int64_t count, float floor, float *keypoints)
+ * `refine_keypoints` in tensors.py. keypoints: (count, 2) x, y. */
+int32_t d2s_refine_keypoints(const float *scores, int64_t width, const int64_t *index,
+                             int64_t count, float floor, float *keypoints)
 {
     for (int64_t n = 0; n < count; n++) {
         float window[3][3];
@@ -332,13 +331,13 @@ INLINED float between(float value, float most)
 }
 
 /* The four cells around each keypoint and their weights, as `neighbouring_cells` in
- * features/superpoint.py, and which cells these are.
+ * tensors.py, and which cells these are.
  *
  * neighbours: (count, 4) places among the cells; weights: (count, 4).
  * cells: up to min(4 count, rows * columns), ascending.
  * Returns the number of cells, -1 if there is no memory. */
-API int32_t d2s_cells_around(const float *keypoints, int64_t count, int64_t rows, int64_t columns,
-                             int64_t *neighbours, float *weights, int64_t *cells)
+int32_t d2s_cells_around(const float *keypoints, int64_t count, int64_t rows, int64_t columns,
+                         int64_t *neighbours, float *weights, int64_t *cells)
 {
     int32_t *place = calloc((size_t)(rows * columns), sizeof *place);
     if (!place)
@@ -374,8 +373,8 @@ API int32_t d2s_cells_around(const float *keypoints, int64_t count, int64_t rows
 
 /* The nine cells around each of some cells, row after row: (count, 9 channels), zeros beyond the
  * edge. map: (rows, columns, channels) bytes. */
-API int32_t d2s_gather_around(const uint8_t *map, int64_t rows, int64_t columns, int64_t channels,
-                              const int64_t *cells, int64_t count, int32_t threads, uint8_t *result)
+int32_t d2s_gather_around(const uint8_t *map, int64_t rows, int64_t columns, int64_t channels,
+                          const int64_t *cells, int64_t count, int32_t threads, uint8_t *result)
 {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < count; n++) {

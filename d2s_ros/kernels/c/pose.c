@@ -1,11 +1,11 @@
 /* Whitened reprojection errors of a pose, their normal equations, and what a pose brings close.
  *
  * A pose is camera_from_map: a rotation (3, 3), then a translation (3). Pixels are those of a
- * camera without distortion. The formulas are those of localization/residuals.py. */
+ * camera without distortion. The formulas are those of reference.py. */
 #include <math.h>
 #include <string.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { MOST_PARAMETERS = 7 };
 
@@ -35,9 +35,8 @@ INLINED Ray ray_of(const double *pose, const double *point)
  *
  * covariances: (count, 3, 3) of the points, or none. variances: (count) of the pixels.
  * whitening: (count, 3). */
-API int32_t d2s_whiten(const double *points, const double *covariances, const double *variances,
-                       int64_t count, const double *pose, double fx,
-                       double fy, double *whitening)
+int32_t d2s_whiten(const double *points, const double *covariances, const double *variances,
+                   int64_t count, const double *pose, double fx, double fy, double *whitening)
 {
     for (int64_t n = 0; n < count; n++) {
         double uu = variances[n], uv = 0.0, vv = variances[n];
@@ -67,7 +66,7 @@ API int32_t d2s_whiten(const double *points, const double *covariances, const do
 }
 
 INLINED void residual_of(const Ray *ray, const double *keypoint, const double *w,
-                               const Camera *camera, double *residual)
+                         const Camera *camera, double *residual)
 {
     const double u = camera->fx * ray->a + camera->cx - keypoint[0];
     const double v = camera->fy * ray->b + camera->cy - keypoint[1];
@@ -78,7 +77,7 @@ INLINED void residual_of(const Ray *ray, const double *keypoint, const double *w
 /* Two rows of derivatives by rotation and translation on the left of the pose, and by the
  * logarithm of the focal length. */
 INLINED void jacobian_of(const Ray *ray, const double *w, const Camera *camera,
-                               double rows[2][MOST_PARAMETERS])
+                         double rows[2][MOST_PARAMETERS])
 {
     const double a = ray->a, b = ray->b, inverse = ray->inverse_depth;
     const double by_a[MOST_PARAMETERS] = {-a * b, 1.0 + a * a, -b, inverse, 0.0, -a * inverse, a};
@@ -91,9 +90,9 @@ INLINED void jacobian_of(const Ray *ray, const double *w, const Camera *camera,
 }
 
 /* Squared lengths (count) of the whitened residuals. */
-API int32_t d2s_squared_residuals(const double *keypoints, const double *points,
-                                  const double *whitening, int64_t count, const double *pose, double fx, double fy, double cx,
-                                  double cy, double *squared)
+int32_t d2s_squared_residuals(const double *keypoints, const double *points,
+                              const double *whitening, int64_t count, const double *pose, double fx,
+                              double fy, double cx, double cy, double *squared)
 {
     const Camera camera = {fx, fy, cx, cy};
     for (int64_t n = 0; n < count; n++) {
@@ -110,10 +109,9 @@ API int32_t d2s_squared_residuals(const double *keypoints, const double *points,
  * parameters: 6, or 7 with the focal length.
  * result: the cost, the sums of weights and of their squares, whether all points are in front of
  *     the camera, the gradient (parameters) and the information (parameters, parameters). */
-API int32_t d2s_linearise(const double *keypoints, const double *points, const double *whitening,
-                          int64_t count, const double *pose,
-                          double fx, double fy, double cx, double cy, double scale,
-                          int32_t parameters, double *result)
+int32_t d2s_linearise(const double *keypoints, const double *points, const double *whitening,
+                      int64_t count, const double *pose, double fx, double fy, double cx, double cy,
+                      double scale, int32_t parameters, double *result)
 {
     const Camera camera = {fx, fy, cx, cy};
     double cost = 0.0, weights = 0.0, squared_weights = 0.0;
@@ -152,11 +150,11 @@ API int32_t d2s_linearise(const double *keypoints, const double *points, const d
 }
 
 /* The sum of squares (parameters, parameters) of what each residual adds to the gradient, as its
- * noise would: see gradient_scatter in localization/residuals.py. */
-API int32_t d2s_squared_scores(const double *keypoints, const double *points,
-                               const double *whitening, int64_t count, const double *pose, double fx, double fy, double cx,
-                               double cy, double scale, double slope, const double *inverse,
-                               int32_t parameters, double *result)
+ * noise would: see gradient_scatter in reference.py. */
+int32_t d2s_squared_scores(const double *keypoints, const double *points, const double *whitening,
+                           int64_t count, const double *pose, double fx, double fy, double cx,
+                           double cy, double scale, double slope, const double *inverse,
+                           int32_t parameters, double *result)
 {
     const Camera camera = {fx, fy, cx, cy};
     memset(result, 0, (size_t)(parameters * parameters) * sizeof *result);
@@ -190,11 +188,10 @@ API int32_t d2s_squared_scores(const double *keypoints, const double *points,
  * landmark_idx: (count, candidates).
  * skipped: (count) keypoints, taken: (landmarks) landmarks that do not count; or none.
  * choice: (count). */
-API int32_t d2s_first_close(const double *keypoints, int64_t count, const double *landmarks,
-                            const int64_t *landmark_idx, int64_t candidates,
-                            const double *pose, double fx,
-                            double fy, double cx, double cy, double radius, const uint8_t *skipped,
-                            const uint8_t *taken, int64_t *choice)
+int32_t d2s_first_close(const double *keypoints, int64_t count, const double *landmarks,
+                        const int64_t *landmark_idx, int64_t candidates, const double *pose,
+                        double fx, double fy, double cx, double cy, double radius,
+                        const uint8_t *skipped, const uint8_t *taken, int64_t *choice)
 {
     const double most = radius * radius;
     for (int64_t n = 0; n < count; n++) {

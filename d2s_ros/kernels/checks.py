@@ -1,0 +1,102 @@
+"""What both implementations refuse, before an array is read or written beyond its end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.kernels.interface import CELL, Array
+
+
+def enough_threads(threads: int) -> None:
+    """Raise ValueError for less than one thread."""
+    if threads < 1:
+        raise ValueError(f'{threads} threads cannot compute anything, at least 1 is needed')
+
+
+def rows(index: NDArray[np.int64], count: int, what: str) -> None:
+    """Raise ValueError where rows (any shape) are not among `count` of something."""
+    if index.size and not 0 <= index.min() <= index.max() < count:
+        raise ValueError(f'{what} {index.min()} to {index.max()} are asked for, there are {count}')
+
+
+def score_map(logits: NDArray[np.float32], height: int, width: int, threads: int) -> None:
+    """Check the arguments of `Kernels.score_map`."""
+    enough_threads(threads)
+    if logits.ndim != 3 or logits.shape[2] != CELL * CELL + 1:
+        raise ValueError(f'expected logits (h, w, {CELL * CELL + 1}), found {logits.shape}')
+    rows, columns = logits.shape[:2]
+    if not (0 < height <= rows * CELL and 0 < width <= columns * CELL):
+        raise ValueError(f'{columns}x{rows} cells do not cover {width}x{height}')
+
+
+def maxima(
+    scores: NDArray[np.float32],
+    count: int,
+    border: int,
+    threshold: float,
+    allowed: NDArray[np.uint8] | None,
+    threads: int,
+) -> None:
+    """Check the arguments of `Kernels.strongest_maxima`."""
+    enough_threads(threads)
+    if scores.ndim != 2 or not 0 < scores.size < 2**31:
+        raise ValueError(f'expected scores (H, W), found {scores.shape}')
+    if count < 0 or border < 0 or not threshold >= 0:
+        raise ValueError(f'count {count}, border {border} and threshold {threshold} are at least 0')
+    if allowed is not None and allowed.shape != scores.shape:
+        raise ValueError(f'allowed is {allowed.shape}, scores are {scores.shape}')
+
+
+def refinement(scores: NDArray[np.float32], index: NDArray[np.int64]) -> None:
+    """Check the arguments of `Kernels.refine_keypoints`."""
+    width = scores.shape[1]
+    if len(index) and not width < index.min() <= index.max() < scores.size - width - 1:
+        raise ValueError('keypoints on the edge cannot be refined')
+
+
+def cells(keypoints: NDArray[np.float32], height: int, width: int) -> None:
+    """Check the arguments of `Kernels.cells_around`."""
+    if height < 1 or width < 1:
+        raise ValueError(f'there are no cells in {width}x{height}')
+    if not np.isfinite(keypoints).all():
+        raise ValueError('keypoints are not finite')
+
+
+def gather(
+    values: NDArray[np.uint8], cells: NDArray[np.int64], num_rows: int, threads: int
+) -> None:
+    """Check the arguments of `Kernels.gather_around`."""
+    enough_threads(threads)
+    rows(cells, values.shape[0] * values.shape[1], 'cells')
+    if num_rows < len(cells):
+        raise ValueError(f'{num_rows} rows have no room for {len(cells)} cells')
+
+
+def scores(
+    parts_shape: tuple[int, int, int],
+    descriptors: NDArray[np.float32],
+    landmark_idx: NDArray[np.int64],
+    num_frequencies: int,
+    threads: int,
+) -> None:
+    """Check the arguments of `CandidateScorer`; `parts_shape` is (inputs, M, W)."""
+    enough_threads(threads)
+    num_inputs, num_landmarks, _ = parts_shape
+    dim, candidates = descriptors.shape[1], landmark_idx.shape[1]
+    if not candidates or num_inputs != dim + 4 * candidates + 3 + 4 * num_frequencies:
+        raise ValueError(f'{dim} numbers and {candidates} candidates do not fit the weights')
+    rows(landmark_idx, num_landmarks, 'landmarks')
+
+
+def search(count: int, num_keys: int, threads: int) -> None:
+    """Check the arguments of `KeyIndex.search`."""
+    enough_threads(threads)
+    if not 0 < count <= num_keys:
+        raise ValueError(f'{count} of {num_keys} keys are too many or none')
+
+
+def inverse(inverse: Array) -> None:
+    """Check an argument of `Residuals.gradient_scatter`."""
+    if inverse.shape not in ((6, 6), (7, 7)):
+        raise ValueError(f'expected the inverse of 6 or 7 parameters, found {inverse.shape}')

@@ -1,0 +1,158 @@
+"""What pycolmap is given: a database of keypoints and matches, cameras, options.
+
+pycolmap sees ideal (undistorted) pixels and pinhole cameras, so every distortion model of `Camera`
+works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.errors import D2SError
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.pycolmap_import import import_pycolmap
+from d2s_ros.reconstruction.reconstruction import ImageInput
+
+
+def write_database(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    matches: dict[tuple[int, int], NDArray[np.int64]],
+    path: Path,
+    *,
+    verify: bool,
+) -> Any:
+    """Write keypoints and matches into a new pycolmap database.
+
+    Args:
+        images: Images with features.
+        ideal: (N, 2) undistorted px of each.
+        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
+        path: The database.
+        verify: Keep only matches that obey one epipolar geometry; otherwise all are taken as right.
+
+    Returns:
+        A pycolmap reconstruction of the posed images, without points.
+
+    Raises:
+        D2SError: if the database cannot be written.
+    """
+    pycolmap = import_pycolmap()
+
+    pycolmap.logging.minloglevel = 2
+    try:
+        database = pycolmap.Database.open(str(path))
+    except RuntimeError as error:
+        raise D2SError(
+            f'no database can be made in {path.parent}: is the disk full? make room, or set TMPDIR'
+        ) from error
+    cameras: dict[Camera, int] = {}
+    posed_model = pycolmap.Reconstruction()
+    try:
+        for index, image in enumerate(images):
+            if image.camera not in cameras:
+                cameras[image.camera] = len(cameras) + 1
+                camera = colmap_camera(image.camera, cameras[image.camera])
+                database.write_camera(camera, use_camera_id=True)
+                rig = pycolmap.Rig(rig_id=cameras[image.camera])
+                rig.add_ref_sensor(camera.sensor_id)
+                database.write_rig(rig, use_rig_id=True)
+                posed_model.add_camera_with_trivial_rig(camera)
+            image_id, camera_id = index + 1, cameras[image.camera]
+            # Names are made unique and sortable here; COLMAP never opens the files.
+            record = pycolmap.Image(
+                name=f'{index:06d}',
+                keypoints=np.nan_to_num(ideal[index], nan=-1e6) + 0.5,
+                camera_id=camera_id,
+                image_id=image_id,
+            )
+            if image.map_from_camera is not None:
+                camera_from_map = image.map_from_camera.inverse()
+                pose = pycolmap.Rigid3d(camera_from_map.matrix[:3])
+                posed_model.add_image_with_trivial_frame(record, pose)
+            database.write_image(
+                pycolmap.Image(name=f'{index:06d}', camera_id=camera_id, image_id=image_id),
+                use_image_id=True,
+            )
+            frame = pycolmap.Frame(frame_id=image_id, rig_id=camera_id)
+            frame.add_data_id(record.data_id)
+            database.write_frame(frame, use_frame_id=True)
+            keypoints = np.nan_to_num(ideal[index], nan=-1e6) + 0.5
+            database.write_keypoints(image_id, keypoints.astype(np.float32))
+        for (i, j), found in matches.items():
+            pairs = found.astype(np.uint32)
+            database.write_matches(i + 1, j + 1, pairs)
+            if not verify:
+                geometry = pycolmap.TwoViewGeometry()
+                geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+                geometry.inlier_matches = pairs
+            else:
+                geometry = _verify(images, ideal, i, j, found)
+                if geometry is None:
+                    continue
+            database.write_two_view_geometry(i + 1, j + 1, geometry)
+    finally:
+        database.close()
+    return posed_model
+
+
+def pipeline_options(min_angle_deg: float) -> Any:
+    """Return pycolmap's options of triangulation and mapping with known intrinsics."""
+    pycolmap = import_pycolmap()
+
+    options = pycolmap.IncrementalPipelineOptions()
+    options.extract_colors = False
+    options.random_seed = 0
+    options.triangulation.random_seed = 0
+    options.mapper.random_seed = 0
+    options.triangulation.ignore_two_view_tracks = False
+    options.triangulation.min_angle = min_angle_deg
+    options.mapper.filter_min_tri_angle = min_angle_deg
+    options.ba_refine_focal_length = False
+    options.ba_refine_extra_params = False
+    options.ba_refine_principal_point = False
+    return options
+
+
+def limit_errors(options: Any, limit_px: float) -> None:
+    """Set the largest reprojection error of an observation."""
+    options.mapper.filter_max_reproj_error = limit_px
+    options.triangulation.complete_max_reproj_error = limit_px
+    options.triangulation.merge_max_reproj_error = limit_px
+
+
+def colmap_camera(camera: Camera, camera_id: int) -> Any:
+    """Return pycolmap's camera of the undistorted image; its pixels begin at 0.5."""
+    pycolmap = import_pycolmap()
+
+    return pycolmap.Camera(
+        camera_id=camera_id,
+        model='PINHOLE',
+        width=camera.width,
+        height=camera.height,
+        params=[camera.fx, camera.fy, camera.cx + 0.5, camera.cy + 0.5],
+    )
+
+
+def _verify(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    i: int,
+    j: int,
+    found: NDArray[np.int64],
+) -> Any:
+    pycolmap = import_pycolmap()
+
+    geometry = pycolmap.estimate_calibrated_two_view_geometry(
+        colmap_camera(images[i].camera, 1),
+        np.nan_to_num(ideal[i], nan=-1e6) + 0.5,
+        colmap_camera(images[j].camera, 2),
+        np.nan_to_num(ideal[j], nan=-1e6) + 0.5,
+        found.astype(np.uint32),
+    )
+    return geometry if len(geometry.inlier_matches) >= 15 else None

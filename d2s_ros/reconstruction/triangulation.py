@@ -1,0 +1,158 @@
+"""Matches to points: triangulated with known poses, or mapped incrementally without."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.errors import InputError
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.pycolmap_import import import_pycolmap
+from d2s_ros.reconstruction.colmap_database import limit_errors, pipeline_options, write_database
+from d2s_ros.reconstruction.reconstruction import (
+    ImageInput,
+    MappedImage,
+    Reconstruction,
+    ReconstructionConfig,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def triangulate(
+    images: Sequence[ImageInput],
+    matches: dict[tuple[int, int], NDArray[np.int64]],
+    config: ReconstructionConfig | None = None,
+) -> Reconstruction:
+    """Triangulate given matches of posed images.
+
+    Args:
+        images: All with poses.
+        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
+        config: Limits of reprojection error and angle.
+
+    Raises:
+        InputError: no point could be triangulated.
+    """
+    ideal = [image.camera.undistort(image.features.keypoints) for image in images]
+    with tempfile.TemporaryDirectory(prefix='d2s_triangulate_') as folder:
+        return run_pycolmap(
+            images, ideal, matches, config or ReconstructionConfig(), True, Path(folder)
+        )
+
+
+def run_pycolmap(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    matches: dict[tuple[int, int], NDArray[np.int64]],
+    config: ReconstructionConfig,
+    metric: bool,
+    folder: Path,
+) -> Reconstruction:
+    """Turn matches into points with pycolmap.
+
+    Args:
+        images: Images with features; all posed if `metric`.
+        ideal: (N, 2) undistorted px of each.
+        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
+        config: Limits.
+        metric: Whether the poses are given; otherwise they are found by incremental mapping.
+        folder: An empty folder for pycolmap's files.
+
+    Raises:
+        InputError: no point could be triangulated, or no image could be mapped.
+    """
+    pycolmap = import_pycolmap()
+
+    database_path = folder / 'database.db'
+    posed_model = write_database(images, ideal, matches, database_path, verify=not metric)
+    options = pipeline_options(config.min_angle_deg)
+    output = folder / 'model'
+    output.mkdir()
+    if metric:
+        limit_errors(options, config.max_reprojection_error_px)
+        model = pycolmap.triangulate_points(
+            posed_model, str(database_path), str(folder), str(output), True, options
+        )
+    else:
+        options.mapper.filter_max_reproj_error = config.max_reprojection_error_unposed_px
+        models = pycolmap.incremental_mapping(str(database_path), str(folder), str(output), options)
+        if not models:
+            raise InputError(
+                'incremental mapping found no model; give poses, or more overlapping images'
+            )
+        model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
+        _logger.warning(
+            'no poses given: incremental mapping registered %d of %d images; scale and frame of '
+            'this map are arbitrary',
+            model.num_reg_images(),
+            len(images),
+        )
+    return _collect(images, ideal, model, config, metric)
+
+
+def _collect(
+    images: Sequence[ImageInput],
+    ideal: list[NDArray[np.float64]],
+    model: Any,
+    config: ReconstructionConfig,
+    metric: bool,
+) -> Reconstruction:
+    """Turn pycolmap's model into arrays, dropping what the filters refuse."""
+    model.update_point_3d_errors()
+    point_ids = sorted(model.point3D_ids())
+    if not point_ids:
+        raise InputError(
+            'no 3D point could be triangulated; do poses and calibration fit the images, and does '
+            'the camera move sideways?'
+        )
+    index_of = {point_id: index for index, point_id in enumerate(point_ids)}
+    points = np.stack([model.point3D(point_id).xyz for point_id in point_ids])
+    errors = np.array([model.point3D(point_id).error for point_id in point_ids])
+    mapped: list[MappedImage] = []
+    lengths = np.zeros(len(points), np.int64)
+    registered = {image.name: image for image in model.images.values() if image.has_pose}
+    for index, image in enumerate(images):
+        record = registered.get(f'{index:06d}')
+        if record is None:
+            continue
+        point_idx = np.full(len(image.features), -1, np.int64)
+        for keypoint_idx, point2d in enumerate(record.points2D):
+            if point2d.has_point3D():
+                point_idx[keypoint_idx] = index_of[point2d.point3D_id]
+        camera_from_map = RigidTransform.from_matrix(record.cam_from_world().matrix())
+        seen = point_idx >= 0
+        projected = image.camera.ideal.project(camera_from_map.apply(points[point_idx[seen]]))
+        limit = (
+            config.max_reprojection_error_px if metric else config.max_reprojection_error_unposed_px
+        )
+        residual = np.linalg.norm(projected - ideal[index][seen], axis=1)
+        keep = np.isfinite(residual) & (residual <= limit)
+        point_idx[np.flatnonzero(seen)[~keep]] = -1
+        lengths += np.bincount(np.unique(point_idx[point_idx >= 0]), minlength=len(points))
+        pose = image.map_from_camera if metric else camera_from_map.inverse()
+        assert pose is not None
+        mapped.append(
+            MappedImage(
+                image.name,
+                image.stamp_ns,
+                image.camera,
+                pose,
+                image.features,
+                ideal[index],
+                point_idx,
+            )
+        )
+    good = lengths >= 2
+    renumber = np.full(len(points), -1, np.int64)
+    renumber[good] = np.arange(good.sum())
+    for mapped_image in mapped:
+        seen = mapped_image.point_idx >= 0
+        mapped_image.point_idx[seen] = renumber[mapped_image.point_idx[seen]]
+    return Reconstruction(mapped, points[good], errors[good], lengths[good], metric)

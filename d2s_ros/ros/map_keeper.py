@@ -1,0 +1,115 @@
+"""The map in use: loaded when the node is configured, replaced when there is a new version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from d2s_ros.ros import map_loader
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.map_loader import LoadedMap, LocalizerFactory, MapLoader
+
+
+class MapKeeper:
+    """Loads the map, looks for new versions, and takes them between two frames.
+
+    Args:
+        factory: Makes the localizer.
+        config: The node's options; `apply` changes them.
+        logger: Of the node.
+        on_swap: Called after another map came into use.
+
+    Attributes:
+        loaded: The map in use; None before `open` and after `close`.
+        reloads: Number of maps loaded since `open`.
+        gone: Whether the map folder was not there when it was last looked at.
+
+    Raises:
+        D2SError: the map cannot be used.
+    """
+
+    def __init__(
+        self,
+        factory: LocalizerFactory,
+        config: LocalizerNodeConfig,
+        logger: Any,
+        on_swap: Callable[[], None],
+    ) -> None:
+        self._factory = factory
+        self._config = config
+        self._logger = logger
+        self._on_swap = on_swap
+        self._device = config.device
+        self._token = map_loader.version_token(config.map)
+        self.reloads = 0
+        self.gone = False
+        self.loaded: LoadedMap | None = self._load()
+        self._loader = MapLoader(self._load)
+
+    def _load(self) -> LoadedMap:
+        try:
+            return self._factory(self._config, self._device)
+        except Exception as error:
+            failed = map_loader.is_device_failure(error)
+            if not (failed and self._config.allow_cpu_fallback and self._device != 'cpu'):
+                raise
+            self._logger.error(f'the GPU cannot be used ({error}); continuing on the CPU')
+            self._device = 'cpu'
+            return self._factory(self._config, 'cpu')
+
+    @property
+    def reloading(self) -> bool:
+        """Whether a map is being loaded."""
+        return self._loader.busy
+
+    @property
+    def problem(self) -> str:
+        """Why the map on disk cannot be used; empty if it can."""
+        return f'{self._config.map} is gone' if self.gone else self._loader.error
+
+    def apply(self, config: LocalizerNodeConfig) -> None:
+        """Take changed options; a map whose localizer has others is loaded again."""
+        rebuild = config.localizer != self._config.localizer
+        self._config = config
+        if rebuild and not self.reload():
+            # What is being loaded may have the old options; the next check loads again.
+            self._token = None
+
+    def reload(self) -> bool:
+        """Begin to load the map again; return whether that was possible."""
+        if self._loader.busy:
+            return False
+        self._token = map_loader.version_token(self._config.map)
+        return self._loader.start()
+
+    def check(self) -> None:
+        """Look whether there is a new version, and begin to load it."""
+        token = map_loader.version_token(self._config.map)
+        self.gone = token is None
+        if token is not None and token != self._token:
+            self._logger.info('the map has a new version')
+            self.reload()
+
+    def swap(self) -> None:
+        """Take a newly loaded map; called by the worker between two frames."""
+        loaded = self._loader.take()
+        if loaded is None:
+            return
+        self.loaded = loaded
+        self.reloads += 1
+        self._on_swap()
+        self._logger.info(f'map version {loaded.version} is in use')
+
+    def fall_back(self, error: Exception) -> bool:
+        """Go on without the GPU, which failed, where that is allowed; return whether it is."""
+        if not self._config.allow_cpu_fallback or self._device == 'cpu':
+            return False
+        self._device = 'cpu'
+        self._logger.error(f'the GPU failed ({error}); continuing on the CPU')
+        self.reload()
+        return True
+
+    def close(self, timeout: float) -> None:
+        """Release the map and discard what is being loaded."""
+        self._loader.close(timeout)
+        self.loaded = None

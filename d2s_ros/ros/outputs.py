@@ -1,0 +1,183 @@
+"""What the localizer node publishes: pose, status, path, pictures, points and transforms."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Path
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image, PointCloud2
+from std_msgs.msg import String
+
+from d2s_ros.ros import conversions, debug_view, diagnostics, tf
+from d2s_ros.ros.frame_pipeline import FrameOutcome
+from d2s_ros.ros.frame_resolver import Resolved
+
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+
+class Outputs:
+    """The publishers of one configured node.
+
+    Args:
+        node: The node.
+        broadcasts: Whether transforms are broadcast.
+
+    Attributes:
+        transforms_sent, transforms_missed: Since `begin`.
+    """
+
+    def __init__(self, node: LifecycleNode, *, broadcasts: bool) -> None:
+        self._node = node
+        self._publishers: dict[str, Any] = {}
+        self._path: deque[PoseStamped] = deque()
+        self._path_lock = threading.Lock()
+        self._path_changed = False
+        self.transforms_sent = self.transforms_missed = 0
+
+        def output(name: str, message: Any, qos: Any) -> None:
+            self._publishers[name] = node.create_lifecycle_publisher(message, name, qos)
+
+        output('d2s/pose', PoseWithCovarianceStamped, 10)
+        output('d2s/status', DiagnosticArray, 10)
+        output('d2s/path', Path, 1)
+        output('d2s/debug_image', Image, 1)
+        output('d2s/scene_points', PointCloud2, 1)
+        self._publishers['d2s/map_version'] = node.create_publisher(
+            String, 'd2s/map_version', LATCHED
+        )
+        self._broadcaster = tf.create_broadcaster(node) if broadcasts else None
+
+    def begin(self, path_length: int) -> None:
+        """Count from zero, with an empty path of at most `path_length` poses."""
+        self.transforms_sent = self.transforms_missed = 0
+        with self._path_lock:
+            self._path = deque(maxlen=path_length)
+
+    def close(self) -> None:
+        """Destroy the publishers."""
+        for publisher in self._publishers.values():
+            if hasattr(publisher, 'on_activate'):
+                self._node.destroy_lifecycle_publisher(publisher)
+            else:
+                self._node.destroy_publisher(publisher)
+        self._publishers = {}
+        if self._broadcaster is not None:
+            self._broadcaster.close()
+            self._broadcaster = None
+
+    def wanted(self, name: str) -> bool:
+        """Return whether somebody listens to a topic."""
+        publisher = self._publishers.get(name)
+        return publisher is not None and publisher.get_subscription_count() > 0
+
+    def subscribers(self) -> dict[str, int]:
+        """Return the connected subscribers of the results of images."""
+        return {
+            name: publisher.get_subscription_count()
+            for name, publisher in self._publishers.items()
+            if name in ('d2s/pose', 'd2s/status')
+        }
+
+    def publish_map_version(self, version: str) -> None:
+        """Publish which version of the map is in use."""
+        publisher = self._publishers.get('d2s/map_version')
+        if publisher is not None:
+            publisher.publish(String(data=version))
+
+    def publish_pose(self, resolved: Resolved, stamp_ns: int, map_frame: str) -> None:
+        """Publish a pose and the transform that belongs to it."""
+        message = conversions.pose_with_covariance(
+            resolved.map_from_body, resolved.covariance, stamp_ns, map_frame
+        )
+        self._publishers['d2s/pose'].publish(message)
+        if self._broadcaster is not None:
+            sent = resolved.broadcast
+            if sent is None:
+                self.transforms_missed += 1
+            else:
+                self._broadcaster.send(
+                    conversions.transform_to_msg(
+                        sent.parent_from_child, sent.stamp_ns, sent.parent, sent.child
+                    )
+                )
+                self.transforms_sent += 1
+        with self._path_lock:
+            self._path.append(conversions.pose_stamped(resolved.map_from_body, stamp_ns, map_frame))
+            self._path_changed = True
+
+    def publish_status(self, outcome: FrameOutcome, node_name: str, map_frame: str) -> None:
+        """Publish the result of an image, if somebody listens."""
+        if not self.wanted('d2s/status'):
+            return
+        status = DiagnosticStatus(
+            level=diagnostics.OK if outcome.localized else diagnostics.WARN,
+            name=f'{node_name}: frame',
+            message=outcome.status,
+            hardware_id=outcome.camera_frame,
+            values=diagnostics.key_values(diagnostics.frame_values(outcome)),
+        )
+        self._publishers['d2s/status'].publish(
+            DiagnosticArray(header=conversions.header(outcome.stamp_ns, map_frame), status=[status])
+        )
+
+    def publish_extras(self, outcome: FrameOutcome, map_frame: str, picture_size: int) -> None:
+        """Publish pictures and points where somebody wants them.
+
+        Args:
+            outcome: Of the image.
+            map_frame: Name of the map frame.
+            picture_size: Longest side of the picture, px.
+        """
+        details = outcome.result.details if outcome.result is not None else None
+        if self.wanted('d2s/scene_points') and details is not None:
+            chosen = details.reliable
+            self._publishers['d2s/scene_points'].publish(
+                conversions.point_cloud(
+                    details.points_in_map[chosen],
+                    details.reliability[chosen],
+                    outcome.stamp_ns,
+                    map_frame,
+                )
+            )
+        if self.wanted('d2s/debug_image') and outcome.image is not None:
+            result = outcome.result
+            text = outcome.status
+            if result is not None:
+                text += (
+                    f'  inliers {result.num_inliers} of {result.num_reliable} reliable, '
+                    f'{result.num_keypoints} keypoints'
+                )
+            picture = debug_view.draw(outcome.image, details, text, outcome.localized, picture_size)
+            self._publishers['d2s/debug_image'].publish(
+                conversions.image_to_msg(picture, outcome.stamp_ns, outcome.camera_frame)
+            )
+
+    def clear_path(self) -> None:
+        """Forget the poses of the path."""
+        with self._path_lock:
+            self._path.clear()
+            self._path_changed = True
+
+    def publish_path(self, map_frame: str) -> None:
+        """Publish the path where it has changed and somebody listens."""
+        if not self.wanted('d2s/path'):
+            return
+        with self._path_lock:
+            if not self._path_changed:
+                return
+            poses = list(self._path)
+            self._path_changed = False
+        stamp_ns = conversions.ns_from_stamp(poses[-1].header.stamp) if poses else 0
+        self._publishers['d2s/path'].publish(
+            Path(header=conversions.header(stamp_ns, map_frame), poses=poses)
+        )

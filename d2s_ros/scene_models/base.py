@@ -1,0 +1,377 @@
+"""The seam between scene models and everything that uses them.
+
+A scene model tells of an image where in the map its keypoints lie. Each model is one folder beside
+this file with all of its own (network, training, inference, tensors) and one line in `registry`.
+Nothing outside that folder asks which model a map has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.data.array_log import ArrayLog, StageLog
+from d2s_ros.data.frames import FrameSource
+from d2s_ros.errors import InputError
+from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.noise import detection_sigma_px
+from d2s_ros.reconstruction.reconstruction import Reconstruction
+
+#: Directions further from the optical axis are all alike to a network: tangent of the angle.
+_MAX_TANGENT = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What one image shows before any scene model is asked; what follows from it is computed once.
+
+    Attributes:
+        features: Keypoints of the image, N of them.
+        camera: Intrinsics at the size of the image.
+        image: (H, W) uint8 grey, for models that look at pixels; None where only features are kept,
+            as of mapping images.
+    """
+
+    features: LocalFeatures
+    camera: Camera
+    image: NDArray[np.uint8] | None = None
+
+    @cached_property
+    def _normalized(self) -> NDArray[np.float64]:
+        return self.camera.normalize(self.features.keypoints)
+
+    @cached_property
+    def ideal_keypoints(self) -> NDArray[np.float64]:
+        """(N, 2) float64 undistorted px of `camera.ideal`, NaN where there is none."""
+        camera = self.camera
+        return self._normalized * [camera.fx, camera.fy] + [camera.cx, camera.cy]
+
+    @cached_property
+    def normalized_points(self) -> NDArray[np.float32]:
+        """(N, 2) float32 undistorted x/z, y/z, limited as networks see them; 0 where none."""
+        normalized = self._normalized.astype(np.float32)
+        normalized[np.isnan(normalized)] = 0.0
+        return np.clip(normalized, -_MAX_TANGENT, _MAX_TANGENT)
+
+    @cached_property
+    def detection_sigmas(self) -> NDArray[np.float64]:
+        """(N,) noise of each keypoint, one axis, over that of a keypoint of scale 1."""
+        return detection_sigma_px(self.features.scales)
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCoordinates:
+    """Where in the map the N keypoints of a view lie.
+
+    Attributes:
+        points_in_map: (N, 3) float64, map frame.
+        reliability: (N,) float32 in [0, 1]; higher is better.
+        covariances: (N, 3, 3) float64 of each point, unit of the map squared; None if unknown.
+        landmark_idx: (N,) int64 row of `Observation.candidates.points_in_map` that a coordinate is
+            of; None for models without landmarks. Of several keypoints that show one landmark, only
+            the most reliable is used.
+    """
+
+    points_in_map: NDArray[np.float64]
+    reliability: NDArray[np.float32]
+    covariances: NDArray[np.float64] | None = None
+    landmark_idx: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Landmarks that each of the N keypoints of a view may show, best first.
+
+    Attributes:
+        landmark_idx: (N, C) int64 rows of `points_in_map`.
+        similarity: (N, C) float32, higher is more alike.
+        points_in_map: (M, 3) float64 all landmarks of the model.
+        point_covariances: (M, 3, 3) float64, unit of the map squared.
+    """
+
+    landmark_idx: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    points_in_map: NDArray[np.float64]
+    point_covariances: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a scene model says of a view.
+
+    Attributes:
+        view: What was seen. A model that finds keypoints of its own (in `View.image`) returns a
+            view of these.
+        coordinates: Of the keypoints of `view`.
+        candidates: For guided refinement, support and priors; None for models without landmarks.
+    """
+
+    view: View
+    coordinates: SceneCoordinates
+    candidates: Candidates | None = None
+
+
+class Observer(ABC):
+    """A scene model made ready on a device; views do not change it."""
+
+    @abstractmethod
+    def observe(self, view: View) -> Observation:
+        """Return where the keypoints of a view lie."""
+
+    @abstractmethod
+    def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
+        """Observe a view such that every pose found from it is chance.
+
+        Keypoints are recognised as ever, but what they are recognised as lies in wrong places:
+        calibration measures by this how many inliers chance finds.
+        """
+
+    def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
+        """Observe a mapping image as if the model was made without it.
+
+        Args:
+            index: The image among those that the model was made from (`BuildContext`,
+                `SceneModel.with_mapping`).
+            move_points: Also take the image out of the coordinates, not of descriptors alone.
+
+        Raises:
+            NotImplementedError: where `SceneModel.leaves_out` is False.
+        """
+        raise NotImplementedError('this model cannot leave an image out')
+
+
+@dataclass(frozen=True, eq=False)
+class BuildContext:
+    """What a scene model is built from, and with.
+
+    Attributes:
+        reconstruction: Mapping images with features and poses, and points.
+        extractor: Of the map's features.
+        options: The options of the model; `BuildConfig` inherits them.
+        held_out: Indices of images that must not be trained on.
+        judged: Indices of the images that calibration observes with `Observer.observe_without`.
+        source: The log, for models that need the pixels of the mapping images; None without.
+        device: Where networks are trained.
+        progress: Show progress bars.
+        samples: Where training samples of an interrupted build are kept.
+        checkpoint: File of the training's checkpoint; None keeps nothing.
+        reliability_threshold: Keypoints below are not given to the pose solver.
+    """
+
+    reconstruction: Reconstruction
+    extractor: FeatureExtractor
+    options: Any
+    held_out: Sequence[int] = ()
+    judged: Sequence[int] = ()
+    source: FrameSource | None = None
+    device: str = 'cpu'
+    progress: bool = False
+    samples: StageLog = field(default_factory=lambda: StageLog(None))
+    checkpoint: Path | None = None
+    reliability_threshold: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """What a scene model grows into when a map is updated.
+
+    Attributes:
+        reconstruction: Old and new images, and points; prototypes of one point share coordinates.
+        priority: (P,) usefulness of each point; negative for those that are gone, infinite for
+            those that must stay.
+        held_out: Indices of images that must not be trained on.
+        max_landmarks, max_factor: Most landmarks, and most over those that the model has; it may
+            keep as many as it has in any case.
+    """
+
+    reconstruction: Reconstruction
+    priority: NDArray[np.float64]
+    held_out: Sequence[int]
+    max_landmarks: int
+    max_factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateTraining:
+    """How a network is trained on when a map is updated.
+
+    Attributes:
+        steps: Optimiser steps at most; 0 trains nothing.
+        steps_per_image: Few images get 50 steps and this many for each, if that is less.
+        learning_rate, seed: Of the training.
+        device, checkpoint, progress: As in `BuildContext`.
+        on_step: Called with step and loss.
+    """
+
+    steps: int
+    steps_per_image: int
+    learning_rate: float
+    seed: int
+    device: str = 'cpu'
+    checkpoint: Path | None = None
+    progress: bool = False
+    on_step: Callable[[int, float], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledView:
+    """An image whose keypoints have coordinates that were copied from others.
+
+    Attributes:
+        view: The image.
+        points_in_map: (N, 3) of each keypoint.
+        labelled: (N,) bool; the others have none.
+    """
+
+    view: View
+    points_in_map: NDArray[np.float64]
+    labelled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A model that was built or updated.
+
+    Attributes:
+        model: It can leave out the images it was made from, if its kind can.
+        figures: Measured on the way, JSON types; stored in the map.
+        sigma_px: Noise of its coordinates in the image, px, one axis, for a keypoint of scale 1;
+            None if it is that of the keypoints.
+    """
+
+    model: SceneModel
+    figures: dict[str, Any]
+    sigma_px: float | None = None
+
+
+class SceneModel(ABC):
+    """What a map stores of a scene.
+
+    Attributes:
+        name: In manifests (`head`) and options.
+        min_error_px: RANSAC allows at least this much, px at 1000 px focal length.
+    """
+
+    name: ClassVar[str]
+    min_error_px: ClassVar[float] = 0.0
+
+    @classmethod
+    @abstractmethod
+    def build(cls, context: BuildContext) -> Built:
+        """Make the model of a reconstruction."""
+
+    @classmethod
+    def budget(cls, name: str, *, recipe: str, seed: int) -> dict[str, Any]:
+        """Return the fields of `BuildConfig` that differ from their defaults in a budget.
+
+        Args:
+            name: 'quick', 'standard' or 'full'.
+            recipe: 'default' or 'paper'.
+            seed: Of the training.
+        """
+        return {}
+
+    @classmethod
+    def join_training(
+        cls,
+        network: dict[str, Any],
+        training: dict[str, Any],
+        log: ArrayLog,
+        samples: Sequence[Sequence[str]],
+        held_out: Sequence[str],
+        *,
+        device: str,
+        checkpoint: Path | None,
+    ) -> None:
+        """Train as the first process of torchrun does, on the samples that it shares.
+
+        Args:
+            network, training: Options as `share_training` was given them, JSON types.
+            log: The samples.
+            samples: Their keys, for each image; held_out: those that are not trained on.
+            device, checkpoint: As in `BuildContext`.
+        """
+        raise InputError(f'the {cls.name} head is trained by one process')
+
+    @property
+    @abstractmethod
+    def network(self) -> dict[str, Any]:
+        """The shape of the model as the manifest keeps it, JSON types."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return what a map file keeps of the model."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls, network: dict[str, Any], tensors: Mapping[str, NDArray[Any]]
+    ) -> SceneModel:
+        """Make the model again from what `network` and `tensors` gave.
+
+        Raises:
+            KeyError, ValueError, RuntimeError, ConfigError: they do not fit together.
+        """
+
+    @abstractmethod
+    def observer(self, *, device: str, precision: str, sigma_px: float) -> Observer:
+        """Make the model ready to observe views.
+
+        Args:
+            device: 'cpu' or 'cuda'.
+            precision: 'fp32' computes everything in float32; 'auto' the fastest.
+            sigma_px: Noise of a keypoint of scale 1, one axis: covariances are for it.
+        """
+
+    @property
+    def points_in_map(self) -> NDArray[np.float32]:
+        """(M, 3) float32 landmarks; none for models without."""
+        return np.zeros((0, 3), np.float32)
+
+    @property
+    def extent(self) -> float:
+        """Half the width of most of the scene, unit of the map; 0 if unknown."""
+        return 0.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether observers can observe mapping images as if the model was made without them."""
+        return False
+
+    def with_mapping(self, reconstruction: Reconstruction) -> SceneModel:
+        """Return the model with what it needs to leave out images of the reconstruction it is of.
+
+        Raises:
+            InputError: it cannot.
+        """
+        raise InputError(
+            f'maps with the {self.name} head cannot be updated: no image can be left out of '
+            'them, so nothing could judge the update; build a map with landmarks'
+        )
+
+    def updated(self, growth: Growth, training: UpdateTraining) -> Built:
+        """Return the model of a reconstruction that has grown.
+
+        Raises:
+            InputError: it cannot be updated.
+        """
+        raise InputError(f'maps with the {self.name} head cannot be updated')
+
+    def updated_as_published(
+        self, views: Sequence[LabelledView], training: UpdateTraining
+    ) -> Built:
+        """Return the model trained on its own images and on copied labels that nobody verified.
+
+        Raises:
+            InputError: it cannot be updated.
+        """
+        raise InputError(f'maps with the {self.name} head cannot be updated')
