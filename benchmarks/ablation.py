@@ -35,7 +35,8 @@ from places import Places
 import numpy as np
 
 from d2s_ros.evaluation.baseline import TableBaseline
-from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import reprojection_errors
 from d2s_ros.map_building.pipeline import (

@@ -35,7 +35,8 @@ from d2s_ros.data.frames import FrameSource
 from d2s_ros.data.sources import open_source
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.metrics import metrics_from_errors
-from d2s_ros.features.extractor import FeatureConfig, create_extractor
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult

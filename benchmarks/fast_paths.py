@@ -33,7 +33,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.scene_map import SceneMap
 
 #: Precision of the features, then of all else; the first is the reference.
-PATHS = (('fp32', 'fp32'), ('fp32', 'auto'), ('bf16', 'auto'), ('int8', 'auto'))
+PATHS = (('fp32', 'fp32'), ('fp32', 'auto'), ('int8', 'auto'))
 
 Query = tuple[Frame, RigidTransform]
 
@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument('map', type=Path)
     parser.add_argument('logs', type=Path, nargs='*')
     parser.add_argument('--scene', type=Path)
-    parser.add_argument('--features', nargs='*', default=['bf16', 'int8'], help='fast paths')
+    parser.add_argument('--features', nargs='*', default=['int8'], help='fast paths')
     parser.add_argument('--copies', type=int, default=8, help='of each query of the scene')
     parser.add_argument('--every', type=int, default=1, help='use every n-th frame')
     parser.add_argument('--json', type=Path)

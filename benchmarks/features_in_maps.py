@@ -33,7 +33,7 @@ from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.data.sources import open_source
 from d2s_ros.data.tum import read_tum
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import budget, build_map

@@ -32,8 +32,9 @@ import torch
 
 from d2s_ros.data.sources import open_source
 from d2s_ros.evaluation.baseline import MatchingBaseline
-from d2s_ros.features.extractor import FeatureConfig, create_extractor, to_grey
-from d2s_ros.features.superpoint import SuperPoint
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig, to_grey
+from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.scene_models.landmark.table import LandmarkTable

@@ -18,7 +18,7 @@ wait_passively()
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.data.sources import open_source
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform

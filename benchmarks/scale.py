@@ -31,7 +31,7 @@ from d2s_ros.threads import wait_passively
 wait_passively()
 keep_freed_memory()
 
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform

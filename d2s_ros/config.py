@@ -25,6 +25,7 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     read_only: bool = False,
+    experiment: str = '',
 ) -> Any:
     """Declare a dataclass field with the metadata that parameters and docs are made from.
 
@@ -35,6 +36,7 @@ def option(
         minimum, maximum: Inclusive range of numbers.
         choices: Allowed strings.
         read_only: As a ROS parameter, not changeable while the node runs.
+        experiment: Where its value comes from: an id of docs/experiments.md, or words.
     """
     metadata = {
         'description': description,
@@ -43,8 +45,15 @@ def option(
         'maximum': maximum,
         'choices': choices,
         'read_only': read_only,
+        'experiment': experiment,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def same_option(cls: type[Any], name: str) -> Any:
+    """Declare a field with the default and the metadata of an option of another dataclass."""
+    declared = next(field for field in dataclasses.fields(cls) if field.name == name)
+    return dataclasses.field(default=declared.default, metadata=declared.metadata)
 
 
 def validate(config: Any, path: str = '') -> None:
@@ -66,11 +75,11 @@ def validate(config: Any, path: str = '') -> None:
         choices = field.metadata.get('choices')
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if minimum is not None and not value >= minimum:
-                raise ConfigError(f'{name} is {_told(value)}, it must be at least {minimum}')
+                raise ConfigError(f'{name} is {_shown(value)}, it must be at least {minimum}')
             if maximum is not None and not value <= maximum:
-                raise ConfigError(f'{name} is {_told(value)}, it must be at most {maximum}')
+                raise ConfigError(f'{name} is {_shown(value)}, it must be at most {maximum}')
         if choices and value not in choices:
-            raise ConfigError(f'{name} is {_told(value)}, it must be one of {", ".join(choices)}')
+            raise ConfigError(f'{name} is {_shown(value)}, it must be one of {", ".join(choices)}')
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
@@ -146,10 +155,10 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
             except ConfigError:
                 continue
             return
-        raise ConfigError(f'{name} must be {hint}, found {_told(value)}')
+        raise ConfigError(f'{name} must be {hint}, found {_shown(value)}')
     if origin is tuple:
         if not isinstance(value, tuple):
-            raise ConfigError(f'{name} must be a list, found {_told(value)}')
+            raise ConfigError(f'{name} must be a list, found {_shown(value)}')
         arguments = typing.get_args(hint)
         if Ellipsis not in arguments and len(value) != len(arguments):
             raise ConfigError(f'{name} needs {len(arguments)} values, found {len(value)}')
@@ -159,7 +168,7 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             raise ConfigError(
-                f'{name} must be one of {typing.get_args(hint)}, found {_told(value)}'
+                f'{name} must be one of {typing.get_args(hint)}, found {_shown(value)}'
             )
         return
     expected = type(None) if hint is None else hint
@@ -168,11 +177,11 @@ def _check_type(value: Any, hint: Any, name: str) -> None:
     wrong_bool = isinstance(value, bool) and expected is not bool
     if wrong_bool or not isinstance(value, (int, float) if expected is float else expected):
         raise ConfigError(
-            f'{name} must be {getattr(expected, "__name__", hint)}, found {_told(value)}'
+            f'{name} must be {getattr(expected, "__name__", hint)}, found {_shown(value)}'
         )
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     """Return a value for a message, cut; Python prints no number of thousands of digits."""
     try:
         text = repr(value)

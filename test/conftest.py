@@ -114,7 +114,7 @@ def small_map(tmp_path_factory: pytest.TempPathFactory) -> SmallMap:
     """Return a map of 24 simulated images. Copy its folder before changing it."""
     from dataclasses import replace
 
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
     from d2s_ros.simulation.config import SimulationConfig
     from d2s_ros.simulation.simulate import rendered_frames
@@ -170,7 +170,7 @@ def building_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def day_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a map of `building_logs` by day. Copy its folder before changing it."""
     from d2s_ros.data.sources import open_source
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.pipeline import BuildConfig, build_map
     from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig
 

@@ -103,3 +103,21 @@ def test_exit_codes():
     assert {name for name, code in codes.items() if code == 2} == {'UsageError', 'ConfigError'}
     assert {name for name, code in codes.items() if code == 4} == {'NothingLocalizedError'}
     assert set(codes.values()) == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        {'inner': {'gain': 10**400}},
+        {'inner': {'gain': -(10**400)}},
+        {'count': -(10**5000)},
+        {'count': 10**5000, 'maybe': 'x'},
+        {'name': 'x' * 10**6},
+        {'many': [10**400]},
+        {'pair': [1, 2] * 10**5},
+    ],
+)
+def test_values_beyond_all_limits_are_told_shortly(values):
+    with pytest.raises(ConfigError) as error:
+        from_dict(Outer, values)
+    assert len(str(error.value)) < 400

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from d2s_ros.cli.options import add_device, add_precision, add_source, add_weights, open_input
+from d2s_ros.cli.options import (
+    add_device,
+    add_precision,
+    add_source,
+    add_weights,
+    open_input,
+    user_path,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument('map', metavar='MAP', help='map folder')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder')
     add_source(parser)
     add_weights(parser)
     add_device(parser)
@@ -32,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='fill the database of --compare up to that of N mapping images',
     )
-    parser.add_argument('--json', metavar='OUT.json', help='write all figures')
+    parser.add_argument('--json', type=user_path, metavar='OUT.json', help='write all figures')
 
 
 def run(args: argparse.Namespace) -> int:

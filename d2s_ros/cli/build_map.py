@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from d2s_ros.cli.options import add_device, add_source, add_weights, open_input
-from d2s_ros.errors import UsageError
+from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
+from d2s_ros.errors import NothingLocalizedError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_source(parser)
-    parser.add_argument('--map', required=True, metavar='MAP', help='map folder to write')
+    parser.add_argument(
+        '--map', required=True, type=user_path, metavar='MAP', help='map folder to write'
+    )
     parser.add_argument(
         '--poses',
+        type=user_path,
         metavar='TUM',
         help='stamp tx ty tz qx qy qz qw of map_from_camera; else those the input carries',
     )
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from d2s_ros import distributed
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.pipeline import budget, build_map
     from d2s_ros.map_building.shared_training import join_build
 
@@ -155,13 +158,24 @@ def run(args: argparse.Namespace) -> int:
             f'{moved["median_deg"]:.3f} deg in the median'
         )
     unit = 'm' if manifest.metric else 'units'
-    if metrics['holdout_median_m'] is not None:
+    useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
+    if useless:
+        print(
+            f'held-out images: 0/{metrics["holdout_images"]} localized: this map cannot be used. '
+            'Are the poses those of the optical frame of the camera (z forward, x right), do they '
+            'fit the images, is the calibration right, and was the training long enough?'
+        )
+    elif metrics['holdout_median_m'] is not None:
         print(
             f'held-out images: {metrics["holdout_localized"]}/{metrics["holdout_images"]} '
             f'localized, median {metrics["holdout_median_m"]:.4f} {unit} '
             f'{metrics["holdout_median_deg"]:.3f} deg, '
             f'inlier share {metrics["holdout_inlier_share"]:.2f}'
         )
+    doubtful = metrics.get('doubtful_poses', ())
+    if doubtful:
+        names = ', '.join(doubt['name'] for doubt in doubtful)
+        print(f'poses of {len(doubtful)} images contradict what they show: {names}')
     if not manifest.metric:
         print('no poses were used: the scale and the frame of this map are arbitrary')
-    return 0
+    return NothingLocalizedError.exit_code if useless else 0

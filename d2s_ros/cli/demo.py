@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from d2s_ros.cli.localize import write_json
+from d2s_ros.cli.options import user_path
 from d2s_ros.errors import D2SError, InputError, NothingLocalizedError
 
 _MAPPING, _QUERY, _MAP = 'mapping_log', 'query_log', 'map'
@@ -29,7 +30,11 @@ _MARKER = '.d2s_demo'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        '--output', default='demo_output', metavar='DIR', help='folder for logs, map and report'
+        '--output',
+        default='demo_output',
+        type=user_path,
+        metavar='DIR',
+        help='folder for logs, map and report',
     )
     parser.add_argument('--seed', type=int, default=3, metavar='N', help='seed of the building')
     parser.add_argument(
@@ -225,7 +230,7 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
         list(truth.poses),
         [poses.get(int(stamp)) for stamp in truth.stamps_ns],
         list(mapping.poses),
-        None if table is None else table.points_in_map,
+        None if table is None else table.points_in_map + localizer.scene_map.origin,
     )
     latencies = [
         float(frame['values']['total [ms]'])

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2s_ros.cli.options import add_device, add_source_options, add_weights, open_input
+from d2s_ros.cli.options import add_device, add_source_options, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'MAP QUERIES --output DIR: localize queries with known poses, and write a table, curves of '
         'cumulative errors, trajectory and reliability maps.'
     )
-    parser.add_argument('judged', metavar='OUT.txt|MAP', help='TUM trajectory, or map folder')
+    parser.add_argument(
+        'judged', type=user_path, metavar='OUT.txt|MAP', help='TUM trajectory, or map folder'
+    )
     parser.add_argument(
         'reference',
+        type=user_path,
         metavar='TRUTH.txt|QUERIES',
         help='TUM trajectory of the truth, or log or folder of query images',
     )
@@ -39,17 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='stamps this close are of one frame [s] (default: 0.001)',
     )
     maps = parser.add_argument_group('maps')
-    maps.add_argument('--output', metavar='DIR', help='folder of table and pictures')
     maps.add_argument(
-        '--truth', metavar='TUM', help='true poses of the queries; else those they come with'
+        '--output', type=user_path, metavar='DIR', help='folder of table and pictures'
+    )
+    maps.add_argument(
+        '--truth',
+        type=user_path,
+        metavar='TUM',
+        help='true poses of the queries; else those they come with',
     )
     maps.add_argument(
         '--compare',
+        type=user_path,
         metavar='MAPPING',
         help='the log the map was made from: compare with matching its whole database',
     )
-    maps.add_argument('--mapping-poses', metavar='TUM', help='poses of MAPPING')
-    maps.add_argument('--mapping-list', metavar='FILE', help='names of the images of MAPPING')
+    maps.add_argument('--mapping-poses', type=user_path, metavar='TUM', help='poses of MAPPING')
+    maps.add_argument(
+        '--mapping-list', type=user_path, metavar='FILE', help='names of the images of MAPPING'
+    )
     maps.add_argument(
         '--pictures', type=int, default=4, metavar='N', help='reliability maps (default: 4)'
     )
@@ -117,7 +128,7 @@ def _judge_map(args: argparse.Namespace) -> int:
         evaluation,
         Path(args.output),
         title=f'{Path(args.judged).name}: {len(evaluation.outcomes)} queries',
-        points_in_map=None if table is None else table.points_in_map,
+        points_in_map=None if table is None else table.points_in_map + localizer.scene_map.origin,
     )
     if args.json:
         print(json.dumps(methods, indent=1))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from d2s_ros.cli.options import add_weights
+from d2s_ros.cli.options import add_weights, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument('map', metavar='MAP', help='map folder of SuperPoint features')
-    parser.add_argument('out', metavar='OUT_DIR', help='folder to write')
+    parser.add_argument(
+        'map', type=user_path, metavar='MAP', help='map folder of SuperPoint features'
+    )
+    parser.add_argument('out', type=user_path, metavar='OUT_DIR', help='folder to write')
     add_weights(parser)
 
 
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     from d2s_ros.errors import UsageError
     from d2s_ros.features.extractor import create_extractor
-    from d2s_ros.features.superpoint import SuperPoint
+    from d2s_ros.features.superpoint.extractor import SuperPoint
     from d2s_ros.localization.onnx_export import export_map
     from d2s_ros.maps.scene_map import SceneMap
 

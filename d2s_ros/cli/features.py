@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from d2s_ros.cli.options import add_device
+from d2s_ros.cli.options import add_device, user_file
 
 #: Photographs of the picture, from scikit-image.
 _PICTURE_PHOTOGRAPHS = ('astronaut', 'coffee', 'stereo_motorcycle', 'rocket')
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--photographs',
-        type=Path,
+        type=user_file,
         metavar='DIR',
         help='photographs to warp; only the tenth that training never sees is used',
     )
     parser.add_argument(
         '--posed',
-        type=Path,
+        type=user_file,
         action='append',
         default=[],
         metavar='DIR',
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--weights',
-        type=Path,
+        type=user_file,
         action='append',
         default=[],
         metavar='FILE',
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--keypoints', type=int, default=512, help='per image (default: 512)')
     parser.add_argument('--limit', type=int, default=0, help='number of photographs; 0: all')
     parser.add_argument('--pairs', type=int, default=24, help='per posed set (default: 24)')
-    parser.add_argument('--out', type=Path, metavar='DIR', help='write JSON, markdown and picture')
+    parser.add_argument(
+        '--out', type=user_file, metavar='DIR', help='write JSON, markdown and picture'
+    )
     parser.add_argument('--seed', type=int, default=0)
     add_device(parser)
 
@@ -58,13 +60,10 @@ def run(args: argparse.Namespace) -> int:
         InputError: if a folder has no usable images.
     """
     from d2s_ros.errors import InputError, UsageError
-    from d2s_ros.features.evaluation import (
-        evaluate_posed_images,
-        evaluate_warps,
-        held_out_photographs,
-        load_posed_images,
-    )
+    from d2s_ros.features.evaluation import evaluate_warps
     from d2s_ros.features.evaluation_report import markdown
+    from d2s_ros.features.posed_pairs import evaluate_posed_images, load_posed_images
+    from d2s_ros.features.warped_pairs import held_out_photographs
 
     if args.photographs is None and not args.posed:
         raise UsageError('nothing to evaluate on; give --photographs DIR or --posed DIR')
@@ -112,8 +111,10 @@ def run(args: argparse.Namespace) -> int:
 def _extractors(args: argparse.Namespace) -> dict[str, Any]:
     from d2s_ros.device import resolve_device
     from d2s_ros.features.evaluation import Orb
-    from d2s_ros.features.extractor import FeatureConfig, create_extractor
-    from d2s_ros.features.superpoint import SuperPoint, default_weights_path
+    from d2s_ros.features.extractor import create_extractor
+    from d2s_ros.features.superpoint.extractor import SuperPoint
+    from d2s_ros.features.superpoint.weights import default_weights_path
+    from d2s_ros.features.types import FeatureConfig
 
     device = resolve_device(args.device)
     limits = {'max_keypoints': max(64, 2 * args.keypoints)}
@@ -137,7 +138,7 @@ def _write_picture(path: Path, extractors: dict[str, Any]) -> None:
     import numpy as np
 
     from d2s_ros.features.evaluation_report import draw_matches
-    from d2s_ros.features.extractor import to_grey
+    from d2s_ros.features.types import to_grey
 
     try:
         from skimage import data

@@ -18,6 +18,7 @@ from d2s_ros.cli.options import (
     add_weights,
     check_outputs,
     open_input,
+    user_path,
 )
 from d2s_ros.errors import InputError, NothingLocalizedError
 
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument('map', metavar='MAP', help='map folder')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder')
     add_source(parser)
-    parser.add_argument('--trajectory', metavar='OUT.txt', help='TUM lines of the localized frames')
-    parser.add_argument('--report', metavar='OUT.json', help='every frame and a summary')
+    parser.add_argument(
+        '--trajectory', type=user_path, metavar='OUT.txt', help='TUM lines of the localized frames'
+    )
+    parser.add_argument(
+        '--report', type=user_path, metavar='OUT.json', help='every frame and a summary'
+    )
     add_weights(parser)
     add_device(parser)
     add_precision(parser)

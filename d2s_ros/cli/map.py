@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from d2s_ros.cli.options import user_path
 from d2s_ros.errors import MapFormatError
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='info: what the live version says of itself; verify: check every byte; list: all '
         'versions; rollback: make the parent of the live version live; strip: delete update data',
     )
-    parser.add_argument('map', metavar='MAP', help='map folder')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder')
     parser.add_argument('--json', action='store_true', help='print JSON')
 
 
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == 'rollback':
         print(f'{args.map}: live version is now {store.rollback()}')
         return 0
-    store.strip()
+    left = store.strip()
     print(f'{args.map}: update data deleted; localization works, updates need a new map')
+    print('left in the map: ' + '; '.join(left))
     return 0

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from d2s_ros.data.frames import FrameSource
 from d2s_ros.errors import InputError
+
+if TYPE_CHECKING:
+    from d2s_ros.data.frames import FrameSource
+    from d2s_ros.data.sources import LogOptions
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add INPUT and the options that say how to read it."""
     parser.add_argument(
         'input',
+        type=user_path,
         metavar='INPUT',
         help='rosbag2 (folder, .mcap or .db3), folder with images/ and a COLMAP text model, or '
         'folder of images with a calibration file',
@@ -21,19 +27,45 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to read a log."""
-    parser.add_argument('--image-list', metavar='FILE', help='names of images to use, one a line')
+    """Add the options that say how to read one input."""
+    parser.add_argument(
+        '--image-list', type=user_path, metavar='FILE', help='names of images to use, one a line'
+    )
+    add_log_options(parser)
+    parser.add_argument(
+        '--partial', action='store_true', help='read what is there of a log that is cut off'
+    )
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of LogOptions."""
     parser.add_argument('--image-topic', metavar='T', help='image topic of the log')
     parser.add_argument('--camera-info-topic', metavar='T', help='camera_info topic of the log')
-    parser.add_argument('--calibration', metavar='FILE', help='calibration to use instead')
+    parser.add_argument(
+        '--calibration', type=user_path, metavar='FILE', help='calibration to use instead'
+    )
     parser.add_argument(
         '--rectified',
         action='store_true',
         help='the images of the log are rectified: use P of camera_info, without distortion',
     )
-    parser.add_argument(
-        '--partial', action='store_true', help='read what is there of a log that is cut off'
-    )
+
+
+def log_options(args: argparse.Namespace) -> LogOptions:
+    """Return what the options of `add_log_options` say."""
+    from d2s_ros.data.sources import LogOptions
+
+    return LogOptions(args.image_topic, args.camera_info_topic, args.calibration, args.rectified)
+
+
+def user_path(text: str) -> str:
+    """Return a path with ~ as the home folder; a shell expands it only where a word begins."""
+    return os.path.expanduser(text)
+
+
+def user_file(text: str) -> Path:
+    """Return `user_path` of a text as a Path."""
+    return Path(user_path(text))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +82,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """Add --precision."""
     parser.add_argument(
         '--precision',
-        choices=('auto', 'fp32', 'bf16', 'int8'),
+        choices=('auto', 'fp32', 'int8'),
         default='auto',
         help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32); '
         'with fp32, search and network are in float32 too',
@@ -59,7 +91,9 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --weights."""
-    parser.add_argument('--weights', metavar='FILE', help='weight file of superpoint')
+    parser.add_argument(
+        '--weights', type=user_path, metavar='FILE', help='weight file of superpoint'
+    )
 
 
 def check_outputs(*paths: str | None) -> None:
@@ -87,11 +121,8 @@ def open_input(
         args.input,
         image_list=args.image_list,
         poses=poses,
-        image_topic=args.image_topic,
-        camera_info_topic=args.camera_info_topic,
         pose_topic=pose_topic,
-        calibration=args.calibration,
-        rectified=args.rectified,
+        options=log_options(args),
         partial=args.partial,
         want_poses=want_poses,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from d2s_ros.cli.options import user_path
 from d2s_ros.simulation.config import SimulationConfig
 
 #: Switches that turn a default off: option -> (field, value).
@@ -13,7 +14,7 @@ _NEGATED = {'compressed': '--raw', 'poses': '--no-poses'}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments; they are the fields of SimulationConfig."""
-    parser.add_argument('out_dir', metavar='OUT_DIR', help='rosbag2 folder to make')
+    parser.add_argument('out_dir', type=user_path, metavar='OUT_DIR', help='rosbag2 folder to make')
     for field in dataclasses.fields(SimulationConfig):
         text = str(field.metadata['description'])
         if field.name in _NEGATED:

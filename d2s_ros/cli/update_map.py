@@ -8,19 +8,28 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from d2s_ros.cli.options import add_device, add_weights, check_outputs
+from d2s_ros.cli.options import (
+    add_device,
+    add_log_options,
+    add_weights,
+    check_outputs,
+    log_options,
+    user_path,
+)
 from d2s_ros.errors import NothingLocalizedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument('map', metavar='MAP', help='map folder with update data')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder with update data')
     parser.add_argument(
         'logs',
+        type=user_path,
         metavar='BAG',
         nargs='+',
         help='rosbag2 log, also one that is cut off; poses in it are not used',
     )
+    add_log_options(parser)
     parser.add_argument(
         '--dry-run', action='store_true', help='say what would happen, write nothing to the map'
     )
@@ -31,9 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='verified: labels are checked by the pose they imply; paper: labels are copied and '
         'trusted (default: verified)',
     )
-    parser.add_argument('--report', metavar='OUT.html', help='what happened to each frame, figures')
-    parser.add_argument('--status-file', metavar='FILE', help='JSON, replaced as work goes on')
-    parser.add_argument('--work-dir', metavar='DIR', help='where an interrupted run goes on from')
+    parser.add_argument(
+        '--report', type=user_path, metavar='OUT.html', help='what happened to each frame, figures'
+    )
+    parser.add_argument(
+        '--status-file', type=user_path, metavar='FILE', help='JSON, replaced as work goes on'
+    )
+    parser.add_argument(
+        '--work-dir', type=user_path, metavar='DIR', help='where an interrupted run goes on from'
+    )
     add_weights(parser)
     parser.add_argument('--max-keyframes', type=int, metavar='N', help='most frames of one log')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
@@ -72,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             args.map,
             args.logs,
             config,
+            log_options=log_options(args),
             dry_run=args.dry_run,
             work_dir=args.work_dir,
             device=args.device,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import mmap
 import os
 import struct
@@ -133,12 +134,36 @@ class ArrayLog:
                 break
             if zlib.crc32(data[position + _PREFIX.size : start + length].data) != checksum:
                 break
-            header = json.loads(bytes(data[position + _PREFIX.size : start]))
-            self._entries[header['key']] = [
-                (n, t, tuple(s), start + o) for n, t, s, o in header['arrays']
-            ]
+            found = _read_header(bytes(data[position + _PREFIX.size : start]), length)
+            if found is None:
+                break
+            key, arrays = found
+            self._entries[key] = [(n, t, s, start + o) for n, t, s, o in arrays]
             position = start + length
         return position
+
+
+def _read_header(
+    header: bytes, length: int
+) -> tuple[str, list[tuple[str, str, tuple[int, ...], int]]] | None:
+    """Return the key and the arrays (name, type, shape, offset) of a record of `length` bytes.
+
+    None if they cannot be: a page of zeros has a right checksum, too.
+    """
+    try:
+        document = json.loads(header)
+        key, arrays = document['key'], []
+        for name, type_, shape, offset in document['arrays']:
+            dtype = np.dtype(type_)
+            whole = all(type(n) is int and n >= 0 for n in (*shape, offset))
+            if not whole or dtype.hasobject or not isinstance(name, str):
+                return None
+            if offset + dtype.itemsize * math.prod(shape) > length:
+                return None
+            arrays.append((name, type_, tuple(shape), offset))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SyntaxError):
+        return None
+    return (key, arrays) if isinstance(key, str) else None
 
 
 def _map_file(path: Path) -> NDArray[np.uint8]:

@@ -34,9 +34,9 @@ _READ = (_HEADER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _STATISTICS)
 #: Footer record and magic at the end of a whole file.
 _END_BYTES = 9 + 20 + 8
 #: Records without a message, such as indexes, that are passed over in any file.
-_FREE_RECORDS = 1_000_000
+_FREE_RECORDS = 500_000
 #: Bytes of unpacked chunks that one reading may come to: of any file, and per byte of it.
-_FREE_UNPACKED, _UNPACKED_RATIO = 2**30, 1000
+_FREE_UNPACKED, _UNPACKED_RATIO = 2**29, 1000
 _Message = tuple[str, int, bytes | memoryview]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from d2s_ros.data.bag_records import RawMessage, StorageError, Topic
 from d2s_ros.data.unpacking import MAX_UNPACKED_BYTES, ZSTD_MAGIC, UnpackingError, unpack
+from d2s_ros.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class SqliteFile:
 
         Raises:
             StorageError: no rosbag2 database, or damage unless partial.
+            InputError: the disk is full.
         """
         self._label = label
         self._partial = partial
@@ -156,7 +158,7 @@ class SqliteFile:
         files = [path, *companions]
         needed = sum(file.stat().st_size for file in files)
         if needed > shutil.disk_usage(folder).free:
-            raise StorageError(
+            raise InputError(
                 f'the disk of {folder} is too full to copy {path.name} and {companions[0].name}; '
                 'free space or set TMPDIR to another disk'
             )

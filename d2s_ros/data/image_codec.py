@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.data.image_size import check_size, claimed_size
 from d2s_ros.errors import UnsupportedImageError
 
 Image = NDArray[np.uint8]
@@ -52,8 +53,6 @@ _PLANAR = {'nv12': cv2.COLOR_YUV2BGR_NV12, 'nv21': cv2.COLOR_YUV2BGR_NV21}
 
 #: Encodings `decode_image` accepts.
 SUPPORTED_ENCODINGS = tuple(sorted({*_PACKED, *_PLANAR}))
-#: Largest accepted side, so that a corrupt header cannot ask for all memory.
-_MAX_SIDE_PX = 32768
 
 
 def decode_image(
@@ -75,8 +74,7 @@ def decode_image(
         UnsupportedImageError: naming the encoding or the sizes that do not fit.
     """
     height, width, step = int(height), int(width), int(step)
-    if not (0 < height <= _MAX_SIDE_PX and 0 < width <= _MAX_SIDE_PX):
-        raise UnsupportedImageError(f'image size {width}x{height} is not usable')
+    check_size(width, height)
     buffer = np.frombuffer(data, dtype=np.uint8)
     if encoding in _PLANAR:
         if height % 2 or width % 2:
@@ -103,7 +101,7 @@ def decode_image(
 
 
 def decode_compressed(data: Any, format: str = '') -> Image:
-    """Decode the bytes of a JPEG, PNG or other file that OpenCV reads.
+    """Decode the bytes of a JPEG, PNG, WebP, BMP or TIFF file.
 
     Args:
         data: Buffer of bytes (bytes, array, memoryview or ndarray).
@@ -114,7 +112,8 @@ def decode_compressed(data: Any, format: str = '') -> Image:
         applied, because calibrations hold for the stored pixels.
 
     Raises:
-        UnsupportedImageError: unreadable, truncated or damaged data, or a depth image.
+        UnsupportedImageError: unreadable, truncated or damaged data, a depth image, or one that is
+            too large.
     """
     if 'compresseddepth' in format.lower():
         raise UnsupportedImageError(
@@ -124,6 +123,8 @@ def decode_compressed(data: Any, format: str = '') -> Image:
     raw = buffer.tobytes()
     if not raw:
         raise UnsupportedImageError('the compressed image is empty (0 bytes)')
+    # Before anything is decoded: the header may claim more than there is memory.
+    check_size(*claimed_size(raw))
     if raw.startswith(b'\xff\xd8'):
         _check_jpeg(raw)
     elif raw.startswith(b'\x89PNG\r\n\x1a\n'):

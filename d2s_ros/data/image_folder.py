@@ -95,11 +95,11 @@ def photographs(folder: Path, names: Sequence[str]) -> list[str]:
     left = [name for name in names if name not in depth]
     if depth and left:
         _logger.warning(
-            '%d of %d images in %s are depth images (for example %s) and are left out',
-            len(depth),
-            len(names),
+            '%s: %d depth images (for example %s) are left out, %d photographs are used',
             folder,
+            len(depth),
             min(depth),
+            len(left),
         )
         return left
     if depth:

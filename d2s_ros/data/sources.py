@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from d2s_ros.data.bag_storage import (
@@ -19,16 +20,29 @@ from d2s_ros.data.tum import data_lines
 from d2s_ros.errors import InputError, UsageError
 
 
+@dataclass(frozen=True)
+class LogOptions:
+    """How logs are read; the same for localizing and for updates.
+
+    Attributes:
+        image_topic, camera_info_topic: Topics of a log; found by type if None.
+        calibration: Calibration file to use instead of what the input has.
+        rectified: The images of the log are rectified: use P of camera_info without distortion.
+    """
+
+    image_topic: str | None = None
+    camera_info_topic: str | None = None
+    calibration: str | None = None
+    rectified: bool = False
+
+
 def open_source(
     path: str | os.PathLike[str],
     *,
     image_list: str | os.PathLike[str] | None = None,
     poses: str | os.PathLike[str] | None = None,
-    image_topic: str | None = None,
-    camera_info_topic: str | None = None,
     pose_topic: str | None = None,
-    calibration: str | os.PathLike[str] | None = None,
-    rectified: bool = False,
+    options: LogOptions | None = None,
     partial: bool = False,
     want_poses: bool = True,
 ) -> FrameSource:
@@ -38,9 +52,8 @@ def open_source(
         path: Folder, or a single .mcap or .db3 file (also .zstd); ~ is the home folder.
         image_list: Text file with the names of the images to use, one per line (folders only).
         poses: TUM file of map_from_camera (or lines by image name, for folders).
-        image_topic, camera_info_topic, pose_topic: Topics of a log; found by type if None.
-        calibration: Calibration file to use instead of what the input has.
-        rectified: The images of the log are rectified: use P of camera_info without distortion.
+        pose_topic: Topic of the poses of a log; see `find_poses` for None.
+        options: Topics and calibration.
         partial: Read what is there of a log that is cut off.
         want_poses: Look for poses in a log; localizing needs none.
 
@@ -53,6 +66,7 @@ def open_source(
         raise InputError(f'{path} does not exist')
     if not root.is_dir():
         require_regular(root)
+    options = options or LogOptions()
     names = None if image_list is None else read_image_list(image_list)
     is_log = (
         root.is_file()
@@ -67,21 +81,23 @@ def open_source(
             )
         if names is not None:
             raise UsageError('an image list selects images of a folder, not of a log')
-        camera = None if calibration is None else read_calibration(calibration)
+        camera = None
+        if options.calibration is not None:
+            camera = read_calibration(options.calibration)
         return BagSource(
             root,
-            image_topic,
-            camera_info_topic,
+            options.image_topic,
+            options.camera_info_topic,
             pose_topic,
             poses,
             camera=camera,
-            rectified=rectified,
+            rectified=options.rectified,
             partial=partial,
             want_poses=want_poses,
         )
-    if image_topic or camera_info_topic or pose_topic:
+    if options.image_topic or options.camera_info_topic or pose_topic:
         raise UsageError(f'{path} is a folder of images: it has no topics to choose')
-    if calibration is None and find_colmap_model(root) is not None:
+    if options.calibration is None and find_colmap_model(root) is not None:
         return ColmapSource(root, names, poses)
     if not list_images(root):
         ros1 = sorted(file.name for file in root.glob('*.bag'))
@@ -89,7 +105,7 @@ def open_source(
         raise InputError(
             f'{path} holds no log (metadata.yaml, .mcap, .db3) and no .jpg or .png images{hint}'
         )
-    return ImageFolderSource(root, calibration, poses, names)
+    return ImageFolderSource(root, options.calibration, poses, names)
 
 
 def read_image_list(path: str | os.PathLike[str]) -> list[str]:

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from d2s_ros.errors import BagError
+from d2s_ros.errors import BagError, InputError
 
 #: Most bytes that one chunk or message may have once it is unpacked.
 MAX_UNPACKED_BYTES = 2**28
@@ -78,7 +78,8 @@ def unpack_file(source: Path, target: Path, partial: bool) -> str:
         What went wrong where only a part could be unpacked; empty if nothing did.
 
     Raises:
-        BagError: damage (unless partial), too much data, or a full disk.
+        BagError: damage (unless partial), or too much data.
+        InputError: the disk of `target` is full.
     """
     limit = max(MAX_UNPACKED_BYTES, _MAX_FILE_RATIO * source.stat().st_size)
     space = shutil.disk_usage(target.parent).free - _FREE_BYTES
@@ -97,12 +98,12 @@ def unpack_file(source: Path, target: Path, partial: bool) -> str:
                         'size does; unpack it with zstd if it is right'
                     )
                 if written > space:
-                    raise BagError(
+                    raise InputError(
                         f'the disk of {target.parent} is too full to unpack {source}; free space '
                         'or set TMPDIR to another disk'
                     )
                 output.write(block)
-    except BagError:
+    except InputError:
         raise
     except Exception as error:
         if partial and written:

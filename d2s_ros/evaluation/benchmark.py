@@ -19,7 +19,7 @@ from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.operations import count_operations
-from d2s_ros.features.extractor import to_grey
+from d2s_ros.features.types import to_grey
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import covariance_of_pose
 from d2s_ros.localization.result import LocalizationResult
@@ -196,7 +196,7 @@ def _baseline_report(
 
 def _bare_forward(localizer: Localizer) -> Any:
     """Return what runs the feature network alone on a frame; None where there is none."""
-    from d2s_ros.features.superpoint import SuperPoint, pad_to_cells, resize_to_fit
+    from d2s_ros.features.superpoint.extractor import SuperPoint, pad_to_cells, resize_to_fit
 
     extractor = localizer.extractor
     if not isinstance(extractor, SuperPoint):

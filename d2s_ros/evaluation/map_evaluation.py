@@ -1,4 +1,4 @@
-"""A map judged by queries with known poses: table, curves and pictures, beside a baseline."""
+"""A map measured on queries with known poses: table, curves and pictures, beside a baseline."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Evaluation:
 
     Attributes:
         outcomes: Queries with a true pose, in order.
-        without_truth: Queries without, which were not judged.
+        without_truth: Queries without, which were not compared.
         sizes_mb: Method to the size of what it needs.
         build_seconds: Method to how long that took to make; None where it is not known.
         unit: 'm', or 'units' of a map of arbitrary scale.

@@ -29,7 +29,7 @@ class TrajectoryMetrics:
     Attributes:
         num_frames: Frames of the truth.
         num_localized: Of them, those with an estimate.
-        num_unmatched: Estimates without a truth of their own at their stamp; they are not judged.
+        num_unmatched: Estimates without a truth of their own at their stamp; they are not compared.
         median_m, median_deg, p95_m, p95_deg: Over localized frames; NaN if there are none.
         max_m, max_deg: The worst localized frame.
         recalls: 'metres/degrees' to the share of all frames within both.

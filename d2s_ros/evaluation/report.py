@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.evaluation.metrics import RECALL_THRESHOLDS
-from d2s_ros.features.extractor import to_grey
+from d2s_ros.features.types import to_grey
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.result import FrameDetails
 

@@ -8,15 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.evaluation import (
-    CONDITIONS,
-    TOLERANCE,
-    make_warped_pair,
-    match_mutual,
-    strongest,
-    warp_points,
-)
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.evaluation import TOLERANCE, match_mutual
+from d2s_ros.features.types import FeatureExtractor
+from d2s_ros.features.warped_pairs import CONDITIONS, make_warped_pair, warp_points
 
 Image = NDArray[np.uint8]
 
@@ -93,8 +87,8 @@ def draw_matches(
         pair = make_warped_pair(resized, condition, seed + index)
         cells = []
         for name, extractor in extractors.items():
-            first = strongest(extractor.extract(pair.first), keypoints)
-            second = strongest(extractor.extract(pair.second), keypoints)
+            first = extractor.extract(pair.first).strongest(keypoints)
+            second = extractor.extract(pair.second).strongest(keypoints)
             matches = match_mutual(first.descriptors, second.descriptors)
             points = first.keypoints[matches[:, 0]]
             others = second.keypoints[matches[:, 1]]

@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.extractor import FeatureConfig, to_grey
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import FeatureConfig, LocalFeatures, to_grey
 
 #: Low enough that dim and smooth places still give keypoints; the strongest are kept.
 _CONTRAST_THRESHOLD = 0.005

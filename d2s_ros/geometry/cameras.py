@@ -48,6 +48,7 @@ _MODEL_NAMES = {
     'inverse_brown_conrady': '',
     'modified_brown_conrady': '',
 }
+_MAX_SIDE_PX = 2**20
 #: Skew of the pixel axes that moves no keypoint by as much as it is uncertain, px per unit.
 _MAX_SKEW = 0.01
 _HAS_CRITERIA = tuple(int(part) for part in cv2.__version__.split('.')[:2]) >= (4, 7)
@@ -89,6 +90,8 @@ class Camera:
             )
         if self.width <= 0 or self.height <= 0:
             raise CalibrationError(f'image size {self.width}x{self.height} is not positive')
+        if max(self.width, self.height) > _MAX_SIDE_PX:
+            raise CalibrationError(f'image sides of more than {_MAX_SIDE_PX} px are not supported')
         numbers = (self.fx, self.fy, self.cx, self.cy, *self.distortion)
         if not np.isfinite(numbers).all() or self.fx <= 0 or self.fy <= 0:
             raise CalibrationError(

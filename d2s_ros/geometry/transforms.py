@@ -92,6 +92,10 @@ class RigidTransform:
             self.rotation @ other.rotation, self.rotation @ other.translation + self.translation
         )
 
+    def moved(self, offset: ArrayLike) -> RigidTransform:
+        """Return the transform into a target frame whose origin lies at -offset in this one's."""
+        return RigidTransform(self.rotation, self.translation + np.asarray(offset, np.float64))
+
     def apply(self, points_in_source: ArrayLike) -> Array:
         """Map points (N, 3) in the source frame to (N, 3) in the target frame."""
         points = np.asarray(points_in_source, dtype=np.float64)

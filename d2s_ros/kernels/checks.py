@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.kernels.interface import CELL, Array
+from d2s_ros.kernels.interface import CELL, Array, Bytes, Floats, Indices, Mask, ScorerInputs
 
 
 def enough_threads(threads: int) -> None:
@@ -14,13 +16,19 @@ def enough_threads(threads: int) -> None:
         raise ValueError(f'{threads} threads cannot compute anything, at least 1 is needed')
 
 
-def rows(index: NDArray[np.int64], count: int, what: str) -> None:
+def fits(array: NDArray[Any], *shape: int) -> None:
+    """Raise ValueError for an array of another shape."""
+    if array.shape != shape:
+        raise ValueError(f'expected an array {shape}, found {array.shape}')
+
+
+def rows(index: Indices, count: int, what: str) -> None:
     """Raise ValueError where rows (any shape) are not among `count` of something."""
     if index.size and not 0 <= index.min() <= index.max() < count:
         raise ValueError(f'{what} {index.min()} to {index.max()} are asked for, there are {count}')
 
 
-def score_map(logits: NDArray[np.float32], height: int, width: int, threads: int) -> None:
+def score_map(logits: Floats, height: int, width: int, threads: int) -> None:
     """Check the arguments of `Kernels.score_map`."""
     enough_threads(threads)
     if logits.ndim != 3 or logits.shape[2] != CELL * CELL + 1:
@@ -31,11 +39,11 @@ def score_map(logits: NDArray[np.float32], height: int, width: int, threads: int
 
 
 def maxima(
-    scores: NDArray[np.float32],
+    scores: Floats,
     count: int,
     border: int,
     threshold: float,
-    allowed: NDArray[np.uint8] | None,
+    allowed: Bytes | None,
     threads: int,
 ) -> None:
     """Check the arguments of `Kernels.strongest_maxima`."""
@@ -48,14 +56,14 @@ def maxima(
         raise ValueError(f'allowed is {allowed.shape}, scores are {scores.shape}')
 
 
-def refinement(scores: NDArray[np.float32], index: NDArray[np.int64]) -> None:
+def refinement(scores: Floats, index: Indices) -> None:
     """Check the arguments of `Kernels.refine_keypoints`."""
     width = scores.shape[1]
     if len(index) and not width < index.min() <= index.max() < scores.size - width - 1:
         raise ValueError('keypoints on the edge cannot be refined')
 
 
-def cells(keypoints: NDArray[np.float32], height: int, width: int) -> None:
+def cells(keypoints: Floats, height: int, width: int) -> None:
     """Check the arguments of `Kernels.cells_around`."""
     if height < 1 or width < 1:
         raise ValueError(f'there are no cells in {width}x{height}')
@@ -63,9 +71,7 @@ def cells(keypoints: NDArray[np.float32], height: int, width: int) -> None:
         raise ValueError('keypoints are not finite')
 
 
-def gather(
-    values: NDArray[np.uint8], cells: NDArray[np.int64], num_rows: int, threads: int
-) -> None:
+def gather(values: Bytes, cells: Indices, num_rows: int, threads: int) -> None:
     """Check the arguments of `Kernels.gather_around`."""
     enough_threads(threads)
     rows(cells, values.shape[0] * values.shape[1], 'cells')
@@ -74,19 +80,20 @@ def gather(
 
 
 def scores(
-    parts_shape: tuple[int, int, int],
-    descriptors: NDArray[np.float32],
-    landmark_idx: NDArray[np.int64],
-    num_frequencies: int,
-    threads: int,
+    inputs: ScorerInputs, num_inputs: int, num_landmarks: int, num_frequencies: int, threads: int
 ) -> None:
-    """Check the arguments of `CandidateScorer`; `parts_shape` is (inputs, M, W)."""
+    """Check the arguments of a `CandidateScorer` of that shape."""
     enough_threads(threads)
-    num_inputs, num_landmarks, _ = parts_shape
-    dim, candidates = descriptors.shape[1], landmark_idx.shape[1]
+    num, candidates = inputs.landmark_idx.shape
+    dim = inputs.descriptors.shape[1]
     if not candidates or num_inputs != dim + 4 * candidates + 3 + 4 * num_frequencies:
         raise ValueError(f'{dim} numbers and {candidates} candidates do not fit the weights')
-    rows(landmark_idx, num_landmarks, 'landmarks')
+    for array in inputs[1:4]:
+        fits(array, num, candidates)
+    fits(inputs.descriptors, num, dim)
+    fits(inputs.normalized_points, num, 2)
+    fits(inputs.log_scales, num)
+    rows(inputs.landmark_idx, num_landmarks, 'landmarks')
 
 
 def search(count: int, num_keys: int, threads: int) -> None:
@@ -94,6 +101,23 @@ def search(count: int, num_keys: int, threads: int) -> None:
     enough_threads(threads)
     if not 0 < count <= num_keys:
         raise ValueError(f'{count} of {num_keys} keys are too many or none')
+
+
+def close(
+    keypoints: Array,
+    landmarks: Array,
+    landmark_idx: Indices,
+    skipped: Mask | None,
+    taken: Mask | None,
+) -> None:
+    """Check the arguments of `Kernels.first_close`."""
+    fits(keypoints, len(landmark_idx), 2)
+    fits(landmarks, len(landmarks), 3)
+    if skipped is not None:
+        fits(skipped, len(landmark_idx))
+    if taken is not None:
+        fits(taken, len(landmarks))
+    rows(landmark_idx, len(landmarks), 'landmarks')
 
 
 def inverse(inverse: Array) -> None:

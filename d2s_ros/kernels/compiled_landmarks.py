@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.kernels import checks
-from d2s_ros.kernels.interface import KeyIndex, ScorerParts
-from d2s_ros.kernels.library import address, call, note_arithmetic
+from d2s_ros.kernels.interface import Floats, Indices, KeyIndex, ScorerInputs, ScorerParts
+from d2s_ros.kernels.library import call, note_arithmetic
 
 #: Keys are searched by blocks of so many, and at most so many of them are found.
 _BLOCK, _MOST_FOUND = 64, 64
@@ -35,7 +35,7 @@ class ByteKeys:
         ValueError: if there are no keys.
     """
 
-    def __init__(self, keys: NDArray[np.float32], directions: NDArray[np.float32]) -> None:
+    def __init__(self, keys: Floats, directions: Floats) -> None:
         if not len(keys):
             raise ValueError('there are no keys to search')
         self._keys = np.ascontiguousarray(keys)
@@ -52,13 +52,13 @@ class ByteKeys:
         factor = round(_LARGEST_COSINE * 2**15 / (self._scale**2 / 2**self._shift))
         self._factor = min(factor, 2**15 - 1)
 
-    def _pack(self, rows: NDArray[np.int64], components: NDArray[np.float32]) -> None:
+    def _pack(self, rows: Indices, components: Floats) -> None:
         small = np.rint(components * self._scale).clip(-_LARGEST, _LARGEST).astype(np.int8)
         self._packed[rows // 8, :, rows % 8] = small.reshape(len(rows), -1, 4)
         # Components of queries are bytes around 128.
         self._offsets[rows] = -128 * small.sum(axis=1, dtype=np.int32)
 
-    def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> ByteKeys:
+    def replaced(self, rows: Indices, keys: Floats) -> ByteKeys:
         """As `KeyIndex.replaced`."""
         result = copy.copy(self)
         result._keys, result._packed = self._keys.copy(), self._packed.copy()
@@ -69,39 +69,20 @@ class ByteKeys:
         return result
 
     def search(
-        self, queries: NDArray[np.float32], count: int, *, threads: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        self, queries: Floats, count: int, *, threads: int
+    ) -> tuple[Indices, Floats, Floats]:
         """As `KeyIndex.search`."""
-        width, dim = self._keys.shape
+        (num, dim), width = queries.shape, len(self._keys)
         checks.search(count, min(_MOST_FOUND, width), threads)
+        checks.fits(queries, num, self._keys.shape[1])
         num_found = min(count + _SPARE_CANDIDATES, _MOST_FOUND, width)
-        num = len(queries)
         stride, groups = len(self._offsets), self._packed.shape[1]
         idx = np.empty((num, count), np.int64)
-        similarity = np.empty((num, count), np.float32)
-        best = np.empty((num, count), np.float32)
-        failed = call(
-            'd2s_search',
-            address(queries, np.float32, num, dim),
-            address(self._keys, np.float32, width, dim),
-            num,
-            dim,
-            address(self._directions, np.float32, dim, 4 * groups),
-            self._scale,
-            address(self._packed, np.int8, stride // 8, groups, 8, 4),
-            address(self._offsets, np.int32, stride),
-            width,
-            stride,
-            groups,
-            self._shift,
-            self._factor,
-            num_found,
-            count,
-            threads,
-            address(idx, np.int64, num, count),
-            address(similarity, np.float32, num, count),
-            address(best, np.float32, num, count),
-        )
+        similarity, best = (np.empty((num, count), np.float32) for _ in range(2))
+        keys = self._directions, self._scale, self._packed, self._offsets, width, stride, groups
+        numbers = self._shift, self._factor, num_found, count, threads
+        given = queries, self._keys, num, dim, *keys, *numbers
+        failed = call('d2s_search', *given, idx, similarity, best)
         if failed:
             raise MemoryError('no memory to search landmarks')
         products = stride * 4 * groups + dim * (4 * groups + num_found)
@@ -109,7 +90,7 @@ class ByteKeys:
         return idx, similarity, best
 
 
-def key_index(keys: NDArray[np.float32]) -> KeyIndex:
+def key_index(keys: Floats) -> KeyIndex:
     """As `Kernels.key_index`; in bytes where the processor multiplies these fast and exactly."""
     # PyTorch's threads sleep after a product: those of NumPy's BLAS keep spinning.
     import torch
@@ -124,19 +105,11 @@ def key_index(keys: NDArray[np.float32]) -> KeyIndex:
     return ByteKeys(keys, directions[:, :_COMPONENTS].to(values.dtype).contiguous().numpy())
 
 
-def _product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def _product(a: Floats, b: Floats) -> Floats:
     """Return a (N, K) times b (K, D) without a BLAS, whose threads keep spinning after it."""
     (rows, dim), size = a.shape, b.shape[1]
     result = np.empty((rows, size), np.float32)
-    call(
-        'd2s_project',
-        address(a, np.float32, rows, dim),
-        rows,
-        dim,
-        address(b, np.float32, dim, size),
-        size,
-        address(result, np.float32, rows, size),
-    )
+    call('d2s_project', a, rows, dim, b, size, result)
     return result
 
 
@@ -171,7 +144,7 @@ class LinearScorer:
         self._evidence = np.ascontiguousarray(parts.evidence_weight)
         self._tables = self._packed(parts.of_points)
 
-    def _packed(self, of_points: NDArray[np.float32]) -> tuple[NDArray[np.uint16], ...]:
+    def _packed(self, of_points: Floats) -> tuple[NDArray[np.uint16], ...]:
         """Return what landmarks add as best, as second, and to hidden layers, as bfloat16."""
         import torch
 
@@ -182,7 +155,7 @@ class LinearScorer:
                 value.to(torch.bfloat16).contiguous().view(torch.uint16).numpy() for value in values
             )
 
-    def with_points(self, of_points: NDArray[np.float32]) -> LinearScorer:
+    def with_points(self, of_points: Floats) -> LinearScorer:
         """As `CandidateScorer.with_points`."""
         other = copy.copy(self)
         other._parts = self._parts._replace(of_points=of_points)
@@ -192,56 +165,21 @@ class LinearScorer:
             table[rows] = values
         return other
 
-    def __call__(
-        self,
-        descriptors: NDArray[np.float32],
-        landmark_idx: NDArray[np.int64],
-        similarity: NDArray[np.float32],
-        best_of_landmark: NDArray[np.float32],
-        normalized_points: NDArray[np.float32],
-        log_scales: NDArray[np.float32],
-        *,
-        threads: int,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, inputs: ScorerInputs, *, threads: int) -> tuple[Floats, Indices]:
         """As `CandidateScorer.__call__`."""
-        (rows, dim), candidates = descriptors.shape, landmark_idx.shape[1]
         (num_inputs, stride), frequencies = self._product.shape, self._parts.num_frequencies
         num_landmarks, width = self._tables[2].shape
-        shape = num_inputs, num_landmarks, width
-        checks.scores(shape, descriptors, landmark_idx, frequencies, threads)
+        checks.scores(inputs, num_inputs, num_landmarks, frequencies, threads)
+        (rows, dim), candidates = inputs.descriptors.shape, inputs.landmark_idx.shape[1]
         reliability, choice = np.empty(rows, np.float32), np.empty(rows, np.int64)
-        best, second, hidden = self._tables
-        failed = call(
-            'd2s_score_candidates',
-            address(descriptors, np.float32, rows, dim),
-            address(landmark_idx, np.int64, rows, candidates),
-            address(similarity, np.float32, rows, candidates),
-            address(best_of_landmark, np.float32, rows, candidates),
-            address(normalized_points, np.float32, rows, 2),
-            address(log_scales, np.float32, rows),
-            rows,
-            dim,
-            candidates,
-            frequencies,
-            width,
-            stride,
-            address(self._product, np.float32, num_inputs, stride),
-            address(self._bias, np.float32, stride),
-            address(best, np.uint16, num_landmarks, stride),
-            address(second, np.uint16, num_landmarks, stride),
-            address(hidden, np.uint16, num_landmarks, width),
-            address(self._evidence, np.float32, 4, width),
-            self._parts.gain,
-            threads,
-            address(reliability, np.float32, rows),
-            address(choice, np.int64, rows),
-        )
+        sizes = rows, dim, candidates, frequencies, width, stride
+        weights = self._product, self._bias, *self._tables, self._evidence, self._parts.gain
+        given = *inputs, *sizes, *weights, threads
+        failed = call('d2s_score_candidates', *given, reliability, choice)
         if failed:
             raise MemoryError('no memory to score candidates')
         note_arithmetic(2 * rows * (num_inputs * stride + candidates * width * (4 + 1)))
         return reliability, choice
 
 
-def candidate_scorer(parts: ScorerParts) -> LinearScorer:
-    """As `Kernels.candidate_scorer`."""
-    return LinearScorer(parts)
+candidate_scorer = LinearScorer

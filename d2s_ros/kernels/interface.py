@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 #: Focal lengths and principal point (fx, fy, cx, cy), px.
 Intrinsics = tuple[float, float, float, float]
 
@@ -87,8 +91,8 @@ class KeyIndex(Protocol):
     """Keys of landmarks, arranged for search."""
 
     def search(
-        self, queries: NDArray[np.float32], count: int, *, threads: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        self, queries: Floats, count: int, *, threads: int
+    ) -> tuple[Indices, Floats, Floats]:
         """Return the keys that are nearest to queries.
 
         Args:
@@ -103,7 +107,7 @@ class KeyIndex(Protocol):
         """
         ...
 
-    def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> KeyIndex:
+    def replaced(self, rows: Indices, keys: Floats) -> KeyIndex:
         """Return an index in which some rows (R,) are other keys (R, D)."""
         ...
 
@@ -138,34 +142,34 @@ class ScorerParts(NamedTuple):
     ignores_keypoints: bool
 
 
+class ScorerInputs(NamedTuple):
+    """What `CandidateScorer` looks at of N keypoints.
+
+    Attributes:
+        descriptors: (N, D) float32, L2-normalised.
+        landmark_idx: (N, C) int64 candidate landmarks, below M.
+        similarity, best_of_landmark: (N, C) float32 cosines, best first, and the highest of any
+            keypoint of the image to each landmark.
+        normalized_points: (N, 2) float32 undistorted x/z, y/z.
+        log_scales: (N,) float32.
+    """
+
+    descriptors: Floats
+    landmark_idx: Indices
+    similarity: Floats
+    best_of_landmark: Floats
+    normalized_points: Floats
+    log_scales: Floats
+
+
 class CandidateScorer(Protocol):
     """Scores the candidate landmarks of one image's keypoints."""
 
-    def __call__(
-        self,
-        descriptors: NDArray[np.float32],
-        landmark_idx: NDArray[np.int64],
-        similarity: NDArray[np.float32],
-        best_of_landmark: NDArray[np.float32],
-        normalized_points: NDArray[np.float32],
-        log_scales: NDArray[np.float32],
-        *,
-        threads: int,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the reliability (N,) of the likeliest candidate of each keypoint, and its column.
-
-        Args:
-            descriptors: (N, D) float32, L2-normalised.
-            landmark_idx: (N, C) int64 landmarks, below M.
-            similarity, best_of_landmark: (N, C) float32 cosines, best first, and the highest of any
-                keypoint of the image to each landmark.
-            normalized_points: (N, 2) float32 undistorted x/z, y/z.
-            log_scales: (N,) float32.
-            threads: To compute with.
-        """
+    def __call__(self, inputs: ScorerInputs, *, threads: int) -> tuple[Floats, Indices]:
+        """Return the reliability (N,) of each keypoint's likeliest candidate, and its column."""
         ...
 
-    def with_points(self, of_points: NDArray[np.float32]) -> CandidateScorer:
+    def with_points(self, of_points: Floats) -> CandidateScorer:
         """Return a scorer with other `ScorerParts.of_points`."""
         ...
 
@@ -173,23 +177,20 @@ class CandidateScorer(Protocol):
 class Kernels(Protocol):
     """The functions that each implementation has, a module each."""
 
-    def score_map(
-        self, logits: NDArray[np.float32], height: int, width: int, *, threads: int
-    ) -> NDArray[np.float32]:
+    def score_map(self, logits: Floats, height: int, width: int, *, threads: int) -> Floats:
         """Return the keypoint probabilities (height, width) of logits (h, w, 65) of h x w cells."""
         ...
 
     def strongest_maxima(
         self,
-        scores: NDArray[np.float32],
+        scores: Floats,
         radius: int,
         count: int,
-        *,
         border: int,
         threshold: float,
-        allowed: NDArray[np.uint8] | None = None,
+        allowed: Bytes | None,
         threads: int,
-    ) -> NDArray[np.int64]:
+    ) -> Indices:
         """Return the strongest local maxima: flat indices (K,), best first, of equals the first.
 
         A maximum suppresses the square of side 2 * radius + 1 around it. As published, two more
@@ -202,14 +203,12 @@ class Kernels(Protocol):
             border: Those that are closer to the edge do not count, but suppress their neighbours
                 alike; px.
             threshold: Those that are not stronger do not count; at least 0.
-            allowed: (H, W) uint8, zero where they do not count.
+            allowed: (H, W) uint8, zero where they do not count; None: they count everywhere.
             threads: To compute with.
         """
         ...
 
-    def refine_keypoints(
-        self, scores: NDArray[np.float32], index: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def refine_keypoints(self, scores: Floats, index: Indices) -> Floats:
         """Move keypoints (K,), flat indices off the edge of (H, W), below the pixel: (K, 2) x, y.
 
         To the top of a parabola with a mixed term through the logarithm of the 3x3 scores around.
@@ -217,8 +216,8 @@ class Kernels(Protocol):
         ...
 
     def cells_around(
-        self, keypoints: NDArray[np.float32], height: int, width: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        self, keypoints: Floats, height: int, width: int
+    ) -> tuple[Indices, Indices, Floats]:
         """Return which of (height, width) cells, each of 8x8 px, are around keypoints (K, 2) px.
 
         Returns:
@@ -227,9 +226,7 @@ class Kernels(Protocol):
         """
         ...
 
-    def gather_around(
-        self, values: NDArray[np.uint8], cells: NDArray[np.int64], num_rows: int, *, threads: int
-    ) -> NDArray[np.uint8]:
+    def gather_around(self, values: Bytes, cells: Indices, num_rows: int, *, threads: int) -> Bytes:
         """Return the nine cells around each of some cells of a map, zeros beyond its edge.
 
         Args:
@@ -243,7 +240,7 @@ class Kernels(Protocol):
         """
         ...
 
-    def key_index(self, keys: NDArray[np.float32]) -> KeyIndex:
+    def key_index(self, keys: Floats) -> KeyIndex:
         """Return keys (M, D), L2-normalised float32, arranged for search."""
         ...
 
@@ -276,15 +273,15 @@ class Kernels(Protocol):
         self,
         keypoints: Array,
         landmarks: Array,
-        landmark_idx: NDArray[np.int64],
+        landmark_idx: Indices,
         rotation: Array,
         translation: Array,
         intrinsics: Intrinsics,
         radius_px: float,
         *,
-        skipped: NDArray[np.bool_] | None = None,
-        taken: NDArray[np.bool_] | None = None,
-    ) -> NDArray[np.int64]:
+        skipped: Mask | None = None,
+        taken: Mask | None = None,
+    ) -> Indices:
         """Return the first candidate (N,) of each keypoint that a pose brings close, -1 for none.
 
         Args:

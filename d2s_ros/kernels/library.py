@@ -6,12 +6,10 @@ import ctypes
 import functools
 import hashlib
 import logging
-from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2s_ros.kernels.interface import observers
 
@@ -19,37 +17,37 @@ _logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 
-_ARRAY, _PIXELS = c_void_p, (c_double,) * 4
-_RESIDUALS = (_ARRAY, _ARRAY, _ARRAY, c_int64, _ARRAY, *_PIXELS)
+#: Kinds of arguments: numbers by what C takes, arrays by their dtype.
+_I32, _I64, _F32, _F64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_double
+_FLOATS, _DOUBLES, _LONGS, _INTS, _SHORTS, _BYTES, _SMALL = (
+    np.dtype(name) for name in ('f4', 'f8', 'i8', 'i4', 'u2', 'u1', 'i1')
+)
+_RESIDUALS = (*[_DOUBLES] * 3, _I64, _DOUBLES, *[_F64] * 4)
 #: Arguments of each function of c/kernels.h, which all return an int32.
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    'd2s_score_map': (_ARRAY, *[c_int64] * 4, c_int32, _ARRAY),
-    'd2s_strongest_maxima': (
-        *(_ARRAY, *[c_int64] * 4, c_float),
-        *(_ARRAY, c_int32, c_int32, _ARRAY),
-    ),
-    'd2s_refine_keypoints': (_ARRAY, c_int64, _ARRAY, c_int64, c_float, _ARRAY),
-    'd2s_cells_around': (_ARRAY, *[c_int64] * 3, *[_ARRAY] * 3),
-    'd2s_gather_around': (_ARRAY, *[c_int64] * 3, _ARRAY, c_int64, c_int32, _ARRAY),
+    'd2s_score_map': (_FLOATS, *[_I64] * 4, _I32, _FLOATS),
+    'd2s_strongest_maxima': (_FLOATS, *[_I64] * 4, _F32, _BYTES, _I32, _I32, _LONGS),
+    'd2s_refine_keypoints': (_FLOATS, _I64, _LONGS, _I64, _F32, _FLOATS),
+    'd2s_cells_around': (_FLOATS, *[_I64] * 3, _LONGS, _FLOATS, _LONGS),
+    'd2s_gather_around': (_BYTES, *[_I64] * 3, _LONGS, _I64, _I32, _BYTES),
     'd2s_can_search': (),
-    'd2s_project': (_ARRAY, c_int64, c_int64, _ARRAY, c_int64, _ARRAY),
+    'd2s_project': (_FLOATS, _I64, _I64, _FLOATS, _I64, _FLOATS),
     'd2s_search': (
-        *(_ARRAY, _ARRAY, c_int64, c_int64, _ARRAY, c_float, _ARRAY, _ARRAY),
-        *(c_int64, c_int64, *[c_int32] * 6, *[_ARRAY] * 3),
+        *(_FLOATS, _FLOATS, _I64, _I64, _FLOATS, _F32, _SMALL, _INTS, _I64, _I64),
+        *([_I32] * 6),
+        *(_LONGS, _FLOATS, _FLOATS),
     ),
     'd2s_score_candidates': (
-        *[_ARRAY] * 6,
-        *[c_int64] * 6,
-        *[_ARRAY] * 6,
-        *(c_double, c_int32, _ARRAY, _ARRAY),
+        *(_FLOATS, _LONGS, *[_FLOATS] * 4, *[_I64] * 6, _FLOATS, _FLOATS, *[_SHORTS] * 3),
+        *(_FLOATS, _F64, _I32, _FLOATS, _LONGS),
     ),
-    'd2s_whiten': (_ARRAY, _ARRAY, _ARRAY, c_int64, _ARRAY, c_double, c_double, _ARRAY),
-    'd2s_squared_residuals': (*_RESIDUALS, _ARRAY),
-    'd2s_linearise': (*_RESIDUALS, c_double, c_int32, _ARRAY),
-    'd2s_squared_scores': (*_RESIDUALS, c_double, c_double, _ARRAY, c_int32, _ARRAY),
+    'd2s_whiten': (*[_DOUBLES] * 3, _I64, _DOUBLES, _F64, _F64, _DOUBLES),
+    'd2s_squared_residuals': (*_RESIDUALS, _DOUBLES),
+    'd2s_linearise': (*_RESIDUALS, _F64, _I32, _DOUBLES),
+    'd2s_squared_scores': (*_RESIDUALS, _F64, _F64, _DOUBLES, _I32, _DOUBLES),
     'd2s_first_close': (
-        *(_ARRAY, c_int64, _ARRAY, _ARRAY, c_int64, _ARRAY),
-        *(*_PIXELS, c_double, _ARRAY, _ARRAY, _ARRAY),
+        *(_DOUBLES, _I64, _DOUBLES, _LONGS, _I64, _DOUBLES, *[_F64] * 5),
+        *(_BYTES, _BYTES, _LONGS),
     ),
 }
 
@@ -79,7 +77,9 @@ def _functions() -> dict[str, Any] | None:
             continue
         functions = {name: found[name] for name in SIGNATURES}
         for name, kinds in SIGNATURES.items():
-            functions[name].argtypes, functions[name].restype = kinds, ctypes.c_int32
+            functions[name].argtypes = [
+                ctypes.c_void_p if isinstance(kind, np.dtype) else kind for kind in kinds
+            ]
         return functions
     return None
 
@@ -90,31 +90,32 @@ def is_built() -> bool:
 
 
 def call(name: str, *arguments: Any) -> int:
-    """Call a function and return its result; arrays are given by their `address`."""
+    """Call a function and return its result; None stands for no array.
+
+    Raises:
+        ValueError: if an array is not contiguous, or of another type.
+    """
     for observer in observers:
         observer(name, 0)
     functions = _functions()
     assert functions is not None, 'chosen only where they were built'
-    result: int = functions[name](*arguments)
+    result: int = functions[name](*map(passed, SIGNATURES[name], arguments))
     return result
+
+
+def passed(kind: Any, value: Any) -> Any:
+    """Return an argument as C takes it: of arrays where they lie. Callers may do so beforehand."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype != kind or not value.flags.c_contiguous:
+        raise ValueError(
+            f'expected a contiguous {kind} array, found {value.dtype} {value.shape} with strides '
+            f'{value.strides}'
+        )
+    return value.__array_interface__['data'][0]
 
 
 def note_arithmetic(flops: int) -> None:
     """Tell observers how many multiplications and additions a call took, where these are many."""
     for observer in observers:
         observer('', flops)
-
-
-def address(array: NDArray[Any], kind: Any, *shape: int) -> int:
-    """Return where an array lies in memory.
-
-    Raises:
-        ValueError: if it is not a contiguous array of that type and shape.
-    """
-    if array.dtype != kind or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(
-            f'expected a contiguous {np.dtype(kind)} array {shape}, found {array.dtype} '
-            f'{array.shape}'
-        )
-    place: int = array.__array_interface__['data'][0]
-    return place

@@ -5,17 +5,25 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from d2s_ros.kernels import checks, tensors
-from d2s_ros.kernels.interface import Array, Intrinsics, Linearised, ScorerParts, influence_slope
+from d2s_ros.kernels.interface import (
+    Array,
+    Bytes,
+    Floats,
+    Indices,
+    Intrinsics,
+    Linearised,
+    Mask,
+    ScorerInputs,
+    ScorerParts,
+    influence_slope,
+)
 from d2s_ros.threads import one_thread
 
 
-def score_map(
-    logits: NDArray[np.float32], height: int, width: int, *, threads: int
-) -> NDArray[np.float32]:
+def score_map(logits: Floats, height: int, width: int, *, threads: int) -> Floats:
     """As `Kernels.score_map`."""
     checks.score_map(logits, height, width, threads)
     scores = tensors.score_map(torch.from_numpy(logits).permute(2, 0, 1)[None])
@@ -23,15 +31,14 @@ def score_map(
 
 
 def strongest_maxima(
-    scores: NDArray[np.float32],
+    scores: Floats,
     radius: int,
     count: int,
-    *,
     border: int,
     threshold: float,
-    allowed: NDArray[np.uint8] | None = None,
+    allowed: Bytes | None,
     threads: int,
-) -> NDArray[np.int64]:
+) -> Indices:
     """As `Kernels.strongest_maxima`."""
     checks.maxima(scores, count, border, threshold, allowed, threads)
     counts = _local_maxima(scores, radius) & (scores > threshold)
@@ -50,7 +57,7 @@ def strongest_maxima(
     return np.asarray(last - (order & np.uint64(0xFFFFFFFF))).astype(np.int64)
 
 
-def _local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]:
+def _local_maxima(scores: Floats, radius: int) -> Mask:
     """Return what `tensors.suppress_non_maxima` keeps of (H, W); by OpenCV, far faster on a CPU."""
     if radius <= 0:
         return np.ones(scores.shape, bool)
@@ -64,7 +71,7 @@ def _local_maxima(scores: NDArray[np.float32], radius: int) -> NDArray[np.bool_]
     return np.asarray(kept)
 
 
-def refine_keypoints(scores: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float32]:
+def refine_keypoints(scores: Floats, index: Indices) -> Floats:
     """As `Kernels.refine_keypoints`."""
     checks.refinement(scores, index)
     rows, columns = np.divmod(index, scores.shape[1])
@@ -73,9 +80,7 @@ def refine_keypoints(scores: NDArray[np.float32], index: NDArray[np.int64]) -> N
         return tensors.refine_keypoints(torch.from_numpy(scores), pixels).numpy()
 
 
-def cells_around(
-    keypoints: NDArray[np.float32], height: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def cells_around(keypoints: Floats, height: int, width: int) -> tuple[Indices, Indices, Floats]:
     """As `Kernels.cells_around`."""
     checks.cells(keypoints, height, width)
     with one_thread():
@@ -86,9 +91,7 @@ def cells_around(
         return used.nonzero()[:, 0].numpy(), places[rows].numpy(), weights.numpy()
 
 
-def gather_around(
-    values: NDArray[np.uint8], cells: NDArray[np.int64], num_rows: int, *, threads: int
-) -> NDArray[np.uint8]:
+def gather_around(values: Bytes, cells: Indices, num_rows: int, *, threads: int) -> Bytes:
     """As `Kernels.gather_around`."""
     checks.gather(values, cells, num_rows, threads)
     _, width, channels = values.shape
@@ -106,28 +109,23 @@ def gather_around(
 class ExactKeys:
     """A `KeyIndex` that compares queries with all keys in float32."""
 
-    def __init__(self, keys: NDArray[np.float32]) -> None:
+    def __init__(self, keys: Floats) -> None:
         self._keys = np.ascontiguousarray(keys)
 
     def search(
-        self, queries: NDArray[np.float32], count: int, *, threads: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        self, queries: Floats, count: int, *, threads: int
+    ) -> tuple[Indices, Floats, Floats]:
         """As `KeyIndex.search`."""
         checks.search(count, len(self._keys), threads)
         found = tensors.search(torch.from_numpy(queries), torch.from_numpy(self._keys), count)
         idx, similarity, best = (tensor.numpy() for tensor in found)
         return idx, similarity, best
 
-    def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> ExactKeys:
+    def replaced(self, rows: Indices, keys: Floats) -> ExactKeys:
         """As `KeyIndex.replaced`."""
         result = ExactKeys(self._keys.copy())
         result._keys[rows] = keys
         return result
-
-
-def key_index(keys: NDArray[np.float32]) -> ExactKeys:
-    """As `Kernels.key_index`."""
-    return ExactKeys(keys)
 
 
 class FloatScorer:
@@ -138,45 +136,19 @@ class FloatScorer:
             torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in parts
         )
 
-    def __call__(
-        self,
-        descriptors: NDArray[np.float32],
-        landmark_idx: NDArray[np.int64],
-        similarity: NDArray[np.float32],
-        best_of_landmark: NDArray[np.float32],
-        normalized_points: NDArray[np.float32],
-        log_scales: NDArray[np.float32],
-        *,
-        threads: int,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, inputs: ScorerInputs, *, threads: int) -> tuple[Floats, Indices]:
         """As `CandidateScorer.__call__`."""
-        parts, idx = self._parts, torch.from_numpy(landmark_idx)
-        shape = parts.input_weight.shape[1], *parts.of_points.shape[1:]
-        checks.scores(shape, descriptors, landmark_idx, parts.num_frequencies, threads)
+        parts = self._parts
+        num_inputs, num_landmarks = parts.input_weight.shape[1], parts.of_points.shape[1]
+        checks.scores(inputs, num_inputs, num_landmarks, parts.num_frequencies, threads)
         with one_thread(), torch.inference_mode():
-            evidence = tensors.candidate_evidence(
-                torch.from_numpy(similarity), torch.from_numpy(best_of_landmark)
-            )
-            tokens = tensors.keypoint_tokens(
-                parts,
-                torch.from_numpy(descriptors),
-                idx,
-                evidence,
-                torch.from_numpy(normalized_points),
-                torch.from_numpy(log_scales),
-            )
-            logits = tensors.candidate_logits(parts, tokens, idx, evidence)
+            logits = tensors.scores(parts, *map(torch.from_numpy, inputs))
             reliability, choice = tensors.reliability_of(logits)
         return reliability.numpy(), choice.numpy()
 
-    def with_points(self, of_points: NDArray[np.float32]) -> FloatScorer:
+    def with_points(self, of_points: Floats) -> FloatScorer:
         """As `CandidateScorer.with_points`."""
         return FloatScorer(self._parts._replace(of_points=torch.from_numpy(of_points)))
-
-
-def candidate_scorer(parts: ScorerParts) -> FloatScorer:
-    """As `Kernels.candidate_scorer`."""
-    return FloatScorer(parts)
 
 
 class NumpyResiduals:
@@ -284,32 +256,20 @@ class NumpyResiduals:
         return np.asarray(scores.T @ scores)
 
 
-def residuals(
-    keypoints: Array,
-    points: Array,
-    intrinsics: Intrinsics,
-    variances: Array,
-    point_covariances: Array | None,
-    cauchy_scale: float,
-) -> NumpyResiduals:
-    """As `Kernels.residuals`."""
-    return NumpyResiduals(keypoints, points, intrinsics, variances, point_covariances, cauchy_scale)
-
-
 def first_close(
     keypoints: Array,
     landmarks: Array,
-    landmark_idx: NDArray[np.int64],
+    landmark_idx: Indices,
     rotation: Array,
     translation: Array,
     intrinsics: Intrinsics,
     radius_px: float,
     *,
-    skipped: NDArray[np.bool_] | None = None,
-    taken: NDArray[np.bool_] | None = None,
-) -> NDArray[np.int64]:
+    skipped: Mask | None = None,
+    taken: Mask | None = None,
+) -> Indices:
     """As `Kernels.first_close`."""
-    checks.rows(landmark_idx, len(landmarks), 'landmarks')
+    checks.close(keypoints, landmarks, landmark_idx, skipped, taken)
     fx, fy, cx, cy = intrinsics
     in_camera = landmarks[landmark_idx.reshape(-1)] @ rotation.T + translation
     x, y, depth = in_camera.T.reshape(3, *landmark_idx.shape)
@@ -324,3 +284,6 @@ def first_close(
     if taken is not None:
         close &= ~taken[landmark_idx]
     return np.where(close.any(axis=1), close.argmax(axis=1), -1)
+
+
+key_index, candidate_scorer, residuals = ExactKeys, FloatScorer, NumpyResiduals

@@ -6,6 +6,7 @@ The reference computes with them on a CPU; GPUs, training and exports use them a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -151,44 +152,35 @@ def candidate_evidence(similarity: Tensor, best_of_landmark: Tensor) -> Tensor:
     )
 
 
-def keypoint_tokens(
-    parts: ScorerParts,
-    descriptors: Tensor,
-    landmark_idx: Tensor,
-    evidence: Tensor,
-    normalized_points: Tensor,
-    log_scales: Tensor,
+def scores(
+    parts: ScorerParts, *inputs: Tensor, between: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Return the tokens (N, W) of keypoints, in the dtype of the parts.
+    """Return logits (N, C + 1) float32 of candidates and 'none of them'.
 
     Args:
-        parts: Tensors.
-        descriptors, landmark_idx, normalized_points, log_scales: As for `CandidateScorer`.
-        evidence: (N, C, 4) from `candidate_evidence`.
+        parts: Tensors, all of one dtype, in which it is computed.
+        inputs: As `ScorerInputs`.
+        between: What changes the tokens (N, W) of the keypoints before candidates are looked at.
     """
+    descriptors, landmark_idx, similarity, best_of_landmark, normalized_points, log_scales = inputs
     if parts.ignores_keypoints:
         normalized_points = torch.zeros_like(normalized_points)
         log_scales = torch.zeros_like(log_scales)
+    evidence = candidate_evidence(similarity, best_of_landmark)
     place = fourier(normalized_points, parts.num_frequencies)
-    inputs = (descriptors, evidence.flatten(1), place, log_scales[:, None])
+    seen = descriptors, evidence.flatten(1), place, log_scales[:, None]
     dtype = parts.input_weight.dtype
-    x = functional.linear(
-        torch.cat([part.to(dtype) for part in inputs], dim=1), parts.input_weight, parts.input_bias
-    )
-    as_best, as_second, _ = parts.of_points
+    x = torch.cat([part.to(dtype) for part in seen], dim=1)
+    x = functional.linear(x, parts.input_weight, parts.input_bias)
+    as_best, as_second, as_any = parts.of_points
+    (count, candidates), width = landmark_idx.shape, x.shape[1]
     x += as_best.index_select(0, landmark_idx[:, 0])
-    x += as_second.index_select(0, landmark_idx[:, min(1, landmark_idx.shape[1] - 1)])
-    return x
-
-
-def candidate_logits(
-    parts: ScorerParts, tokens: Tensor, landmark_idx: Tensor, evidence: Tensor
-) -> Tensor:
-    """Return logits (N, C + 1) float32 of candidates and 'none of them' from tokens (N, W)."""
-    (count, width), candidates = tokens.shape, landmark_idx.shape[1]
-    final = functional.linear(tokens, parts.final_weight, parts.final_bias)
-    hidden = parts.of_points[2].index_select(0, landmark_idx.flatten())
-    hidden.addmm_(evidence.flatten(0, 1).to(tokens.dtype), parts.evidence_weight).relu_()
+    x += as_second.index_select(0, landmark_idx[:, min(1, candidates - 1)])
+    if between is not None:
+        x = between(x)
+    final = functional.linear(x, parts.final_weight, parts.final_bias)
+    hidden = as_any.index_select(0, landmark_idx.flatten())
+    hidden.addmm_(evidence.flatten(0, 1).to(dtype), parts.evidence_weight).relu_()
     query, constant, none = final.split([width, 1, 1], dim=1)
     learned = (hidden.view(count, candidates, width) * query[:, None]).sum(dim=-1) + constant
     logits = parts.gain * evidence[..., 2] + learned

@@ -1,6 +1,6 @@
 """Image and camera in, pose with covariance or a refusal with its reason out.
 
-The only place that chains features, network, pose solver and gates.
+The only place that chains features, network, pose solver and acceptance.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from numpy.typing import NDArray
 
 from d2s_ros.device import has_fast_bfloat16, resolve_device
 from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor, to_grey
-from d2s_ros.features.superpoint import SuperPoint
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.superpoint.extractor import SuperPoint
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.kernels.tensors import reliability_of
+from d2s_ros.localization.acceptance import PoseEvidence, check_keypoints, checks
 from d2s_ros.localization.compute_budget import FULL, Effort
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.gates import (
-    doubt_focal_length,
-    doubt_lone_thing,
-    judge,
-    judge_geometry,
-)
 from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
     find_support,
     refine_guided,
     with_focal_error,
 )
+from d2s_ros.localization.moved_object import InlierView
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.pose_solver import PoseEstimate, first_of_each, median_of, solve_pose
-from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
+from d2s_ros.localization.result import (
+    Check,
+    FrameDetails,
+    LocalizationResult,
+    LocalizationStatus,
+    first_failure,
+)
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import SceneCoordinates
 from d2s_ros.scene_models.landmark.gpu import DeviceStages, Observation
@@ -57,16 +59,15 @@ from d2s_ros.threads import one_thread
 REGRESSION_ERROR_PX = 12.0
 #: Poses that are tried for an image.
 _MAX_HYPOTHESES = 3
-#: Refusals that a prior may turn into a pose, and the share of min_inliers that it needs then.
+#: Refusals that a prior may turn into a pose.
 _PRIOR_MAY_HELP = (
     LocalizationStatus.TOO_FEW_RELIABLE,
     LocalizationStatus.NO_POSE,
     LocalizationStatus.TOO_FEW_INLIERS,
     LocalizationStatus.LOW_INLIER_SHARE,
     LocalizationStatus.POOR_SPREAD,
-    LocalizationStatus.MOVED_THING,
+    LocalizationStatus.MOVED_OBJECT,
 )
-_PRIOR_INLIERS = 1.5
 #: Covariances of such poses are larger by this: what an image hardly shows is placed less exactly
 #: than its residuals tell (docs/evaluation.md).
 _PRIOR_COVARIANCE = 4.0
@@ -91,6 +92,7 @@ class Localizer:
         self.device = device
         self.config = config or LocalizerConfig()
         manifest = scene_map.manifest
+        self._origin = scene_map.origin
         if extractor.weights_hash != manifest.features_hash:
             raise MapFormatError(
                 f'the map was built with {manifest.features.name} features '
@@ -141,8 +143,8 @@ class Localizer:
             device: 'auto', 'cpu' or 'cuda'.
             weights: Weight file of network features.
             config: Thresholds.
-            precision: 'fp32' computes everything in float32: the reference; 'bf16' and 'int8' are
-                those of network features, 'auto' the fastest here.
+            precision: 'fp32' computes everything in float32: the reference; 'int8' is that of
+                network features, 'auto' the fastest here.
 
         Raises:
             MapFormatError: the map is missing, damaged, or of other features than the extractor.
@@ -231,7 +233,7 @@ class Localizer:
                 features = self.extractor.extract(image)
             if not effort.is_full:
                 count = round(effort.keypoints * self.extractor.config.max_keypoints)
-                features = features.strongest(max(count, self.config.min_keypoints))
+                features = features.strongest(max(count, self.config.limits.min_keypoints))
         except UnsupportedImageError as error:
             return LocalizationResult(status.BAD_IMAGE, str(error))
         except CalibrationError as error:
@@ -273,13 +275,14 @@ class Localizer:
         """
         status = LocalizationStatus
         latency = {'features': features_ms, 'network': 0.0, 'pose': 0.0, 'total': features_ms}
-        if len(features) < self.config.min_keypoints:
+        enough = check_keypoints(len(features), self.config.limits)
+        if not enough.passed:
             return LocalizationResult(
-                status.TOO_FEW_KEYPOINTS,
-                f'{len(features)} keypoints, {self.config.min_keypoints} needed (dark, blurred or '
-                'empty view)',
+                enough.status,
+                enough.reason,
                 num_keypoints=len(features),
                 latency_ms=latency,
+                checks=(enough,),
             )
         started = time.perf_counter()
         if candidates is None:
@@ -292,15 +295,19 @@ class Localizer:
         scale = self._covariance_scale(num_reliable / len(features))
         if estimate is not None:
             estimate = estimate.scaled(scale)
-        outcome, reason = self._judge(features, camera, coordinates, used, num_reliable, estimate)
+        made = self._accept(features, camera, coordinates, used, num_reliable, estimate)
+        failure = first_failure(made)
+        outcome = status.LOCALIZED if failure is None else failure.status
         expected = None
         if prior is not None and candidates is not None and outcome in _PRIOR_MAY_HELP:
             known = prior()
             if known is not None:
+                if self._origin.any():
+                    known = known.moved(-self._origin)
                 expected = self._solve_near(known, features, camera, coordinates, candidates, scale)
         if expected is not None:
-            outcome, reason = status.LOCALIZED, ''
-            coordinates, used, estimate = expected
+            outcome, failure = status.LOCALIZED, None
+            coordinates, used, estimate, made = expected
         solved = time.perf_counter()
         latency['network'] = 1e3 * (predicted - started)
         latency['pose'] = 1e3 * (solved - predicted)
@@ -323,9 +330,9 @@ class Localizer:
                 coordinates.points_in_map.astype(np.float32),
                 estimate,
             )
-        return LocalizationResult(
+        result = LocalizationResult(
             outcome,
-            reason,
+            '' if failure is None else failure.reason,
             estimate.camera_from_map.inverse() if localized and estimate else None,
             estimate.covariance if localized and estimate else None,
             len(features),
@@ -337,9 +344,12 @@ class Localizer:
             len(used),
             estimate.focal_error if estimate is not None else (0.0, float('inf')),
             with_prior=expected is not None,
+            checks=(enough, *made),
         )
+        # All is computed relative to the origin; only what comes in and goes out is not.
+        return result.moved(self._origin) if self._origin.any() else result
 
-    def _judge(
+    def _accept(
         self,
         features: LocalFeatures,
         camera: Camera,
@@ -347,49 +357,32 @@ class Localizer:
         used: NDArray[np.int64],
         num_reliable: int,
         estimate: PoseEstimate | None,
-    ) -> tuple[LocalizationStatus, str]:
-        calibration = self.scene_map.manifest.calibration
-        outcome, reason = judge(
-            estimate,
-            camera,
-            len(used),
-            self.config,
-            calibration,
-            self.error_threshold_px(camera),
-            num_reliable,
-            float(coordinates.reliability[used].sum()),
-        )
-        if outcome is LocalizationStatus.LOCALIZED and estimate is not None:
-            return self._doubt(features, camera, coordinates, used, estimate)
-        return outcome, reason
-
-    def _doubt(
-        self,
-        features: LocalFeatures,
-        camera: Camera,
-        coordinates: SceneCoordinates,
-        used: NDArray[np.int64],
-        estimate: PoseEstimate,
-    ) -> tuple[LocalizationStatus, str]:
-        """Judge what the landmarks around and the size of the image say of a pose."""
-        table = self.scene_map.landmark_table
-        if table is not None:
+        prior: PosePrior | None = None,
+    ) -> tuple[Check, ...]:
+        """Return the checks that decide whether a pose is accepted."""
+        calibration, table = self.scene_map.manifest.calibration, self.scene_map.landmark_table
+        view = None
+        if table is not None and estimate is not None:
             inliers = used[estimate.inlier_mask]
-            doubt = doubt_lone_thing(
-                estimate,
+            view = InlierView(
                 camera.undistort(features.keypoints[inliers]),
                 coordinates.points_in_map[inliers],
                 table.points_in_map,
-                camera,
-                self.config,
-                self.scene_map.manifest.calibration.scene_depth,
             )
-            if doubt:
-                return LocalizationStatus.MOVED_THING, doubt
-            doubt = doubt_focal_length(estimate, self.config)
-            if doubt:
-                return LocalizationStatus.CALIBRATION_MISMATCH, doubt
-        return LocalizationStatus.LOCALIZED, ''
+        evidence = PoseEvidence(
+            camera,
+            estimate,
+            len(used),
+            self.error_threshold_px(camera),
+            num_reliable,
+            float(coordinates.reliability[used].sum()),
+            calibration.chance_evidence,
+            calibration.chance_scale,
+            calibration.scene_depth,
+            view,
+            prior,
+        )
+        return checks(evidence, self.config.limits)
 
     @torch.inference_mode()
     def find_candidates(self, features: LocalFeatures) -> Candidates | None:
@@ -497,12 +490,12 @@ class Localizer:
             estimate = self._solve(ideal, sigmas, camera.ideal, coordinates, used, matches)
             if best[1] is None:
                 best = used, estimate
-            if estimate is None or estimate.inlier_mask.sum() < self.config.min_inliers:
+            if estimate is None or estimate.inlier_mask.sum() < self.config.limits.min_inliers:
                 break
             spread = estimate.spread(camera)
             if spread > most:
                 best, most = (used, estimate), spread
-            if spread >= self.config.doubtful_spread:
+            if spread >= self.config.limits.doubtful_spread:
                 break
             used = used[~estimate.inlier_mask]
         used, estimate = best
@@ -518,8 +511,8 @@ class Localizer:
         coordinates: SceneCoordinates,
         candidates: Candidates,
         covariance_scale: float,
-    ) -> tuple[SceneCoordinates, NDArray[np.int64], PoseEstimate] | None:
-        """Return a pose found among what can be seen from where the camera should be.
+    ) -> tuple[SceneCoordinates, NDArray[np.int64], PoseEstimate, tuple[Check, ...]] | None:
+        """Return an accepted pose found among what can be seen from where the camera should be.
 
         As little as the network may trust an image, what it shows is asked here of candidates that
         lie in the right place: an image of another place finds a few among them, by chance.
@@ -542,17 +535,12 @@ class Localizer:
         )
         if estimate is None:
             return None
-        if estimate.inlier_mask.sum() < _PRIOR_INLIERS * self.config.min_inliers:
-            return None
         estimate = with_focal_error(estimate, matches, self._solver_config)
         estimate = estimate.scaled(covariance_scale * _PRIOR_COVARIANCE)
-        localized = LocalizationStatus.LOCALIZED
-        outcome, _ = judge_geometry(estimate, camera, self.config, calibration.scene_depth)
-        if outcome is not localized or prior.disagrees(estimate):
+        made = self._accept(features, camera, named, used, 0, estimate, prior)
+        if first_failure(made) is not None:
             return None
-        if self._doubt(features, camera, named, used, estimate)[0] is not localized:
-            return None
-        return named, used, estimate
+        return named, used, estimate, made
 
     def _matches(
         self,

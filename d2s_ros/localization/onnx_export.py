@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d2s_ros.errors import InputError, UsageError
-from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
-from d2s_ros.features.superpoint_int8 import calibration_image
+from d2s_ros.features.superpoint.extractor import SuperPoint
+from d2s_ros.features.superpoint.int8 import calibration_image
+from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.kernels.tensors import candidate_evidence, reliability_of, score_map
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork
@@ -46,7 +47,7 @@ class DenseMaps(nn.Module):
         Args:
             image: (1, 1, H, W) uint8 grey, H and W multiples of 8.
         """
-        logits, descriptors = self.network.whole(image.float() / 255.0)
+        logits, descriptors = self.network(image.float() / 255.0)
         return score_map(logits), descriptors
 
 

@@ -8,18 +8,17 @@ pose of an image that needs none, and an image of another place has nothing to a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.guided_refinement import CandidateMatches, most_similar_close
-from d2s_ros.localization.pose_solver import PoseEstimate
 
-#: Standard deviations of a prior that landmarks are looked for in, and that a pose may be off by.
-_SEARCH_SIGMAS, _AGREEING_SIGMAS = 3.0, 4.0
+#: Standard deviations of a prior that landmarks are looked for in.
+_SEARCH_SIGMAS = 3.0
 #: Largest radius of that search, share of the focal length: further out chance finds poses too.
 _MAX_SEARCH = 0.06
 
@@ -37,6 +36,10 @@ class PosePrior:
     map_from_camera: RigidTransform
     sigma_m: float
     sigma_deg: float
+
+    def moved(self, offset: NDArray[np.float64]) -> PosePrior:
+        """Return the prior moved by an offset (3,) of the map frame."""
+        return replace(self, map_from_camera=self.map_from_camera.moved(offset))
 
     def search_px(self, camera: Camera, depth: float, threshold_px: float) -> float:
         """Return how far from their projection landmarks are looked for; 0 if that is too far.
@@ -59,23 +62,6 @@ class PosePrior:
         if radius <= 0:
             return np.empty((0, 2), np.int64)
         return most_similar_close(matches, self.map_from_camera.inverse(), radius)
-
-    def disagrees(self, estimate: PoseEstimate) -> str:
-        """Return why a pose is not what was expected, or tells nothing new; empty if it is."""
-        distance, turn = pose_error(estimate.camera_from_map.inverse(), self.map_from_camera)
-        sigmas = [
-            float(np.sqrt(np.linalg.eigvalsh(estimate.covariance[part, part])[-1]))
-            for part in (slice(0, 3), slice(3, 6))
-        ]
-        allowed = _AGREEING_SIGMAS * float(np.hypot(sigmas[0], self.sigma_m))
-        allowed_turn = _AGREEING_SIGMAS * float(np.hypot(np.degrees(sigmas[1]), self.sigma_deg))
-        if sigmas[0] > self.sigma_m:
-            return f'less certain ({sigmas[0]:.3f} m) than what was expected ({self.sigma_m:.3f} m)'
-        if distance > allowed:
-            return f'{distance:.3f} m from where it was expected, {allowed:.3f} m allowed'
-        if turn > allowed_turn:
-            return f'{turn:.1f} degrees from what was expected, {allowed_turn:.1f} allowed'
-        return ''
 
 
 #: Asked where the camera should be; None where nothing is known.

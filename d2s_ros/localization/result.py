@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,58 @@ class LocalizationStatus(str, Enum):
     TOO_FEW_INLIERS = 'too_few_inliers'
     LOW_INLIER_SHARE = 'low_inlier_share'
     POOR_SPREAD = 'poor_spread'
-    MOVED_THING = 'moved_thing'
+    MOVED_OBJECT = 'moved_thing'
     UNCERTAIN = 'uncertain'
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison that decided whether a pose is accepted.
+
+    Attributes:
+        name: What was compared, such as 'inliers'.
+        value: What the image has.
+        limit: What it was compared with: the number that applied to this image.
+        at_least: Whether the value must be at least the limit; else it must be at most that.
+        status: Of the image if this check fails and none before it.
+        reason: One line for people: value and limit, and why this limit applied.
+    """
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool
+    status: LocalizationStatus
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value keeps the limit; what is not a number does not."""
+        return bool(self.value >= self.limit if self.at_least else self.value <= self.limit)
+
+    @property
+    def comparison(self) -> str:
+        """Value and limit in a few characters, such as '25 >= 14' or '0.9 > 0.5 failed'."""
+        signs = ('>=', '<') if self.at_least else ('<=', '>')
+        text = f'{self.value:.4g} {signs[not self.passed]} {self.limit:.4g}'
+        return text if self.passed else f'{text} failed'
+
+    def to_report(self) -> dict[str, Any]:
+        """Return the check as JSON types."""
+        return {
+            'name': self.name,
+            'value': self.value if isfinite(self.value) else None,
+            'limit': self.limit if isfinite(self.limit) else None,
+            'at_least': self.at_least,
+            'passed': self.passed,
+            'status': self.status.value,
+            'reason': self.reason,
+        }
+
+
+def first_failure(checks: Iterable[Check]) -> Check | None:
+    """Return the first check that failed: it gives the status; None if all passed."""
+    return next((check for check in checks if not check.passed), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +91,17 @@ class FrameDetails:
         reliability: (N,) float32 in [0, 1].
         reliable: (N,) bool, given to the pose solver.
         inlier: (N,) bool, agrees with the pose (all False without one).
-        points_in_map: (N, 3) float32, predicted scene coordinates in the map frame.
-        estimate: What the solver found, before the gates; for studies of the gates, never to be
-            acted on. None if it found nothing.
+        points_in_map: (N, 3) predicted scene coordinates in the map frame; float32, or float64 in
+            maps with an origin.
+        estimate: What the solver found, accepted or not, relative to the map's origin; for studies,
+            never to be acted on. None if it found nothing.
     """
 
     keypoints: NDArray[np.float32]
     reliability: NDArray[np.float32]
     reliable: NDArray[np.bool_]
     inlier: NDArray[np.bool_]
-    points_in_map: NDArray[np.float32]
+    points_in_map: NDArray[np.floating[Any]]
     estimate: PoseEstimate | None = None
 
 
@@ -70,6 +123,9 @@ class LocalizationResult:
         focal_error: Logarithm of the focal length that fits best over the one given, and its
             standard deviation; 0 and infinity if nothing is known.
         with_prior: The image alone would have been refused: it was known where to look.
+        checks: What decided the status, in order; with a prior those of the pose found with it.
+            Empty if the image was refused before any. Checks that cost time are made only where the
+            ones before them passed, and one of which nothing is known is not made.
     """
 
     status: LocalizationStatus
@@ -85,6 +141,18 @@ class LocalizationResult:
     num_used: int = 0
     focal_error: tuple[float, float] = (0.0, float('inf'))
     with_prior: bool = False
+    checks: tuple[Check, ...] = ()
+
+    def moved(self, offset: NDArray[np.float64]) -> LocalizationResult:
+        """Return the result with its pose and points moved by an offset (3,) of the map frame."""
+        pose, details = self.map_from_camera, self.details
+        if details is not None:
+            details = replace(details, points_in_map=details.points_in_map + offset)
+        return replace(
+            self,
+            map_from_camera=None if pose is None else pose.moved(offset),
+            details=details,
+        )
 
     @property
     def localized(self) -> bool:
@@ -107,4 +175,5 @@ class LocalizationResult:
             'reprojection_error_px': float(error) if np.isfinite(error) else None,
             'latency_ms': dict(self.latency_ms),
             'with_prior': self.with_prior,
+            'checks': [check.to_report() for check in self.checks],
         }

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.cameras import projection_jacobian
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
+from d2s_ros.localization.acceptance import inlier_evidence
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.gates import evidence
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.manifest import Calibration
 from d2s_ros.maps.scene_map import SceneMap
@@ -43,12 +44,13 @@ _MIN_CHANCE_SCALE = 1.0
 #: Images that must still see a landmark for it to be one.
 _MIN_OBSERVATIONS = 2
 
-
-#: Poses are judged by their errors here, not by gates.
-_OPEN = LocalizerConfig(
+#: The truth is known here, so that a pose need only have enough inliers to be compared with it.
+CALIBRATION_LIMITS = Limits(
     false_accept_rate=0.5,
     min_inlier_share=0.1,
+    min_inlier_share_with_support=0.08,
     min_spread=0.01,
+    min_spread_of_safe_extent=0.005,
     min_extent=0.0,
     max_flat_extent=0.0,
     max_rotation_sigma_deg=180.0,
@@ -69,7 +71,7 @@ def calibrate(
 
     The covariance scale makes the median normalised squared error that of six degrees of freedom.
     Without `candidates` (the regression head) an image cannot be left out of the map, so only
-    held-out images are judged, unless they are too few.
+    held-out images are compared, unless they are too few.
 
     Args:
         scene_map: The map, not calibrated yet.
@@ -82,7 +84,7 @@ def calibrate(
     Returns:
         The calibration, and the accuracy on images the network was not trained on.
     """
-    localizer = Localizer(scene_map, extractor, config=_OPEN)
+    localizer = Localizer(scene_map, extractor, config=LocalizerConfig(limits=CALIBRATION_LIMITS))
     others: LeaveOneOut | None = None
     if statistics is not None and scene_map.landmark_table is not None:
         others = LeaveOneOut(reconstruction, scene_map.landmark_table, statistics)
@@ -168,7 +170,7 @@ def chance_evidence(
     total = len(reconstruction.images)
     chosen = np.linspace(0, total - 1, min(total, _CHANCE_IMAGES)).round().astype(int)
     rng = np.random.default_rng(0)
-    localizer = Localizer(scene_map, extractor, config=_OPEN)
+    localizer = Localizer(scene_map, extractor, config=LocalizerConfig(limits=CALIBRATION_LIMITS))
     values = []
     for index in chosen:
         image = reconstruction.images[index]
@@ -186,7 +188,7 @@ def chance_evidence(
             features = replace(features, keypoints=features.keypoints[order])
         result = by_chance.localize_features(features, image.camera)
         values.append(
-            evidence(
+            inlier_evidence(
                 result.num_inliers,
                 result.num_used,
                 image.camera,

@@ -19,8 +19,8 @@ from d2s_ros.config import option, to_dict, validate
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureConfig, FeatureExtractor, create_extractor
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import REGRESSION_ERROR_PX, Localizer
@@ -36,7 +36,9 @@ from d2s_ros.maps.manifest import Calibration, MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import collect_update_data
+from d2s_ros.reconstruction.origin import choose_origin, moved, relative_to
 from d2s_ros.reconstruction.pipeline import reconstruct
+from d2s_ros.reconstruction.pose_check import find_doubtful_poses
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     MappedImage,
@@ -197,7 +199,7 @@ class BuildResult:
 
     Attributes:
         scene_map: The map that was written.
-        reconstruction: Tracks and points it was made from.
+        reconstruction: Tracks and points it was made from, in the map frame.
         dropped: Why images of the log were not used, with counts.
     """
 
@@ -296,6 +298,8 @@ def _build(
         stages=stages,
         progress=progress,
     )
+    origin = choose_origin(images)
+    images = relative_to(images, origin)
     clock = timed('features', clock)
     log = stages.log('reconstruction')
     known = log.get('points')
@@ -329,7 +333,18 @@ def _build(
         # The times of a build that was interrupted are those of its last run.
         'resumed': stages.resumed,
     }
-    manifest = replace(scene_map.manifest, metrics=metrics)
+    if reconstruction.metric:
+        metrics['doubtful_poses'] = _doubtful_poses(reconstruction)
+    useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
+    if useless:
+        _logger.warning(
+            'none of the %d held-out images is localized in the map that was built: are the poses '
+            'those of the optical frame of the camera (z forward, x right), do they fit the '
+            'images, and is the calibration right?',
+            metrics['holdout_images'],
+        )
+    x, y, z = origin.tolist()
+    manifest = replace(scene_map.manifest, metrics=metrics, origin=(x, y, z))
     update_data = None
     if config.keep_update_data:
         update_data = collect_update_data(
@@ -339,9 +354,37 @@ def _build(
         )
     # A build that was killed after its map was written goes on as if it was not.
     written = store.write(
-        replace(scene_map, manifest=manifest), update_data, unless_live=stages.resumed
+        replace(scene_map, manifest=manifest),
+        update_data,
+        # Such a map must not take the place of one that works.
+        promote=not useless or store.current() is None,
+        unless_live=stages.resumed,
     )
-    return BuildResult(written, reconstruction, dropped)
+    return BuildResult(written, moved(reconstruction, origin), dropped)
+
+
+def _doubtful_poses(reconstruction: Reconstruction) -> list[dict[str, Any]]:
+    """Return the images whose given poses contradict what they show, and name them in a warning."""
+    doubtful = find_doubtful_poses(reconstruction)
+    if doubtful:
+        worst = max(doubtful, key=lambda doubt: doubt.distance)
+        _logger.warning(
+            'the poses of %d of %d images contradict what they show: %s; the worst is off by '
+            '%.2f m and %.1f deg. Correct these poses or leave these images out',
+            len(doubtful),
+            len(reconstruction.images),
+            ', '.join(doubt.name for doubt in doubtful),
+            worst.distance,
+            worst.angle_deg,
+        )
+    return [
+        {
+            'name': doubt.name,
+            'distance_m': round(doubt.distance, 3),
+            'angle_deg': round(doubt.angle_deg, 2),
+        }
+        for doubt in doubtful
+    ]
 
 
 def _pose_changes(

@@ -26,12 +26,11 @@ from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.maps.files import BUILDING_SUFFIX, LOCK_FILE, open_lock
 
 _logger = logging.getLogger(__name__)
 
-_SUFFIX = '.building'
 _DESCRIPTION_FILE = 'build.json'
-_LOCK_FILE = '.lock'
 _CHECKPOINT_FILE = 'training.pt'
 #: Stages that depend on all images together, not on one alone.
 _AFTER_FEATURES = ('matches', 'reconstruction', 'samples')
@@ -63,11 +62,11 @@ class BuildStages:
         self.folder: Path | None = None
         if map_path is None:
             return
-        root = map_path.resolve()
-        folder = root.with_name(root.name + _SUFFIX)
+        root = map_path.expanduser().resolve()
+        folder = root.with_name(root.name + BUILDING_SUFFIX)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / _LOCK_FILE, 'w')  # noqa: SIM115
+            self._lock = open_lock(folder / LOCK_FILE)
         except OSError as error:
             _logger.warning(
                 'cannot write %s (%s): an interrupted build will start from the beginning',
@@ -159,7 +158,7 @@ class BuildStages:
                 ', '.join(names),
             )
         for entry in self.folder.iterdir():
-            if entry.name != _LOCK_FILE:
+            if entry.name != LOCK_FILE:
                 entry.unlink()
         self._write(self._description)
 

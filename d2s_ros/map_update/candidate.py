@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.config import from_dict, to_dict
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.map_building.pipeline import calibrate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap, landmarks_of

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.candidate import Candidate, train_as_published, train_candidate
 from d2s_ros.map_update.context import UpdateContext
-from d2s_ros.map_update.gate import MapUnderTest, PromotionDecision, judge
 from d2s_ros.map_update.growth import GrownMap
 from d2s_ros.map_update.label_database import LabelledFrame
+from d2s_ros.map_update.promotion import MapUnderTest, PromotionDecision, decide_promotion
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import collect_update_data, statistics_of
 from d2s_ros.reconstruction.reconstruction import Reconstruction, make_reconstruction
@@ -23,7 +23,7 @@ def propose_candidate(
     context: UpdateContext,
     grown: GrownMap | None,
     used: list[LabelledFrame],
-    judges: list[LabelledFrame],
+    held_out_frames: list[LabelledFrame],
     results: dict[tuple[str, str], LocalizationResult],
     figures: dict[str, Any],
 ) -> tuple[PromotionDecision, SceneMap, dict[str, NDArray[Any]]]:
@@ -33,7 +33,7 @@ def propose_candidate(
         context: The update.
         grown: Old and new images; None with the recipe 'paper'.
         used: Frames that teach the candidate.
-        judges: Frames held out of it.
+        held_out_frames: Frames held out of it.
         results: What the incumbent says of frames, by log and name.
         figures: Counts, extended by those of growing.
 
@@ -63,20 +63,20 @@ def propose_candidate(
         )
         tested = MapUnderTest(scene_map, context.extractor, old_statistics, old.images)
         context.status.step('gate', 88)
-        decision = judge(incumbent, tested, data.logs, judges, config.gate)
+        decision = decide_promotion(incumbent, tested, data.logs, held_out_frames, config.gate)
         return decision, scene_map, context.incumbent.load_update_data()
     assert grown is not None
     figures.update(grown.figures)
     context.status.step('training', 70, **grown.figures)
     candidate = _train(context, grown, None)
     context.status.step('gate', 88)
-    decision = _decide(context, incumbent, candidate, judges)
+    decision = _decide(context, incumbent, candidate, held_out_frames)
     if not decision.promote and decision.lost_frames:
         # What only adds may lose nothing.
         context.status.step('second candidate', 91)
         keep = np.flatnonzero(old_statistics.landmark_of_point >= 0)
         second = _train(context, grown, keep)
-        second_decision = _decide(context, incumbent, second, judges)
+        second_decision = _decide(context, incumbent, second, held_out_frames)
         first_reasons, reasons = decision.reasons, second_decision.reasons
         if second_decision.promote:
             why = f'it only adds; with training: {"; ".join(first_reasons)}'
@@ -131,7 +131,7 @@ def _decide(
     context: UpdateContext,
     incumbent: MapUnderTest,
     candidate: Candidate,
-    judges: list[LabelledFrame],
+    held_out_frames: list[LabelledFrame],
 ) -> PromotionDecision:
     tested = MapUnderTest(
         candidate.scene_map,
@@ -139,7 +139,9 @@ def _decide(
         candidate.statistics,
         candidate.grown.reconstruction.images,
     )
-    return judge(incumbent, tested, context.data.logs, judges, context.config.gate)
+    return decide_promotion(
+        incumbent, tested, context.data.logs, held_out_frames, context.config.gate
+    )
 
 
 def _limit_images(grown: GrownMap, count: int) -> tuple[Reconstruction, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from d2s_ros.config import option, validate
+from d2s_ros.localization.limits import Limits
 
 RECIPES = ('verified', 'paper')
 
@@ -30,6 +31,19 @@ class KeyframeConfig:
         validate(self)
 
 
+#: Of poses that labels imply. Labels are many and made from several images: less than this is
+#: wrong, and what is accepted teaches the map (E006 of docs/experiments.md).
+LABEL_LIMITS = Limits(
+    min_inliers=30,
+    min_inliers_without_support=30,
+    min_inlier_share=0.12,
+    min_inlier_share_with_support=0.12,
+    min_spread=0.08,
+    max_rotation_sigma_deg=0.5,
+    max_relative_translation_sigma=0.02,
+)
+
+
 @dataclass(frozen=True)
 class LabelConfig:
     """How labels are copied, and when a pose counts as verified."""
@@ -50,19 +64,7 @@ class LabelConfig:
     rounds: int = option(
         3, 'Verified frames serve as mapping images for the others in so many rounds.', minimum=1
     )
-    min_inliers: int = option(30, 'Poses with fewer inliers are not believed.', minimum=6)
-    min_inlier_share: float = option(
-        0.12, 'Poses with a smaller share of inliers are not believed.', minimum=0.0, maximum=1.0
-    )
-    min_spread: float = option(
-        0.08, 'Share of the image that the ellipse of the inliers must cover.', minimum=0.0
-    )
-    max_rotation_sigma_deg: float = option(
-        0.5, 'Less certain poses are not believed.', unit='deg', minimum=0.0
-    )
-    max_relative_translation_sigma: float = option(
-        0.02, 'Largest standard deviation of the position over the scene depth.', minimum=0.0
-    )
+    limits: Limits = field(default_factory=lambda: LABEL_LIMITS)
     min_agreeing_images: int = option(
         2, 'Mapping images that must each support the pose.', minimum=1
     )
@@ -164,7 +166,7 @@ class GateConfig:
     )
     max_old_logs: int = option(
         10,
-        'Logs judged one by one; with more, those between the first and the latest are one.',
+        'Logs compared one by one; with more, those between the first and the latest are one.',
         minimum=3,
     )
     confidence: float = option(0.9, 'Of the bootstrap interval.', minimum=0.5, maximum=0.999)
@@ -184,7 +186,7 @@ class UpdateConfig:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     holdout_every: int = option(
-        4, 'Every n-th keyframe is never labelled and judges the candidate.', minimum=2
+        4, 'Every n-th keyframe is never labelled; the candidate is compared on it.', minimum=2
     )
     steps: int = option(300, 'Training steps.', minimum=0)
     steps_per_image: int = option(5, 'Fewer steps where this times the images is less.', minimum=1)

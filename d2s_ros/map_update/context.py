@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from d2s_ros.config import from_dict
+from d2s_ros.data.sources import LogOptions
 from d2s_ros.errors import ConfigError
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.map_building.pipeline import BuildConfig
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.maps.scene_map import SceneMap
@@ -66,9 +67,10 @@ class UpdateContext:
         data: Its mapping images.
         extractor: Of its features.
         config: Options.
+        log_options: Topics and calibration of the logs.
         device: 'cpu' or 'cuda'.
         folder: What a resumed run needs.
-        status: Told of each step.
+        status: Notes each step.
         show_progress: Whether to show progress bars.
     """
 
@@ -76,6 +78,7 @@ class UpdateContext:
     data: MappingData
     extractor: FeatureExtractor
     config: UpdateConfig
+    log_options: LogOptions
     device: str
     folder: Path
     status: UpdateStatus

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.data.frames import FrameSource
-from d2s_ros.features.extractor import FeatureExtractor, to_grey
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.map_update.config import KeyframeConfig
 from d2s_ros.reconstruction.matching import match_mutual

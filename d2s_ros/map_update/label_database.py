@@ -47,7 +47,7 @@ class LabelledFrame:
 
     Attributes:
         keyframe: The frame.
-        held_out: It judges the candidate and must not teach it.
+        held_out: The candidate is compared on it and must not learn from it.
         reason: Why it is not used; empty if it is.
         point_idx: (N,) int64 trusted label of each keypoint, -1 for none.
         map_from_camera: Verified pose; None without (always with the recipe 'paper').

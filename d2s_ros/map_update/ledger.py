@@ -15,12 +15,16 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from d2s_ros.data.sources import LogOptions
 from d2s_ros.errors import InputError
-from d2s_ros.maps.files import UPDATES_FOLDER
+from d2s_ros.maps.files import UPDATES_FOLDER, open_lock
 
+#: Verdict on a log that could not be read.
+UNREADABLE = 'unreadable'
 _LEDGER = 'ledger.json'
 
 
@@ -32,7 +36,7 @@ class UpdateLedger:
     """The used logs of one map."""
 
     def __init__(self, map_path: str | os.PathLike[str]) -> None:
-        self.folder = Path(map_path) / UPDATES_FOLDER
+        self.folder = Path(map_path).expanduser() / UPDATES_FOLDER
 
     def entries(self) -> list[dict[str, Any]]:
         """Return what is recorded, oldest first; a damaged ledger counts as empty."""
@@ -40,18 +44,44 @@ class UpdateLedger:
             document = json.loads((self.folder / _LEDGER).read_text())
         except (OSError, ValueError):
             return []
-        return document if isinstance(document, list) else []
+        if not isinstance(document, list):
+            return []
+        return [entry for entry in document if isinstance(entry, dict)]
 
-    def record(self, logs: Sequence[dict[str, Any]], verdict: str, version: str) -> None:
-        """Remember logs, given by their `identity`, as used."""
+    def record(
+        self,
+        logs: Sequence[dict[str, Any]],
+        verdict: str,
+        version: str,
+        options: LogOptions | None = None,
+    ) -> None:
+        """Remember logs, given by their `identity`, as used.
+
+        Args:
+            logs: The logs.
+            verdict: On them, or UNREADABLE.
+            version: Of the map that was written; '' without.
+            options: How logs that are unreadable were read.
+        """
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
-        added = [{**log, 'verdict': verdict, 'version': version, 'time': now} for log in logs]
+        how = {} if options is None else {'options': asdict(options)}
+        added = [
+            {**log, 'verdict': verdict, 'version': version, 'time': now, **how} for log in logs
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(self.folder / _LEDGER, [*self.entries(), *added])
 
-    def unused(self, logs: Sequence[Path]) -> list[Path]:
-        """Return the logs that no update has used, or that have grown since."""
-        used = {(entry.get('path'), entry.get('bytes')) for entry in self.entries()}
+    def unused(self, logs: Sequence[Path], options: LogOptions | None = None) -> list[Path]:
+        """Return the logs that no update has used, or that have grown since.
+
+        A log that was unreadable with other options counts as unused.
+        """
+        how = asdict(options or LogOptions())
+        used = [
+            (entry.get('path'), entry.get('bytes'))
+            for entry in self.entries()
+            if entry.get('verdict') != UNREADABLE or entry.get('options') == how
+        ]
         found = []
         for log in logs:
             key = identity(log)
@@ -67,7 +97,7 @@ class UpdateLedger:
             UpdateRunningError: if another update holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / 'lock', 'w') as handle:
+        with open_lock(self.folder / 'lock') as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -87,11 +117,15 @@ class UpdateLedger:
 
 def identity(log: Path) -> dict[str, Any]:
     """Return the path and size of a log."""
-    path = log.resolve()
-    if path.is_dir():
-        size = sum(entry.stat().st_size for entry in path.rglob('*') if entry.is_file())
-    else:
-        size = path.stat().st_size if path.exists() else 0
+    path = Path(os.path.realpath(log))
+    try:
+        if path.is_dir():
+            size = sum(entry.stat().st_size for entry in path.rglob('*') if entry.is_file())
+        else:
+            size = path.stat().st_size
+    except OSError:
+        # Removed, or not to be read: that is told where it is opened.
+        size = 0
     return {'path': str(path), 'bytes': size}
 
 

@@ -46,7 +46,7 @@ def find_wrong_focal_lengths(
             for position, factor in enumerate(_FOCAL_FACTORS):
                 estimate, _ = solve_labels(frame.keyframe, labels, database, calibration, factor)
                 counts[position] += 0 if estimate is None else estimate.inlier_mask.sum()
-        if counts.max() < config.min_inliers:
+        if counts.max() < config.limits.min_inliers:
             continue
         best = _FOCAL_FACTORS[int(np.argmax(counts))]
         given = counts[_FOCAL_FACTORS.index(1.0)]

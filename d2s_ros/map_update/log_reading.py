@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.sources import open_source
-from d2s_ros.errors import D2SError, InputError
+from d2s_ros.errors import BagError, CalibrationError, D2SError, UnsupportedImageError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.map_building.stages import keep_features, load_features
 from d2s_ros.map_update.context import UpdateContext
@@ -28,37 +30,48 @@ _logger = logging.getLogger(__name__)
 _FRAMES_KEY = 'frames'
 
 
-def read_logs(
-    context: UpdateContext, logs: Sequence[Path]
-) -> tuple[list[Keyframe], list[FrameRecord], list[int]]:
-    """Select the keyframes of all logs.
+@dataclass(frozen=True, eq=False)
+class ReadLogs:
+    """What the logs of an update hold.
 
-    Returns:
-        The keyframes, records of the frames that were dropped, and the positions of the logs that
-        could be read.
-
-    Raises:
-        InputError: no log can be read.
+    Attributes:
+        keyframes: Of all logs.
+        records: The frames that were dropped, and the logs.
+        used: Positions of the logs that could be read.
+        bad: Positions of the logs that are damaged, or lack what is needed; no other time or place
+            would make them readable.
+        problems: Why each log that could not be read could not.
     """
-    keyframes: list[Keyframe] = []
-    records: list[FrameRecord] = []
-    readable: list[int] = []
-    problems = []
+
+    keyframes: list[Keyframe] = field(default_factory=list)
+    records: list[FrameRecord] = field(default_factory=list)
+    used: list[int] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_logs(context: UpdateContext, logs: Sequence[Path]) -> ReadLogs:
+    """Select the keyframes of all logs; a log that cannot be read is left out."""
+    result = ReadLogs()
     for position, log in enumerate(logs):
         context.status.step('frames', 30 * position / len(logs), logs=len(logs))
         try:
             found, dropped = _read_log(context, position, log)
-        except D2SError as error:
-            problems.append(f'{log}: {error}')
-            _logger.warning('%s is not used: %s', log, error)
-            records.append(FrameRecord(_log_name(log), '', 0, 'dropped', str(error)))
+        except Exception as error:  # whatever one log does, the others must be used
+            text = str(error) if isinstance(error, D2SError) else f'{type(error).__name__}: {error}'
+            if not isinstance(error, D2SError):
+                _logger.exception('%s is not used: unexpected error', log)
+            else:
+                _logger.warning('%s is not used: %s', log, text)
+            if isinstance(error, (BagError, CalibrationError, UnsupportedImageError)):
+                result.bad.append(position)
+            result.problems.append(f'{log}: {text}')
+            result.records.append(FrameRecord(_log_name(log), '', 0, 'dropped', text))
             continue
-        readable.append(position)
-        keyframes += found
-        records += dropped
-    if not readable:
-        raise InputError('no log can be read: ' + '; '.join(problems))
-    return keyframes, records, readable
+        result.used.append(position)
+        result.keyframes.extend(found)
+        result.records.extend(dropped)
+    return result
 
 
 def choose_held_out(keyframes: Sequence[Keyframe], every: int) -> list[bool]:
@@ -80,7 +93,7 @@ def _read_log(
         known = _load_keyframes(kept)
         if known is not None:
             return known
-        source = open_source(log, partial=True)
+        source = open_source(log, options=context.log_options, partial=True, want_poses=False)
         found, dropped = select_keyframes(
             source,
             _log_name(log),
@@ -95,7 +108,7 @@ def _read_log(
 
 
 def _log_name(log: Path) -> str:
-    return log.resolve().name
+    return Path(os.path.realpath(log)).name
 
 
 def _keep_keyframes(log: StageLog, keyframes: list[Keyframe], records: list[FrameRecord]) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.config import to_dict
+from d2s_ros.data.sources import LogOptions
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import D2SError, InputError, MapFormatError
-from d2s_ros.features.extractor import FeatureExtractor, create_extractor
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.candidate_decision import propose_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.context import Progress, UpdateContext, UpdateStatus
-from d2s_ros.map_update.gate import PromotionDecision
 from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
 from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons
 from d2s_ros.map_update.label_database import LabelledFrame
-from d2s_ros.map_update.ledger import UpdateLedger, identity
+from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
+from d2s_ros.map_update.promotion import PromotionDecision
 from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.maps.files import UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
@@ -76,6 +78,7 @@ def update_map(
     logs: Sequence[str | os.PathLike[str]],
     config: UpdateConfig | None = None,
     *,
+    log_options: LogOptions | None = None,
     dry_run: bool = False,
     work_dir: str | os.PathLike[str] | None = None,
     device: str = 'auto',
@@ -92,6 +95,7 @@ def update_map(
         map_path: Map folder with update data.
         logs: rosbag2 logs (cut off or being written is fine) or image folders with a calibration.
         config: Options.
+        log_options: Topics and calibration of all logs.
         dry_run: Do everything but write to the map.
         work_dir: Folder for what a resumed run needs; in the map's folder if None.
         device: 'auto', 'cpu' or 'cuda'.
@@ -105,7 +109,8 @@ def update_map(
         MapFormatError: the map is missing, damaged or has no update data.
     """
     config = config or UpdateConfig()
-    root = Path(map_path)
+    log_options = log_options or LogOptions()
+    root = Path(map_path).expanduser()
     status = UpdateStatus(progress)
     store = MapStore(root)
     if store.current() is None:
@@ -123,9 +128,15 @@ def update_map(
     ledger = UpdateLedger(root)
     with ledger.locked():
         try:
-            paths = [Path(log) for log in logs]
-            run = _Run(store, paths, config, work_dir, status, device, weights, show_progress)
-            result = run.execute(dry_run)
+            paths = [Path(log).expanduser() for log in logs]
+            run = _Run(
+                store, paths, config, log_options, work_dir, status, device, weights, show_progress
+            )
+            try:
+                result = run.execute(dry_run)
+            finally:
+                if run.bad_logs and not dry_run:
+                    ledger.record(run.bad_logs, UNREADABLE, '', log_options)
             if not dry_run:
                 ledger.record(run.used_logs, result.verdict, result.candidate_version)
                 store.prune(config.keep_versions, config.keep_megabytes * 1_000_000)
@@ -155,6 +166,7 @@ class _Run:
         store: MapStore,
         logs: list[Path],
         config: UpdateConfig,
+        log_options: LogOptions,
         work_dir: str | os.PathLike[str] | None,
         status: UpdateStatus,
         device: str,
@@ -164,10 +176,13 @@ class _Run:
         self.store, self.logs = store, logs
         device = resolve_device(device)
         incumbent = SceneMap.open(store.root)
+        self.origin = incumbent.manifest.origin
+        # Everything is computed relative to the origin; results leave with it.
+        incumbent = incumbent.in_local_frame()
         if incumbent.landmark_table is None:
             raise InputError(
                 'maps with the regression head cannot be updated: no image can be left out of '
-                'them, so nothing could judge the update; build a map with landmarks'
+                'them, so nothing could compare the update; build a map with landmarks'
             )
         data = MappingData.from_map(incumbent)
         extractor: FeatureExtractor = create_extractor(
@@ -180,17 +195,27 @@ class _Run:
             'created': incumbent.manifest.created,
             'logs': self.identities,
             'config': to_dict(config),
+            'log_options': asdict(log_options),
         }
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:16]
-        parent = Path(work_dir) if work_dir else store.root / UPDATES_FOLDER / 'work'
+        parent = Path(work_dir).expanduser() if work_dir else store.root / UPDATES_FOLDER / 'work'
         folder = parent / f'run-{digest}'
         if folder.exists():
             _logger.info('going on with an interrupted update')
         folder.mkdir(parents=True, exist_ok=True)
         self.context = UpdateContext(
-            incumbent, data, extractor, config, device, folder, status, show_progress
+            incumbent,
+            data,
+            extractor,
+            config,
+            log_options,
+            device,
+            folder,
+            status,
+            show_progress,
         )
         self.used_logs: list[dict[str, Any]] = []
+        self.bad_logs: list[dict[str, Any]] = []
 
     def clean_up(self) -> None:
         folder = self.context.folder
@@ -203,8 +228,12 @@ class _Run:
     def execute(self, dry_run: bool) -> UpdateResult:
         context = self.context
         incumbent, status = context.incumbent, context.status
-        keyframes, records, readable = read_logs(context, self.logs)
-        self.used_logs = [self.identities[position] for position in readable]
+        read = read_logs(context, self.logs)
+        self.used_logs = [self.identities[position] for position in read.used]
+        self.bad_logs = [self.identities[position] for position in read.bad]
+        if not read.used:
+            raise InputError('no log can be read: ' + '; '.join(read.problems))
+        keyframes, records = read.keyframes, read.records
         held_out = choose_held_out(keyframes, context.config.holdout_every)
         status.step('labels', 30, keyframes=len(keyframes))
         localizer = Localizer(incumbent, context.extractor, device=context.device)
@@ -212,11 +241,11 @@ class _Run:
         frames, grown = self._label(keyframes, held_out, known)
         records += [_record(frame) for frame in frames]
         used = [frame for frame in frames if frame.usable and not frame.held_out]
-        judges = [frame for frame in frames if frame.held_out and frame.map_from_camera is not None]
+        compared = [f for f in frames if f.held_out and f.map_from_camera is not None]
         counts = {
             'frames': len(records),
             'used': len(used),
-            'held_out': len(judges),
+            'held_out': len(compared),
             'dropped': sum(record.outcome == 'dropped' for record in records),
         }
         status.step('growth', 65, **counts)
@@ -238,11 +267,12 @@ class _Run:
             for keyframe, result in zip(keyframes, known, strict=True)
         }
         decision, candidate, update_data = propose_candidate(
-            context, grown, used, judges, results, figures
+            context, grown, used, compared, results, figures
         )
         figures['seconds'] = dict(status.seconds)
         manifest = replace(
             candidate.manifest,
+            origin=self.origin,
             metrics={
                 **incumbent.manifest.metrics,
                 **candidate.manifest.metrics,
@@ -312,10 +342,10 @@ class _Run:
             published = label_frames(
                 keyframes, held_out, context.data, 'paper', context.config.labels
             )
-            # Frames that judge need a reference pose whatever the recipe is.
+            # Held-out frames need a reference pose whatever the recipe is.
             return [
-                judge_frame if judge_frame.held_out else frame
-                for judge_frame, frame in zip(frames, published, strict=True)
+                referenced if referenced.held_out else frame
+                for referenced, frame in zip(frames, published, strict=True)
             ], None
         grown: GrownMap | None = None
         matches: dict[tuple[str, str], NDArray[np.int64]] = {}
@@ -350,6 +380,15 @@ class _Run:
         figures: dict[str, Any],
         frames: list[LabelledFrame],
     ) -> UpdateResult:
+        poses = np.array([image.map_from_camera.to_tum() for image in self.context.data.images])
+        if any(self.origin):
+            poses[:, :3] += self.origin
+            frames = [
+                frame
+                if frame.map_from_camera is None
+                else replace(frame, map_from_camera=frame.map_from_camera.moved(self.origin))
+                for frame in frames
+            ]
         return UpdateResult(
             verdict,
             reasons,
@@ -359,7 +398,7 @@ class _Run:
             records,
             figures,
             frames,
-            np.array([image.map_from_camera.to_tum() for image in self.context.data.images]),
+            poses,
         )
 
 

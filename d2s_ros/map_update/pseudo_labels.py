@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
-from d2s_ros.localization.pose_solver import PoseEstimate
-from d2s_ros.localization.result import LocalizationResult
+from d2s_ros.localization.acceptance import PoseEvidence, checks
+from d2s_ros.localization.result import LocalizationResult, first_failure
 from d2s_ros.map_update.config import LabelConfig
 from d2s_ros.map_update.keyframes import Keyframe
 from d2s_ros.map_update.label_database import (
@@ -53,7 +53,7 @@ def label_frames(
 
     Args:
         keyframes: Frames; nothing is known of their poses.
-        held_out: Frames that judge the candidate: verified, but never a source of labels.
+        held_out: Frames to compare the candidate on: verified, but never a source of labels.
         data: The mapping images.
         recipe: 'verified' or 'paper'.
         config: Options.
@@ -179,14 +179,14 @@ def _label(
             radius_px=radius,
             min_similarity=config.min_search_similarity,
         )
-        return _verify(frame, labels, database, guess, calibration, config, config.min_spread)
+        return _verify(frame, labels, database, guess, calibration, config)
 
     if incumbent is not None:
         confirmed = near(incumbent)
         if confirmed.usable:
             return replace(confirmed, confirmed=True)
     labels = database.copy_labels(frame.keyframe, neighbours, config.ratio)
-    found = _verify(frame, labels, database, incumbent, calibration, config, config.min_spread)
+    found = _verify(frame, labels, database, incumbent, calibration, config)
     if found.map_from_camera is None:
         return found
     # A right pose predicts where much more is to be seen, a wrong one only what misled it.
@@ -205,21 +205,20 @@ def _verify(
     expected: RigidTransform | None,
     calibration: Calibration,
     config: LabelConfig,
-    min_spread: float,
 ) -> LabelledFrame:
-    """Judge the labels of a frame by the pose they imply."""
+    """Keep the labels of a frame if the pose they imply is accepted."""
     frame = replace(frame, num_labels=len(labels), num_inliers=0, map_from_camera=None)
     if len(labels) < config.min_labels:
         return replace(frame, reason=f'{len(labels)} labels copied, {config.min_labels} needed')
     keyframe = frame.keyframe
     estimate, order = solve_labels(keyframe, labels, database, calibration)
-    if estimate is None:
-        return replace(frame, reason='no pose explains the copied labels')
-    inliers = order[estimate.inlier_mask]
+    inliers = order[:0] if estimate is None else order[estimate.inlier_mask]
     frame = replace(frame, num_inliers=len(inliers))
-    reason = _doubt(estimate, len(inliers), len(order), frame, config, min_spread)
-    if reason:
-        return replace(frame, reason=reason)
+    evidence = PoseEvidence(keyframe.camera, estimate, num_used=len(order))
+    failure = first_failure(checks(evidence, config.limits))
+    if failure is not None:
+        return replace(frame, reason=failure.reason)
+    assert estimate is not None
     supporting = _supporting(labels, inliers, database, config)
     if supporting < config.min_agreeing_images:
         return replace(
@@ -241,36 +240,6 @@ def _verify(
         covariance=estimate.covariance * calibration.covariance_scale,
         median_depth=estimate.median_depth,
     )
-
-
-def _doubt(
-    estimate: PoseEstimate,
-    num_inliers: int,
-    num_labels: int,
-    frame: LabelledFrame,
-    config: LabelConfig,
-    min_spread: float,
-) -> str:
-    """Return why a pose is not believed, or nothing."""
-    if num_inliers < config.min_inliers:
-        return f'{num_inliers} labels agree with one pose, {config.min_inliers} needed'
-    if num_inliers < config.min_inlier_share * num_labels:
-        share = 100 * num_inliers / num_labels
-        return f'{share:.0f} % of the labels agree with one pose, too few'
-    spread = estimate.spread(frame.keyframe.camera)
-    if spread < min_spread:
-        return f'the agreeing labels cover {100 * spread:.1f} % of the image, too little'
-    if estimate.rank_deficient:
-        return 'the labels leave the pose undetermined'
-    covariance = estimate.covariance
-    rotation = float(np.degrees(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])))
-    translation = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
-    if rotation > config.max_rotation_sigma_deg:
-        return f'the rotation is uncertain by {rotation:.2f} degrees'
-    if translation > config.max_relative_translation_sigma * estimate.median_depth:
-        share = 100 * translation / max(estimate.median_depth, 1e-9)
-        return f'the position is uncertain by {share:.1f} % of the scene depth'
-    return ''
 
 
 def _supporting(

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
+from typing import IO
 
 from d2s_ros.errors import MapFormatError
 
@@ -23,6 +25,54 @@ CURRENT_FILE = 'current'
 #: What map updates remember about a map, beside its versions.
 UPDATES_FOLDER = '.updates'
 LOCK_FILE = '.lock'
+#: What an unfinished build has done is kept beside the map, in a folder of its name and this.
+BUILDING_SUFFIX = '.building'
+
+#: Largest files that are read, in bytes: what is larger is none of these.
+_MAX_CURRENT = 4096
+MAX_MANIFEST = 64 << 20
+#: Longest name of a version.
+_MAX_NAME = 64
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Read a file that is one: never waits for a pipe, never reads a device.
+
+    Args:
+        path: The file, or a link to it.
+        max_bytes: Refuse larger files.
+
+    Raises:
+        MapFormatError: it is no regular file, or larger.
+        OSError: it is missing or cannot be read.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, 'rb') as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise MapFormatError(f'{path} is not a regular file; restore the map or build it again')
+        if found.st_size > max_bytes:
+            raise MapFormatError(
+                f'{path} has {found.st_size} bytes, at most {max_bytes} are expected; restore the '
+                'map or build it again'
+            )
+        return file.read(max_bytes)
+
+
+def open_lock(path: Path, *, create: bool = True) -> IO[bytes]:
+    """Open a file to lock; never waits for a pipe.
+
+    Raises:
+        MapFormatError: it is no regular file.
+        OSError: it cannot be opened, or is missing and not to be made.
+    """
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise MapFormatError(f'{path} is not a regular file; delete it')
+    return open(descriptor, 'r+b')
 
 
 def list_versions(root: Path) -> list[str]:
@@ -48,13 +98,14 @@ def read_current(root: Path) -> tuple[str, str] | None:
     """
     path = root / CURRENT_FILE
     try:
-        text = path.read_bytes().decode()
+        text = read_regular(path, _MAX_CURRENT).decode()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise MapFormatError(f'{path} cannot be read: {error}') from error
     name, _, digest = text.removesuffix('\n').partition(' ')
-    if not name.isalnum() or (digest and text != current_text(name, digest)):
+    known = name.isascii() and name.isalnum() and len(name) <= _MAX_NAME
+    if not known or (digest and text != current_text(name, digest)):
         raise MapFormatError(
             f'{path} is damaged; write the name of a version into it (versions: '
             f'{", ".join(list_versions(root)) or "none"})'
@@ -69,7 +120,7 @@ def current_text(version: str, digest: str) -> str:
 
 def manifest_file_digest(folder: Path) -> str:
     """Return the digest of a version's manifest; through it, of everything in the version."""
-    return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+    return hashlib.sha256(read_regular(folder / MANIFEST_FILE, MAX_MANIFEST)).hexdigest()
 
 
 def version_folder(path: Path) -> Path:
@@ -94,7 +145,12 @@ def version_folder(path: Path) -> Path:
             f'{path / CURRENT_FILE} names version {current!r}, which is not there; versions: '
             f'{", ".join(list_versions(path)) or "none"}'
         )
-    if digest and (folder / MANIFEST_FILE).exists() and manifest_file_digest(folder) != digest:
+    try:
+        differs = bool(digest) and manifest_file_digest(folder) != digest
+    except OSError:
+        # Reading the manifest says what is wrong with it.
+        differs = False
+    if differs:
         raise MapFormatError(
             f'{path}: {CURRENT_FILE} and the manifest of version {current} do not fit; '
             'one of them is damaged, restore the map or build it again'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,29 @@ from typing import Any
 from d2s_ros import __version__
 from d2s_ros.config import from_dict, to_dict
 from d2s_ros.errors import CalibrationError, ConfigError, MapFormatError
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.maps.files import MANIFEST_FILE
+from d2s_ros.maps.files import MANIFEST_FILE, MAX_MANIFEST, read_regular
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+#: Formats that are read: 2 has no origin.
+_READABLE_FORMATS = (2, 3)
+#: JSON types of the entries that are taken as they stand.
+_JSON_TYPES = {
+    'features_hash': str,
+    'head': str,
+    'network': dict,
+    'cameras': list,
+    'map_frame': str,
+    'metric': bool,
+    'version': str,
+    'parent': str,
+    'created': str,
+    'software': str,
+    'metrics': dict,
+    'build': dict,
+    'files': dict,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,11 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class MapManifest:
-    """What a map says about itself; see docs/map_format.md."""
+    """What a map says about itself; see docs/map_format.md.
+
+    All coordinates of a map are kept relative to `origin`, a point of the map frame in float64:
+    float32 tells points apart by half a metre at 5,000 km from zero.
+    """
 
     features: FeatureConfig
     features_hash: str
@@ -53,6 +76,7 @@ class MapManifest:
     calibration: Calibration = field(default_factory=Calibration)
     map_frame: str = 'map'
     metric: bool = True
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     version: str = ''
     parent: str = ''
     created: str = ''
@@ -71,36 +95,39 @@ def read_manifest(folder: Path) -> MapManifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, MAX_MANIFEST)
         document = json.loads(raw)
     except FileNotFoundError as error:
         raise MapFormatError(f'{folder} has no {MANIFEST_FILE}: not a map') from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MapFormatError(
             f'{path} is damaged ({error}); restore the map or build it again'
         ) from error
     if not isinstance(document, dict):
         raise MapFormatError(f'{path} is damaged (not an object); restore or build again')
     found = document.get('format_version')
-    if found != FORMAT_VERSION:
+    if found not in _READABLE_FORMATS or isinstance(found, bool):
+        known = ' and '.join(map(str, _READABLE_FORMATS))
         raise MapFormatError(
-            f'{folder} has map format {found}, this software reads {FORMAT_VERSION}; build the '
-            'map again'
+            f'{folder} has map format {found!r:.80}, this software reads {known}; build the map '
+            'again'
         )
     canonical = manifest_text(document) == raw
     digest = document.pop('digest', None)
     if not canonical or digest != _digest(document):
         raise MapFormatError(f'{path} is damaged (digest differs); restore or build again')
     try:
+        _check_types(document)
         return MapManifest(
             features=from_dict(FeatureConfig, document['features']),
             features_hash=document['features_hash'],
             head=document['head'],
             network=document['network'],
             cameras=tuple(Camera.from_dict(camera) for camera in document['cameras']),
-            calibration=from_dict(Calibration, document['calibration']),
+            calibration=_read_calibration(document['calibration']),
             map_frame=document['map_frame'],
             metric=document['metric'],
+            origin=_read_origin(document) if found >= 3 else (0.0, 0.0, 0.0),
             version=document['version'],
             parent=document['parent'],
             created=document['created'],
@@ -108,9 +135,56 @@ def read_manifest(folder: Path) -> MapManifest:
             metrics=document['metrics'],
             build=document['build'],
             files=document['files'],
+            format_version=found,
         )
-    except (KeyError, TypeError, ConfigError, CalibrationError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        ConfigError,
+        CalibrationError,
+    ) as error:
         raise MapFormatError(f'{path} is incomplete ({error}); build the map again') from error
+
+
+def _check_types(document: dict[str, Any]) -> None:
+    """Check the JSON types of what is taken as it stands."""
+    for key, kind in _JSON_TYPES.items():
+        if not isinstance(document[key], kind):
+            raise TypeError(f'{key} is {document[key]!r:.80}, expected {kind.__name__}')
+    for name, entry in document['files'].items():
+        size = entry['size']
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise ValueError(f'the size of {name} is {size!r:.80}')
+
+
+def _read_origin(document: dict[str, Any]) -> tuple[float, float, float]:
+    values = document['origin']
+    if (
+        not isinstance(values, list)
+        or len(values) != 3
+        or not all(type(value) is float and math.isfinite(value) for value in values)
+    ):
+        raise ValueError(f'origin is {values!r:.80}, expected three finite numbers')
+    x, y, z = values
+    return x, y, z
+
+
+def _read_calibration(values: dict[str, Any]) -> Calibration:
+    """Return the calibration of a manifest.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+        ValueError: values that no calibration can have.
+    """
+    calibration = from_dict(Calibration, values)
+    for name, value in vars(calibration).items():
+        positive = name in ('sigma_px', 'covariance_scale')
+        if not math.isfinite(value) or value < 0 or (positive and value == 0):
+            raise ValueError(f'calibration.{name} is {value}')
+    return calibration
 
 
 def manifest_document(manifest: MapManifest) -> dict[str, Any]:
@@ -133,6 +207,8 @@ def manifest_document(manifest: MapManifest) -> dict[str, Any]:
         'build': manifest.build,
         'files': manifest.files,
     }
+    if manifest.format_version >= 3:
+        document['origin'] = list(manifest.origin)
     return {**document, 'digest': _digest(document)}
 
 
@@ -152,11 +228,11 @@ def read_checked(folder: Path, name: str, manifest: MapManifest) -> bytes:
     Raises:
         MapFormatError: it is missing, or its size or hash differ from the manifest.
     """
+    expected = manifest.files.get(name, {})
     try:
-        data = (folder / name).read_bytes()
+        data = read_regular(folder / name, int(expected.get('size', 0)))
     except OSError as error:
         raise MapFormatError(f'{folder} lacks {name}; restore the map or build it again') from error
-    expected = manifest.files.get(name, {})
     if len(data) != expected.get('size') or hashlib.sha256(data).hexdigest() != expected.get(
         'sha256'
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,29 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from d2s_ros.config import from_dict
-from d2s_ros.errors import ConfigError, MapFormatError
+from d2s_ros.errors import CalibrationError, ConfigError, MapFormatError
 from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE, version_folder
 from d2s_ros.maps.manifest import MapManifest, read_checked, read_manifest
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
+from d2s_ros.scene_models.landmark.stored_tensors import check_landmark_tensors
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
+
+#: What reading tensors that no map can have raises.
+CONTENT_ERRORS = (
+    SafetensorError,
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    ConfigError,
+    CalibrationError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +62,33 @@ class SceneMap:
         """Read the live version of a map folder, or a version's own folder.
 
         Raises:
-            MapFormatError: missing, damaged (any flipped or missing byte), or of another format.
+            MapFormatError: missing, damaged (any flipped or missing byte), of another format, or
+                written with contents that no map can have.
         """
-        folder = version_folder(Path(path))
+        folder = version_folder(Path(path).expanduser())
         manifest = read_manifest(folder)
         data = read_checked(folder, LOCALIZATION_FILE, manifest)
         try:
             tensors = load_tensors(data)
+            check_finite(tensors)
             return _unpack(manifest, tensors, folder)
-        except (SafetensorError, KeyError, ValueError, RuntimeError, ConfigError) as error:
+        except CONTENT_ERRORS as error:
             raise MapFormatError(
                 f'{folder / LOCALIZATION_FILE} does not fit its manifest ({error}); build the map '
                 'again'
             ) from error
+
+    @property
+    def origin(self) -> NDArray[np.float64]:
+        """The point (3,) of the map frame that all stored coordinates are relative to."""
+        return np.array(self.manifest.origin)
+
+    def in_local_frame(self) -> SceneMap:
+        """Return the map as if its origin were that of the map frame.
+
+        Its poses are then relative to `manifest.origin`, like everything that it stores.
+        """
+        return replace(self, manifest=replace(self.manifest, origin=(0.0, 0.0, 0.0)))
 
     def load_update_data(self) -> dict[str, NDArray[Any]]:
         """Read what updates need.
@@ -76,14 +106,31 @@ class SceneMap:
                 f'{self.path} has lost its update data ({UPDATE_FILE}); localization works, '
                 'updates do not'
             )
-        tensors: dict[str, NDArray[Any]] = load_tensors(
-            read_checked(self.path, UPDATE_FILE, self.manifest)
-        )
+        data = read_checked(self.path, UPDATE_FILE, self.manifest)
+        try:
+            tensors: dict[str, NDArray[Any]] = load_tensors(data)
+            check_finite(tensors)
+        except CONTENT_ERRORS as error:
+            raise MapFormatError(
+                f'{self.path / UPDATE_FILE} does not fit its manifest ({error}); build the map '
+                'again'
+            ) from error
         return tensors
 
     def localization_size_bytes(self) -> int:
         """Return the size of what a robot needs, without the feature extractor."""
         return int(self.manifest.files.get(LOCALIZATION_FILE, {}).get('size', 0))
+
+
+def check_finite(tensors: dict[str, NDArray[Any]]) -> None:
+    """Check that all numbers are numbers.
+
+    Raises:
+        ValueError: a tensor holds infinity or NaN; the message names it.
+    """
+    for name, value in tensors.items():
+        if value.dtype.kind == 'f' and not np.isfinite(value).all():
+            raise ValueError(f'{name} has values that are not finite')
 
 
 def serialize_model(scene_map: SceneMap) -> bytes:
@@ -135,6 +182,7 @@ def _unpack(manifest: MapManifest, tensors: dict[str, NDArray[Any]], folder: Pat
     if manifest.head != 'landmark':
         raise MapFormatError(f'{folder} has a head of unknown type {manifest.head!r}')
     config = from_dict(LandmarkConfig, manifest.network)
+    check_landmark_tensors(tensors, config)
     codes = ProductCodes(tensors['key_codebook'], tensors['key_codes'], config.descriptor_dim)
     covariances = np.zeros((len(tensors['points']), 3, 3), np.float32)
     rows, columns = np.triu_indices(3)

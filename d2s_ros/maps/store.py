@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from d2s_ros import __version__
-from d2s_ros.errors import MapFormatError
+from d2s_ros.errors import MapFormatError, UsageError
 from d2s_ros.maps.files import (
+    BUILDING_SUFFIX,
     CURRENT_FILE,
     LOCALIZATION_FILE,
     LOCK_FILE,
@@ -28,11 +28,18 @@ from d2s_ros.maps.files import (
     current_text,
     list_versions,
     manifest_file_digest,
+    open_lock,
     read_current,
     sync_folder,
     write_synced,
 )
-from d2s_ros.maps.manifest import MapManifest, manifest_document, manifest_text, read_manifest
+from d2s_ros.maps.manifest import (
+    FORMAT_VERSION,
+    MapManifest,
+    manifest_document,
+    manifest_text,
+    read_manifest,
+)
 from d2s_ros.maps.scene_map import SceneMap, serialize, serialize_model
 
 #: What is being written; left behind only by a writer that was killed.
@@ -46,7 +53,7 @@ class MapStore:
     """The versions of one map folder."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def versions(self) -> list[str]:
         """Return the names of complete versions, oldest first."""
@@ -111,7 +118,9 @@ class MapStore:
         versions = self.root / 'versions'
         numbers = [int(entry.name) for entry in versions.iterdir() if entry.name.isdigit()]
         version = f'{max(numbers, default=0) + 1:04d}'
-        folder = Path(tempfile.mkdtemp(prefix=_NEW_PREFIX, dir=versions))
+        # Nobody else writes while the lock is held.
+        folder = versions / f'{_NEW_PREFIX}{os.getpid()}'
+        folder.mkdir()
         try:
             current = self.current() or ''
             manifest = _write_version(folder, scene_map, update_data, version, current)
@@ -120,7 +129,6 @@ class MapStore:
                 if live.files == manifest.files:
                     shutil.rmtree(folder)
                     return live
-            os.chmod(folder, 0o755)
             os.replace(folder, versions / version)
             sync_folder(versions)
             if promote:
@@ -179,19 +187,68 @@ class MapStore:
         self.promote(parent)
         return parent
 
-    def strip(self, version: str | None = None) -> None:
-        """Delete the update data of one version, or of all; localization keeps working."""
+    def strip(self, version: str | None = None) -> list[str]:
+        """Delete the update data of one version, or of all; localization keeps working.
+
+        Of all versions, also what updates and an interrupted build have left: features of images,
+        pictures of trajectories, names and paths of logs. Nothing outside the map folder and
+        `MAP.building` is touched: of a link, the link is deleted and never what it names.
+
+        Returns:
+            What is left that tells of the images, one line each.
+
+        Raises:
+            MapFormatError: there is no such version, or a link stands in for a folder of it.
+            UsageError: a build or an update of this map is at work.
+        """
         names = self.versions()
         if not names or (version and version not in names):
             raise MapFormatError(
                 f'{self.root} has no version {version or ""}; it has: {", ".join(names) or "none"}'
             )
-        with self._locked():
-            for name in [version] if version else names:
-                (self.root / 'versions' / name / UPDATE_FILE).unlink(missing_ok=True)
+        versions = self.root / 'versions'
+        with self._locked(), contextlib.ExitStack() as stack:
+            folders = [versions / version] if version else list(versions.iterdir())
+            for folder in (versions, *folders):
+                if folder.is_symlink():
+                    raise MapFormatError(
+                        f'{folder} is a link to {os.readlink(folder)}; strip the map there, or '
+                        'delete the link'
+                    )
             if version is None:
-                # Unfinished updates hold descriptors of their logs.
-                shutil.rmtree(self.root / UPDATES_FOLDER / 'work', ignore_errors=True)
+                resolved = self.root.resolve()
+                building = resolved.with_name(resolved.name + BUILDING_SUFFIX)
+                # While others are at work, what they write would come back.
+                _hold(stack, self.root / UPDATES_FOLDER / 'lock', f'an update of {self.root}')
+                _hold(stack, building / LOCK_FILE, f'a build of {self.root}')
+                for leftover in (self.root / UPDATES_FOLDER, building):
+                    _delete(leftover)
+                for prefix in (_NEW_PREFIX, _OLD_PREFIX):
+                    for folder in versions.glob(f'{prefix}*'):
+                        _delete(folder)
+                folders = [folder for folder in folders if folder.is_dir()]
+            for folder in folders:
+                (folder / UPDATE_FILE).unlink(missing_ok=True)
+        return self._left_after_strip(version)
+
+    def _left_after_strip(self, version: str | None) -> list[str]:
+        left = ['points and descriptors of landmarks, from which views of the place can be guessed']
+        names = self.versions()
+        updated = [
+            name
+            for name in names
+            if (read_manifest(self.root / 'versions' / name).metrics.get('update') or {})
+        ]
+        if updated:
+            left.append(f'names of logs in the manifests of versions {", ".join(updated)}')
+        whole = [name for name in names if (self.root / 'versions' / name / UPDATE_FILE).exists()]
+        if whole:
+            left.append(f'update data of versions {", ".join(whole)}')
+        if version is not None and (self.root / UPDATES_FOLDER).exists():
+            left.append(
+                'what updates remember, with paths of logs; strip all versions to delete it'
+            )
+        return left
 
     def prune(self, keep: int, max_bytes: int) -> list[str]:
         """Delete old versions, oldest first, but never the live one or its parent.
@@ -232,7 +289,7 @@ class MapStore:
                 (self.root / 'versions').mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 try:
-                    handle = stack.enter_context(open(path, 'w'))
+                    handle = stack.enter_context(open_lock(path))
                 except FileNotFoundError:
                     # Another writer that failed removed the folder it had made.
                     if create:
@@ -257,6 +314,30 @@ class MapStore:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(self.root)
+
+
+def _hold(stack: contextlib.ExitStack, lock: Path, who: str) -> None:
+    """Hold a lock if there is one.
+
+    Raises:
+        UsageError: somebody else holds it.
+    """
+    try:
+        handle = stack.enter_context(open_lock(lock, create=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UsageError(f'{who} is at work; wait for it, or stop it') from error
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a folder, or a link itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check_root(root: Path) -> None:
@@ -294,6 +375,7 @@ def _write_version(
         created=created,
         files=files,
         software=__version__,
+        format_version=FORMAT_VERSION,
     )
     write_synced(folder / MANIFEST_FILE, manifest_text(manifest_document(manifest)))
     sync_folder(folder)

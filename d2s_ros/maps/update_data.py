@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.errors import MapFormatError
+from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.scene_map import CONTENT_ERRORS, SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction, make_reconstruction
 from d2s_ros.reconstruction.retrieval import Vlad
 from d2s_ros.scene_models.landmark.table import LandmarkStatistics, LandmarkTable
@@ -51,20 +51,22 @@ class MappingData:
         """Decode the update data of a map.
 
         Raises:
-            MapFormatError: stripped, damaged, or incomplete.
+            MapFormatError: stripped, damaged, incomplete, or with contents that no map can have.
         """
         tensors = scene_map.load_update_data()
         try:
             return cls._decode(tensors, scene_map.manifest.metric)
-        except (KeyError, ValueError, IndexError) as error:
+        except (*CONTENT_ERRORS, InputError) as error:
             raise MapFormatError(
-                f'the update data of {scene_map.path} is incomplete ({error}); build the map again'
+                f'the update data of {scene_map.path} cannot be used ({error}); build the map again'
             ) from error
 
     @classmethod
     def _decode(cls, tensors: dict[str, NDArray[Any]], metric: bool) -> MappingData:
-        names = json.loads(bytes(tensors['names']))
-        cameras = [Camera.from_dict(item) for item in json.loads(bytes(tensors['cameras']))]
+        names = _read_json(tensors, 'names')
+        cameras = [Camera.from_dict(item) for item in _read_json(tensors, 'cameras')]
+        logs = _read_json(tensors, 'logs') if 'logs' in tensors else [''] * len(names)
+        _check(tensors, names, len(cameras), logs)
         descriptors = dequantise(tensors['descriptors'], tensors['descriptor_scales'])
         offsets = tensors['offsets']
         images = []
@@ -96,7 +98,7 @@ class MappingData:
             Vlad(tensors['vlad_centroids']),
             tensors['global_descriptors'].astype(np.float32),
             metric,
-            json.loads(bytes(tensors['logs'])) if 'logs' in tensors else [''] * len(images),
+            logs,
         )
 
     def reconstruction(self) -> Reconstruction:
@@ -172,6 +174,62 @@ def _keypoints_to_keep(image: MappedImage, count: int) -> NDArray[np.int64]:
     """Return labelled keypoints first, then the strongest others, in their original order."""
     order = np.argsort(image.point_idx < 0, kind='stable')[:count]
     return np.sort(order)
+
+
+def _read_json(tensors: dict[str, NDArray[Any]], name: str) -> list[Any]:
+    found = json.loads(tensors[name].tobytes())
+    if not isinstance(found, list):
+        raise ValueError(f'{name} is no list')
+    return found
+
+
+def _check(
+    tensors: dict[str, NDArray[Any]], names: list[Any], num_cameras: int, logs: list[Any]
+) -> None:
+    """Check shapes, types, values and indices of update data.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: one cannot be right; the message names it.
+    """
+    images, rows = len(names), len(tensors['keypoints'])
+    if not images:
+        raise ValueError('there are no images')
+    for name, entries in (('names', names), ('logs', logs)):
+        if len(entries) != images or not all(isinstance(entry, str) for entry in entries):
+            raise ValueError(f'{name} are not {images} texts')
+    dim = tensors['descriptors'].shape[-1]
+    centroids = tensors['vlad_centroids']
+    for name, kind, shape in (
+        ('descriptors', 'int8', (rows, dim)),
+        ('descriptor_scales', 'float16', (rows,)),
+        ('keypoints', 'float32', (rows, 2)),
+        ('scales', 'float16', (rows,)),
+        ('point_idx', 'int32', (rows,)),
+        ('offsets', 'int64', (images + 1,)),
+        ('points', 'float32', (len(tensors['points']), 3)),
+        ('poses', 'float64', (images, 7)),
+        ('camera_idx', 'int32', (images,)),
+        ('stamps_ns', 'int64', (images,)),
+        ('vlad_centroids', 'float32', (len(centroids), dim)),
+        ('global_descriptors', 'float16', (images, len(centroids) * dim)),
+    ):
+        value = tensors[name]
+        if str(value.dtype) != kind or value.shape != shape:
+            raise ValueError(f'{name} is {value.dtype} {value.shape}, expected {kind} {shape}')
+    offsets = tensors['offsets']
+    if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+        raise ValueError(f'offsets do not divide {rows} keypoints')
+    for name, low, count in (
+        ('point_idx', -1, len(tensors['points'])),
+        ('camera_idx', 0, num_cameras),
+    ):
+        index = tensors[name]
+        if index.size and not (low <= index.min() and index.max() < count):
+            raise ValueError(f'{name} has values outside {low} to {count - 1}')
+    for name in ('scales', 'descriptor_scales'):
+        if (tensors[name] <= 0).any():
+            raise ValueError(f'{name} has values that are not positive')
 
 
 def quantise(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:

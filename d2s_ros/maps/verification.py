@@ -16,7 +16,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
     Stripped update data is not an error.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     if (root / MANIFEST_FILE).exists():
         folders = [root]
         problems: list[str] = []

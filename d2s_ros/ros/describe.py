@@ -11,7 +11,8 @@ import sys
 import textwrap
 from typing import Any
 
-from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.localization.limits import Limits
+from d2s_ros.ros.localizer_config import SHOWN_LIMITS, LocalizerNodeConfig
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig
 from d2s_ros.ros.parameters import parameter_fields
 
@@ -28,7 +29,7 @@ def _scalar(value: Any) -> str:
     return repr(value)
 
 
-def _limits(metadata: Any) -> str:
+def _allowed(metadata: Any) -> str:
     if metadata.get('choices'):
         return ', '.join(metadata['choices'])
     low, high = metadata.get('minimum'), metadata.get('maximum')
@@ -54,31 +55,56 @@ def yaml_text(config: type[Any] = LocalizerNodeConfig, node: str = 'localizer') 
             if groups[: depth + 1] != path[: depth + 1]:
                 lines.append(f'{"  " * (depth + 2)}{group}:')
         groups = path
-        indent = '  ' * (len(path) + 2)
-        text = field.metadata['description']
-        if field.metadata['unit']:
-            text += f' Unit: {field.metadata["unit"]}.'
-        if limits := _limits(field.metadata):
-            text += f' Allowed: {limits}.'
-        lines += [f'{indent}# {line}' for line in textwrap.wrap(text, _WIDTH - len(indent))]
-        lines.append(f'{indent}{leaf}: {_scalar(default)}')
+        lines += _entry(leaf, field.metadata, default, '  ' * (len(path) + 2))
     return '\n'.join(lines) + '\n'
 
 
-def parameter_table(config: type[Any] = LocalizerNodeConfig) -> str:
+def _entry(
+    name: str, metadata: Any, default: Any, indent: str = '', *, sources: bool = False
+) -> list[str]:
+    """Return the lines of one option: its meaning as a comment, its name and its default."""
+    text = metadata['description']
+    if metadata['unit']:
+        text += f' Unit: {metadata["unit"]}.'
+    if allowed := _allowed(metadata):
+        text += f' Allowed: {allowed}.'
+    if sources and metadata['experiment']:
+        text += f' Source: {metadata["experiment"]}.'
+    lines = [f'{indent}# {line}' for line in textwrap.wrap(text, _WIDTH - len(indent))]
+    return [*lines, f'{indent}{name}: {_scalar(default)}']
+
+
+def limits_text() -> str:
+    """Return config/limits.yaml: every limit that is no parameter, with its default."""
+    head = (
+        'Limits of acceptance with their defaults; written by python -m d2s_ros.ros.describe '
+        '--write. Name a file with those that you change in the parameter localizer.limits_file. '
+        f'{", ".join(SHOWN_LIMITS)} are parameters of the node. A source such as E001 is a row of '
+        'docs/experiments.md.'
+    )
+    lines = [f'# {line}' for line in textwrap.wrap(head, _WIDTH)]
+    for name, field, _, default in parameter_fields(Limits):
+        if name not in SHOWN_LIMITS:
+            lines += ['', *_entry(name, field.metadata, default, sources=True)]
+    return '\n'.join(lines) + '\n'
+
+
+def parameter_table(
+    config: type[Any] = LocalizerNodeConfig, state_of: str = 'While configured'
+) -> str:
     """Return the Markdown table of a node's parameters."""
     fields = list(parameter_fields(config))
     # Where all can be changed there is nothing to say about it.
     states = any(field.metadata['read_only'] for _, field, *_ in fields)
     lines = [
-        f'| Parameter | Default | Unit | Allowed |{" While configured |" * states} Meaning |',
+        f'| Parameter | Default | Unit | Allowed |{f" {state_of} |" * states} Meaning |',
         '|---' * (5 + states) + '|',
     ]
     for name, field, _, default in fields:
         metadata = field.metadata
         state = ' fixed |' if metadata['read_only'] else ' changeable |'
         lines.append(
-            f'| `{name}` | `{_scalar(default)}` | {metadata["unit"]} | {_limits(metadata)} |'
+            f'| `{name}` | `{_scalar(default)}` | {metadata["unit"]} | {_allowed(metadata)} |'
             f'{state * states} {metadata["description"]} |'
         )
     return '\n'.join(lines) + '\n'
@@ -86,17 +112,21 @@ def parameter_table(config: type[Any] = LocalizerNodeConfig) -> str:
 
 def with_tables(document: str) -> str:
     """Return the README with the parameter tables of both nodes between their marks."""
-    for name, config in (('', LocalizerNodeConfig), ('map_updater ', MapUpdaterConfig)):
+    for name, config, state_of in (
+        ('', LocalizerNodeConfig, 'While configured'),
+        ('map_updater ', MapUpdaterConfig, 'While running'),
+    ):
         start, end = f'<!-- {name}parameters -->\n', f'<!-- end of {name}parameters -->\n'
         before, _, rest = document.partition(start)
         _, _, after = rest.partition(end)
-        document = f'{before}{start}{parameter_table(config)}{end}{after}'
+        document = f'{before}{start}{parameter_table(config, state_of)}{end}{after}'
     return document
 
 
 def write(root: pathlib.Path) -> None:
     """Write the YAML files of config/ and the parameter tables of README.md."""
     (root / 'config' / 'localizer.yaml').write_text(yaml_text())
+    (root / 'config' / 'limits.yaml').write_text(limits_text())
     updater = yaml_text(MapUpdaterConfig, 'map_updater')
     (root / 'config' / 'map_updater.yaml').write_text(updater)
     readme = root / 'README.md'

@@ -37,6 +37,7 @@ class FrameStatistics:
         self._arrivals: deque[float] = deque(maxlen=_WINDOW)
         self._latencies: deque[dict[str, float]] = deque(maxlen=_WINDOW)
         self._refused: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
         self._localized = 0
         self._consecutive = 0
         self._last: FrameOutcome | None = None
@@ -64,6 +65,7 @@ class FrameStatistics:
                 self._consecutive = 0
             else:
                 self._refused[outcome.status] += 1
+                self._reasons[outcome.status] = outcome.reason
                 self._consecutive += 1
 
     def snapshot(self) -> Snapshot:
@@ -77,6 +79,7 @@ class FrameStatistics:
             return Snapshot(
                 localized=self._localized,
                 refused=dict(self._refused),
+                reasons=dict(self._reasons),
                 consecutive_refusals=self._consecutive,
                 last=self._last,
                 rate_hz=rate,
@@ -93,7 +96,8 @@ class Snapshot:
 
     Attributes:
         localized: Images with a published pose.
-        refused: Refused images by reason.
+        refused: Refused images by status.
+        reasons: The last reason of each status.
         consecutive_refusals: Since the last published pose.
         last: The last outcome, without its image.
         rate_hz: Rate of arriving images.
@@ -105,6 +109,7 @@ class Snapshot:
 
     localized: int = 0
     refused: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     consecutive_refusals: int = 0
     last: FrameOutcome | None = None
     rate_hz: float = 0.0
@@ -124,14 +129,19 @@ class NodeFacts:
         image_topic, transport, info_topic: Where images come from; transport empty until chosen.
         publishers: Number of publishers of the images.
         received, dropped: Images received and replaced by newer ones.
+        lost: Images lost between publisher and node.
+        input_problem: What is suspicious about the calibration.
         map_path, map_version, map_frame, device: The loaded map.
         map_problem: Why the map on disk cannot be used; the loaded one still works.
         reloading: A new version is being loaded.
         reloads: Number of maps loaded while running.
+        metric: Whether the map is in metres.
         pose_frame: Body whose pose is published.
         tf_mode: Transform that is broadcast.
         transform_problem: Why no transform could be sent for the last image.
-        transforms_sent, transforms_missed: Counts.
+        transforms_sent, transforms_missed, transforms_resent: Counts.
+        transform_end: Why map -> odom is not sent any more; empty while it is.
+        conflict: Who else sends the same transform.
         effort: What a held rate leaves of the work; empty for all of it.
         rate_missed: The rate cannot be held with the least effort.
         hint: The last initial pose, for people.
@@ -146,6 +156,8 @@ class NodeFacts:
     publishers: int = 0
     received: int = 0
     dropped: int = 0
+    lost: int = 0
+    input_problem: str = ''
     map_path: str = ''
     map_version: str = ''
     map_frame: str = ''
@@ -153,11 +165,15 @@ class NodeFacts:
     map_problem: str = ''
     reloading: bool = False
     reloads: int = 0
+    metric: bool = True
     pose_frame: str = ''
     tf_mode: str = ''
     transform_problem: str = ''
     transforms_sent: int = 0
     transforms_missed: int = 0
+    transforms_resent: int = 0
+    transform_end: str = ''
+    conflict: str = ''
     effort: str = ''
     rate_missed: bool = False
     hint: str = ''
@@ -199,7 +215,7 @@ def key_values(values: dict[str, Any]) -> list[KeyValue]:
 
 
 def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
-    """Return the figures of one image: status, counts, errors, standard deviations, latency."""
+    """Return the figures of one image: status, counts, checks, sigmas, latency."""
     values: dict[str, Any] = {'status': outcome.status, 'reason': outcome.reason}
     result = outcome.result
     if result is not None:
@@ -209,6 +225,7 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             'inliers': result.num_inliers,
             'reprojection error [px]': result.reprojection_error_px,
             'with prior': result.with_prior,
+            **{f'check: {check.name}': check.comparison for check in result.checks},
         }
         if result.covariance is not None:
             variances = np.diag(result.covariance)
@@ -263,6 +280,7 @@ def _input(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapshot) -> 
         'publishers': facts.publishers,
         'received': facts.received,
         'dropped': facts.dropped,
+        'lost on the way': facts.lost,
         'rate [Hz]': figures.rate_hz,
         'silence [s]': figures.silence,
     }
@@ -279,6 +297,10 @@ def _input(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapshot) -> 
     share = facts.dropped / facts.received if facts.received else 0.0
     if share > config.warn_drop_share:
         return WARN, f'{100 * share:.0f} % of the images are dropped', values
+    if facts.lost > max(10, facts.received):
+        return WARN, f'{facts.lost} images were lost on the way, {facts.received} came', values
+    if facts.input_problem:
+        return WARN, facts.input_problem, values
     if not figures.any_image:
         return OK, 'waiting for the first image', values
     return OK, f'{figures.rate_hz:.1f} Hz', values
@@ -292,11 +314,15 @@ def _map(facts: NodeFacts) -> _Status:
         'device': facts.device,
         'reloading': facts.reloading,
         'reloads': facts.reloads,
+        'metric': facts.metric,
     }
     if not facts.map_version:
         return (OK if facts.state == 'unconfigured' else ERROR), 'no map loaded', values
     if facts.map_problem:
         return WARN, f'version {facts.map_version} stays in use: {facts.map_problem}', values
+    if not facts.metric:
+        what = 'its scale is arbitrary, poses are not in metres'
+        return WARN, f'version {facts.map_version}: {what}', values
     return OK, f'version {facts.map_version}', values
 
 
@@ -330,7 +356,12 @@ def _transforms(facts: NodeFacts) -> _Status:
         'pose is of': facts.pose_frame,
         'sent': facts.transforms_sent,
         'missed': facts.transforms_missed,
+        'sent again': facts.transforms_resent,
     }
+    if facts.transform_end:
+        return ERROR, facts.transform_end, values
+    if facts.conflict:
+        return WARN, facts.conflict, values
     if facts.transform_problem:
         return WARN, facts.transform_problem, values
     return OK, facts.tf_mode, values

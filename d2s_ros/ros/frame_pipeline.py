@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from d2s_ros.data.calibration import CameraInfoValues
+from d2s_ros.data.calibration import CameraInfoValues, doubt_unrectified
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, RateController
-from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
@@ -34,6 +34,7 @@ class NodeRefusal(str, Enum):
     OUT_OF_ORDER = 'out_of_order'
     FUTURE_STAMP = 'future_stamp'
     TOO_OLD = 'too_old'
+    NO_STAMP = 'no_stamp'
     NO_EXTRINSIC = 'no_extrinsic'
     IMPLAUSIBLE = 'implausible'
     INTERNAL_ERROR = 'internal_error'
@@ -47,11 +48,13 @@ class QueuedImage:
         message: As received.
         received: time.monotonic() of the reception.
         now_ns: ROS time of the reception; 0 if the clock has not started.
+        topic: Where it came from.
     """
 
     message: Image | CompressedImage
     received: float
     now_ns: int
+    topic: str = ''
 
 
 @dataclass(eq=False)
@@ -110,6 +113,12 @@ class StampCheck:
             stamp_ns: Stamp of the image.
             now_ns: ROS time; 0 if the clock has not started.
         """
+        if stamp_ns == 0:
+            return (
+                NodeRefusal.NO_STAMP,
+                'the stamp is zero: the driver must set header.stamp to the time of the exposure',
+                False,
+            )
         age = (now_ns - stamp_ns) / 1e9 if now_ns > 0 else 0.0
         if self.max_future > 0 and age < -self.max_future:
             return (
@@ -176,6 +185,17 @@ class CameraInfos:
             self._synchronized = False
 
 
+def _other_frame(image_frame: str, info_frame: str) -> str:
+    """Return that a calibration is of another frame than the image, for people, or nothing."""
+    image_frame, info_frame = image_frame.removeprefix('/'), info_frame.removeprefix('/')
+    if not image_frame or not info_frame or image_frame == info_frame:
+        return ''
+    return (
+        f'camera_info is of the frame {info_frame!r}, the images are of {image_frame!r}: '
+        'is it the calibration of another camera?'
+    )
+
+
 class FramePipeline:
     """Runs the stages on one image message.
 
@@ -195,9 +215,12 @@ class FramePipeline:
         self._rectified = rectified
         self._camera_key: tuple[CameraInfoValues, tuple[int, int]] | None = None
         self._camera: Camera | None = None
+        self._doubt = ''
+        #: What is suspicious about the calibration of the last image, for people; empty if nothing.
+        self.info_problem = ''
         self._focal_watch = FocalWatch()
         #: Share by which the focal length of several images may be off.
-        self.max_focal_error = LocalizerConfig.max_focal_error
+        self.max_focal_error = Limits.max_focal_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
         #: Lowers the effort to hold a rate; None always does all.
@@ -252,13 +275,13 @@ class FramePipeline:
             prior: PriorSource | None = None
             if expected is not None and not jumped:
                 prior = partial(expected, stamp_ns, outcome.camera_frame)
-            self._localize(message, loaded, outcome, details, prior)
+            self._localize(queued, loaded, outcome, details, prior)
         outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
         return outcome, jumped
 
     def _localize(
         self,
-        message: Image | CompressedImage,
+        queued: QueuedImage,
         loaded: LoadedMap,
         outcome: FrameOutcome,
         details: bool,
@@ -266,7 +289,7 @@ class FramePipeline:
     ) -> None:
         start = time.monotonic()
         try:
-            outcome.image = image_from_msg(message)
+            outcome.image = image_from_msg(queued.message)
         except D2SError as error:
             outcome.refuse(LocalizationStatus.BAD_IMAGE.value, str(error))
             return
@@ -278,9 +301,10 @@ class FramePipeline:
                 LocalizationStatus.NO_CALIBRATION.value, f'no camera_info on {self._info_topic}'
             )
             return
+        self.info_problem = _other_frame(outcome.camera_frame, info.header.frame_id)
         height, width = outcome.image.shape[:2]
         try:
-            camera = self._camera_of(info, (width, height))
+            camera = self._camera_of(info, (width, height), queued.topic)
         except CalibrationError as error:
             same_size = (info.width, info.height) in ((0, 0), (width, height))
             status = (
@@ -289,6 +313,9 @@ class FramePipeline:
                 else LocalizationStatus.CALIBRATION_MISMATCH
             )
             outcome.refuse(status.value, str(error))
+            return
+        if self._doubt:
+            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self._doubt)
             return
         outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
         controller = self.rate
@@ -307,11 +334,12 @@ class FramePipeline:
             if stage in result.latency_ms:
                 outcome.latency_ms[stage] = result.latency_ms[stage]
 
-    def _camera_of(self, info: CameraInfo, size: tuple[int, int]) -> Camera:
+    def _camera_of(self, info: CameraInfo, size: tuple[int, int], topic: str) -> Camera:
         """Convert a camera_info, once per content."""
         key = (CameraInfoValues.from_message(info), size)
         if self._camera is None or key != self._camera_key:
             self._camera = key[0].camera(*size, self._rectified)
             self._camera_key = key
+            self._doubt = '' if self._rectified else doubt_unrectified(topic, key[0])
             self._focal_watch.reset()
         return self._camera

@@ -15,6 +15,9 @@ from d2s_ros.ros.tf import TransformSource
 
 Array = NDArray[np.float64]
 
+#: Stamps of images and odometry further apart than this come from clocks that differ, in seconds.
+_CLOCKS_APART = 5.0
+
 
 @dataclass(frozen=True, eq=False)
 class Broadcast:
@@ -101,6 +104,7 @@ class FrameResolver:
         *,
         tolerance: float = 0.0,
         timeout: float = 0.0,
+        metric: bool = True,
     ) -> Resolved:
         """Decide what to publish.
 
@@ -111,9 +115,17 @@ class FrameResolver:
             map_from_camera, covariance: The camera's pose.
             tolerance: Seconds that map->odom is stamped into the future.
             timeout: Seconds to wait for transforms of the stamp.
+            metric: Whether the map is in metres: nothing in metres is put together with others.
         """
         config = self._config
         camera_frame = (config.camera_frame or camera_frame).removeprefix('/')
+        if not metric:
+            self._has_odometry = False
+            mode = 'none' if config.tf_mode == 'none' else 'map_to_camera'
+            broadcast = None
+            if mode == 'map_to_camera' and camera_frame:
+                broadcast = Broadcast(map_frame, camera_frame, stamp_ns, map_from_camera)
+            return Resolved(camera_frame, map_from_camera, covariance, broadcast, '', mode)
         if self._first:
             # Latched transforms may come in just after the first image.
             self._first = False
@@ -220,6 +232,20 @@ class FrameResolver:
             return None, 'transforms are not looked up'
         config = self._config
         found = self._source.lookup(config.odom, config.base, stamp_ns, timeout)
-        if found.target_from_source is not None or found.may_arrive:
+        if found.target_from_source is not None:
             self._has_odometry = True
-        return found.target_from_source, found.reason
+            return found.target_from_source, ''
+        newest = self._source.newest_stamp(config.odom, config.base)
+        if newest is None:
+            return None, found.reason
+        # Odometry that does not reach the stamp is odometry all the same: without it the base
+        # would get a second parent.
+        self._has_odometry = True
+        apart = (stamp_ns - newest) / 1e9
+        if abs(apart) <= _CLOCKS_APART:
+            return None, found.reason
+        return None, (
+            f'the images are stamped {abs(apart):.1f} s {"before" if apart < 0 else "after"} the '
+            f'newest transform from {config.odom!r} to {config.base!r}: do the clocks of the '
+            'camera and of the odometry agree?'
+        )

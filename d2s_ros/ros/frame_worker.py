@@ -24,6 +24,7 @@ from d2s_ros.ros.map_keeper import MapKeeper
 from d2s_ros.ros.map_loader import LoadedMap
 from d2s_ros.ros.outputs import Outputs
 from d2s_ros.ros.pose_follower import PoseFollower
+from d2s_ros.ros.transform_sender import TransformSender
 from d2s_ros.ros.worker import LatestSlot, Worker
 
 
@@ -37,6 +38,9 @@ class FrameWorker:
         keeper: The map in use.
         follower: Knows the poses before.
         outputs: Where results go.
+        sender: Broadcasts transforms; None where none are.
+        info_topic: Where calibrations come from, for messages to people.
+        on_outcome: Called with what became of each image.
         on_fault: Called when the device failed, with the reason.
 
     Attributes:
@@ -51,6 +55,9 @@ class FrameWorker:
         keeper: MapKeeper,
         follower: PoseFollower,
         outputs: Outputs,
+        sender: TransformSender | None,
+        info_topic: str,
+        on_outcome: Callable[[FrameOutcome], None],
         on_fault: Callable[[str], None],
     ) -> None:
         self._node = node
@@ -58,10 +65,12 @@ class FrameWorker:
         self._keeper = keeper
         self._follower = follower
         self._outputs = outputs
+        self._sender = sender
+        self._on_outcome = on_outcome
         self._on_fault = on_fault
         self._name = node.get_fully_qualified_name().lstrip('/')
         self.figures = FrameStatistics()
-        self._pipeline = FramePipeline(infos, StampCheck(), config.info_topic, config.rectified)
+        self._pipeline = FramePipeline(infos, StampCheck(), info_topic, config.rectified)
         self.apply(config)
         self._stopped = False
         self._slot: LatestSlot[QueuedImage] = LatestSlot()
@@ -88,6 +97,11 @@ class FrameWorker:
     def counts(self) -> tuple[int, int]:
         """Images received, and images dropped for newer ones."""
         return self._slot.counts
+
+    @property
+    def info_problem(self) -> str:
+        """What is suspicious about the calibration, for people; empty if nothing is."""
+        return self._pipeline.info_problem
 
     @property
     def rate(self) -> RateController | None:
@@ -124,19 +138,25 @@ class FrameWorker:
                 logging.getLogger(__name__).info('not published while shutting down: %s', error)
                 return
             outcome.refuse(NodeRefusal.INTERNAL_ERROR.value, f'{type(error).__name__}: {error}')
-            self.figures.finished(outcome)
+            self._finished(outcome)
             raise
         outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
-        self.figures.finished(outcome)
+        self._finished(outcome)
         outputs.publish_extras(outcome, loaded.map_frame, self._config.debug_image_size)
+
+    def _finished(self, outcome: FrameOutcome) -> None:
+        self.figures.finished(outcome)
+        self._on_outcome(outcome)
 
     def _publish(self, outcome: FrameOutcome, loaded: LoadedMap) -> None:
         start = time.monotonic()
         result = outcome.result
         if outcome.localized and result is not None and result.map_from_camera is not None:
-            resolved = self._follower.follow(outcome, loaded.map_frame, result.map_from_camera)
+            resolved = self._follower.follow(outcome, loaded, result.map_from_camera)
             if resolved is not None:
                 self._outputs.publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
+                if self._sender is not None:
+                    self._sender.send(resolved, outcome)
         outcome.latency_ms['publish'] = 1e3 * (time.monotonic() - start)
         self._outputs.publish_status(outcome, self._name, loaded.map_frame)
 
@@ -144,6 +164,8 @@ class FrameWorker:
         self.figures.jumped()
         self._node.get_logger().warning('time jumped back, what depends on it starts again')
         self._follower.restart_at(stamp_ns)
+        if self._sender is not None:
+            self._sender.forget()
         self._outputs.clear_path()
 
     def _failed(self, queued: QueuedImage, error: Exception) -> FrameOutcome:

@@ -9,6 +9,7 @@ from typing import Any
 
 import rclpy
 from rclpy.callback_groups import CallbackGroup
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
@@ -35,6 +36,15 @@ class GroupExecutor(SingleThreadedExecutor):
     def can_execute(self, entity: Any) -> bool:
         """Return whether an entity is served here, and free."""
         return self._serves(entity.callback_group) and super().can_execute(entity)
+
+    def wait_for_ready_callbacks(self, *args: Any, **arguments: Any) -> Any:
+        """Wait as rclpy does; what another thread destroys meanwhile is left out."""
+        while True:
+            try:
+                return super().wait_for_ready_callbacks(*args, **arguments)
+            except InvalidHandle:
+                # The events of a subscription are looked at before rclpy knows that it is gone.
+                continue
 
 
 class GroupThread:

@@ -45,10 +45,15 @@ class InitialPoseHints:
         seconds = conversions.ns_from_stamp(message.header.stamp) / 1e9
         hint = f'x {x:.3f} y {y:.3f} z {z:.3f} at {seconds:.3f}'
         self._on_hint(hint)
-        self._node.get_logger().info(f'initial pose noted as a hint: {hint}')
+        self._node.get_logger().info(
+            f'initial pose noted as a hint: {hint}', throttle_duration_sec=5.0
+        )
 
     def _ignore(self, reason: str) -> None:
-        self._node.get_logger().warning(f'initial pose ignored: {reason}')
+        # Any node may send them, at any rate.
+        self._node.get_logger().warning(
+            f'initial pose ignored: {reason}', throttle_duration_sec=5.0
+        )
 
     def close(self) -> None:
         """Destroy the subscription."""

@@ -7,17 +7,79 @@ set while the node is unconfigured and take effect when it is configured.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from d2s_ros.config import option, validate
+from d2s_ros.config import option, same_option, validate
 from d2s_ros.errors import ConfigError
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.limits import Limits, read_limits
+from d2s_ros.localization.pose_solver import PoseSolverConfig
+from d2s_ros.ros.names import clean_names
+
+_FRAMES = ('map_frame', 'odom_frame', 'base_frame', 'camera_frame', 'frame_prefix')
+
+#: Limits of acceptance that are parameters; the others are in the limits file.
+SHOWN_LIMITS = (
+    'false_accept_rate',
+    'max_rotation_sigma_deg',
+    'max_relative_translation_sigma',
+    'max_focal_error',
+)
+
+
+@dataclass(frozen=True)
+class LocalizerParameters:
+    """What the node shows of the localizer's options."""
+
+    reliability_threshold: float = same_option(LocalizerConfig, 'reliability_threshold')
+    min_correspondences: int = same_option(LocalizerConfig, 'min_correspondences')
+    guided_refinement: bool = same_option(LocalizerConfig, 'guided_refinement')
+    false_accept_rate: float = same_option(Limits, 'false_accept_rate')
+    max_rotation_sigma_deg: float = same_option(Limits, 'max_rotation_sigma_deg')
+    max_relative_translation_sigma: float = same_option(Limits, 'max_relative_translation_sigma')
+    max_focal_error: float = same_option(Limits, 'max_focal_error')
+    limits_file: str = option(
+        '',
+        'YAML file with other limits of acceptance, read when the map is loaded; '
+        'config/limits.yaml lists them. Empty: their defaults.',
+    )
+    solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        # A file that cannot be used is told of when it is named, not when a map is loaded.
+        self.localizer_config()
+
+    def localizer_config(self) -> LocalizerConfig:
+        """Return the localizer's options.
+
+        Raises:
+            ConfigError: the limits file is missing or wrong.
+        """
+        shown = {name: getattr(self, name) for name in SHOWN_LIMITS}
+        return LocalizerConfig(
+            reliability_threshold=self.reliability_threshold,
+            min_correspondences=self.min_correspondences,
+            guided_refinement=self.guided_refinement,
+            limits=read_limits(self.limits_file, shown) if self.limits_file else Limits(**shown),
+            solver=self.solver,
+        )
 
 
 @dataclass(frozen=True)
 class LocalizerNodeConfig:
     """Options of the localizer node; each is a ROS parameter of the same name."""
+
+    #: Names that are no parameters, with where what they mean is set.
+    ELSEWHERE: ClassVar[dict[str, str]] = {
+        f'localizer.{limit.name}': f'{limit.name} is a field of Limits now: put it into the file '
+        'that localizer.limits_file names'
+        for limit in dataclasses.fields(Limits)
+        if limit.name not in SHOWN_LIMITS
+    }
 
     autostart: bool = option(
         True,
@@ -47,7 +109,7 @@ class LocalizerNodeConfig:
         'auto',
         'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32. With fp32, '
         'search and network are in float32 too.',
-        choices=('auto', 'fp32', 'bf16', 'int8'),
+        choices=('auto', 'fp32', 'int8'),
         read_only=True,
     )
     target_rate: float = option(
@@ -132,6 +194,23 @@ class LocalizerNodeConfig:
         minimum=0.0,
         maximum=10.0,
     )
+    transform_rate: float = option(
+        20.0,
+        'map->odom of the last pose is sent again so often while images are refused, so that '
+        'others find it at the present; 0 sends it with localized images only.',
+        unit='Hz',
+        minimum=0.0,
+        maximum=200.0,
+        read_only=True,
+    )
+    transform_hold: float = option(
+        10.0,
+        'How long map->odom is sent again after the last localized image, while odometry goes on; '
+        'then it ends with an ERROR.',
+        unit='s',
+        minimum=0.0,
+        maximum=3600.0,
+    )
     transform_timeout: float = option(
         0.1,
         'How long a localized image waits for the odometry transform of its stamp.',
@@ -172,7 +251,7 @@ class LocalizerNodeConfig:
         maximum=3600.0,
     )
 
-    localizer: LocalizerConfig = field(default_factory=LocalizerConfig)
+    localizer: LocalizerParameters = field(default_factory=LocalizerParameters)
 
     max_speed: float = option(
         0.0,
@@ -251,6 +330,7 @@ class LocalizerNodeConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        clean_names(self, paths=('map', 'weights'), frames=_FRAMES)
         if self.base_from_camera and len(self.base_from_camera) != 7:
             raise ConfigError(
                 f'base_from_camera needs 7 numbers tx ty tz qx qy qz qw, found '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -10,34 +9,40 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import CompressedImage, Image
-from std_srvs.srv import Trigger
 
 from d2s_ros import kernels
-from d2s_ros.errors import D2SError
 from d2s_ros.memory import keep_freed_memory
-from d2s_ros.ros import diagnostics, map_loader, tf
-from d2s_ros.ros.frame_pipeline import CameraInfos, QueuedImage
+from d2s_ros.ros import diagnostics, map_loader, node_facts, tf
+from d2s_ros.ros.frame_pipeline import CameraInfos, FrameOutcome, QueuedImage
 from d2s_ros.ros.frame_resolver import FrameResolver
 from d2s_ros.ros.frame_worker import FrameWorker
-from d2s_ros.ros.image_inputs import TRANSPORT_PERIOD, ImageInputs
+from d2s_ros.ros.guarded_lifecycle import GuardedLifecycleNode
+from d2s_ros.ros.image_inputs import LOOK_PERIOD, CameraTopics, ImageInputs
 from d2s_ros.ros.initial_pose import InitialPoseHints
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_keeper import MapKeeper
 from d2s_ros.ros.map_loader import LocalizerFactory
 from d2s_ros.ros.outputs import Outputs
-from d2s_ros.ros.parameters import ParameterUpdates, declare_from_dataclass, read_dataclass
+from d2s_ros.ros.parameters import (
+    ParameterUpdates,
+    declare_from_dataclass,
+    read_dataclass,
+    unknown_overrides,
+)
 from d2s_ros.ros.pose_follower import PoseFollower
+from d2s_ros.ros.services import LocalizerServices
 from d2s_ros.ros.spinning import spin_node
+from d2s_ros.ros.state_reporter import StateReporter
+from d2s_ros.ros.transform_sender import TransformSender
 from d2s_ros.threads import wait_passively
 
-_PATH_PERIOD = 1.0
+_PATH_PERIOD = _REPORT_PERIOD = 1.0
 
 
-class LocalizerNode(LifecycleNode):
+class LocalizerNode(GuardedLifecycleNode):
     """Localizes camera images in a D2S map.
 
     A lifecycle node: configure loads the map, activate subscribes to images. One worker thread
@@ -61,7 +66,6 @@ class LocalizerNode(LifecycleNode):
         self._factory = localizer_factory
         self._configured = False
         self._active = False
-        self._fault = ''
         declare_from_dataclass(self, LocalizerNodeConfig)
         self.config = read_dataclass(self, LocalizerNodeConfig)
         self._updates = ParameterUpdates(
@@ -72,8 +76,10 @@ class LocalizerNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._source: tf.TransformSource | None = None
         self._follower: PoseFollower | None = None
-        self._reload_service: Any = None
+        self._sender: TransformSender | None = None
+        self._callable: LocalizerServices | None = None
         # What activating makes.
+        self._reporter: StateReporter | None = None
         self._work: FrameWorker | None = None
         self._inputs: ImageInputs | None = None
         self._hints: InitialPoseHints | None = None
@@ -81,7 +87,6 @@ class LocalizerNode(LifecycleNode):
         self._timers_of_activity: list[Any] = []
         self._jump_handle: Any = None
 
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._fault_signal = self.create_guard_condition(self._on_fault)
         self._diagnostics_timer: Any = None
@@ -92,7 +97,7 @@ class LocalizerNode(LifecycleNode):
     def _commit(self, config: LocalizerNodeConfig) -> None:
         restart = config.diagnostics_period != self.config.diagnostics_period
         self.config = config
-        for part in (self._keeper, self._follower, self._work):
+        for part in (self._keeper, self._follower, self._sender, self._reporter, self._work):
             if part is not None:
                 part.apply(config)
         if restart:
@@ -100,114 +105,95 @@ class LocalizerNode(LifecycleNode):
 
     # ---------------------------------------------------------------- transitions
 
-    def start(self) -> bool:
-        """Configure and activate; return whether both succeeded."""
-        for name, transition in (
-            ('configure', self.trigger_configure),
-            ('activate', self.trigger_activate),
-        ):
-            if transition() != TransitionCallbackReturn.SUCCESS:
-                self.get_logger().error(f'cannot {name}: {self._fault or "see above"}')
-                return False
-        return True
-
     def begin(self) -> bool:
         """Start unless a manager will; return whether that succeeded."""
         return self.start() if self.config.autostart else True
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def configure(self) -> None:
         """Load the map and make the publishers."""
-        return self._guarded('configure', self._configure, state)
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Start the worker and subscribe."""
-        return self._guarded('activate', self._activate, state)
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe and stop the worker."""
-        return self._guarded('deactivate', self._deactivate, state)
-
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release the map and the publishers."""
-        self._teardown()
-        self._fault = ''
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything."""
-        self._teardown()
-        return TransitionCallbackReturn.SUCCESS
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release everything; the node can be configured again."""
-        self._teardown()
-        return TransitionCallbackReturn.SUCCESS
-
-    def _guarded(self, name: str, action: Any, state: LifecycleState) -> TransitionCallbackReturn:
-        """Run a transition; rclpy would swallow what it raises without a word."""
-        try:
-            result: TransitionCallbackReturn = action(state)
-            return result
-        except D2SError as error:
-            self._fault = str(error)
-            self.get_logger().error(f'cannot {name}: {error}')
-            self._teardown()
-            return TransitionCallbackReturn.FAILURE
-        except Exception as error:
-            self._fault = f'{type(error).__name__}: {error}'
-            logging.getLogger(__name__).exception('cannot %s', name)
-            self.get_logger().error(f'cannot {name}: {self._fault}')
-            return TransitionCallbackReturn.ERROR
-
-    def _configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._fault = ''
         config = self.config = read_dataclass(self, LocalizerNodeConfig)
         keeper = MapKeeper(self._factory, config, self.get_logger(), self._publish_map_version)
         self._keeper = keeper
         loaded = keeper.loaded
         assert loaded is not None
-        self._outputs = Outputs(self, broadcasts=config.tf_mode != 'none')
+        self._outputs = Outputs(self)
         if FrameResolver.needs_source(config):
             self._source = tf.create_source(self, config.transform_cache)
         self._follower = PoseFollower(config, self._source)
-        self._reload_service = self.create_service(Trigger, '~/reload_map', self._on_reload)
+        if config.tf_mode != 'none':
+            self._sender = TransformSender(self, config, self._source)
+        self._callable = LocalizerServices(
+            self, keeper, self.every, self._forget, lambda: self._active
+        )
         self._publish_map_version()
         self._configured = True
         self.get_logger().info(
             f'map {config.map}, version {loaded.version}, frame {loaded.map_frame!r}, '
             f'device {loaded.device}'
         )
+        for sentence in unknown_overrides(self):
+            self.get_logger().warning(sentence)
+        if not loaded.metric:
+            self.get_logger().warning('the scale of the map is arbitrary: poses are not in metres')
         if warning := kernels.fallback_warning():
             self.get_logger().warning(warning)
-        return super().on_configure(state)
 
-    def _activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def activate(self) -> None:
+        """Start the worker and subscribe."""
         config = self.config
-        keeper, follower, outputs = self._keeper, self._follower, self._outputs
+        keeper, follower, outputs, services = (
+            self._keeper,
+            self._follower,
+            self._outputs,
+            self._callable,
+        )
         assert keeper is not None
         assert follower is not None
         assert outputs is not None
+        assert services is not None
         outputs.begin(config.path_length)
         follower.begin()
-        infos = CameraInfos()
-        self._work = FrameWorker(
-            self, config, infos, keeper, follower, outputs, self._on_device_failure
+        if self._sender is not None:
+            self._sender.begin()
+        reporter = self._reporter = StateReporter(
+            self.get_logger(), config, outputs.publish_state, self._image_topics
         )
-        result = super().on_activate(state)
+
+        def on_outcome(outcome: FrameOutcome) -> None:
+            reporter.frame(outcome)
+            services.outcome(outcome)
+
+        infos = CameraInfos()
+        topics = CameraTopics.resolve(self, config)
+        self._work = FrameWorker(
+            self,
+            config,
+            infos,
+            keeper,
+            follower,
+            outputs,
+            self._sender,
+            topics.info,
+            on_outcome,
+            self._on_device_failure,
+        )
         self._hints = InitialPoseHints(self, keeper, self._on_hint)
         self._inputs = ImageInputs(
             self,
             config,
+            topics,
             self.input_group,
             infos,
             self._on_image,
             lambda: self.on_inputs_changed(),
         )
-        if self._inputs.searches:
-            self._every(TRANSPORT_PERIOD, self._inputs.look)
+        self._every(LOOK_PERIOD, self._inputs.look)
         self._every(_PATH_PERIOD, self._publish_path)
+        self._every(_REPORT_PERIOD, lambda: reporter.look(self.facts(), self.figures()))
         if config.map_check_period > 0:
             self._every(config.map_check_period, keeper.check)
+        if self._sender is not None and config.transform_rate > 0:
+            self._every(1.0 / config.transform_rate, self._sender.resend)
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(
                 min_forward=None,
@@ -217,19 +203,12 @@ class LocalizerNode(LifecycleNode):
             post_callback=self._on_clock_jump,
         )
         self._active = True
-        return result
 
-    def _every(self, period: float, callback: Any) -> None:
-        # Steady time: a paused simulation must not stop the node's housekeeping.
-        self._timers_of_activity.append(self.create_timer(period, callback, clock=self._steady))
+    def _every(self, period: float, callback: Callable[[], None]) -> None:
+        self._timers_of_activity.append(self.every(period, callback))
 
-    def _deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._stop_work()
-        result = super().on_deactivate(state)
-        return TransitionCallbackReturn.ERROR if self._fault else result
-
-    def _stop_work(self, timeout: float = 10.0) -> bool:
-        """Stop what `_activate` started; return whether the worker ended in time."""
+    def stop_work(self, timeout: float = 10.0) -> bool:
+        """Stop what `activate` started; return whether the worker ended in time."""
         self._active = False
         for part in (self._inputs, self._hints):
             if part is not None:
@@ -243,29 +222,25 @@ class LocalizerNode(LifecycleNode):
             self._jump_handle = None
         return self._work is None or self._work.stop(timeout)
 
-    def _teardown(self, timeout: float = 10.0) -> bool:
+    def teardown(self, timeout: float = 10.0) -> bool:
         """Release everything that transitions made; may be called in any state, repeatedly."""
-        ended = self._stop_work(timeout)
+        ended = self.stop_work(timeout)
         self._configured = False
         if self._keeper is not None:
             self._keeper.close(timeout)
-        if self._outputs is not None:
-            self._outputs.close()
-        if self._reload_service is not None:
-            self.destroy_service(self._reload_service)
-            self._reload_service = None
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        for part in (self._callable, self._outputs, self._sender, self._source):
+            if part is not None:
+                part.close()
+        self._callable = self._outputs = self._sender = self._source = None
         return ended
 
     # ---------------------------------------------------------------- callbacks
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
+    def _on_image(self, message: Image | CompressedImage, topic: str) -> None:
         if self._work is None:
             return
         now_ns = self.get_clock().now().nanoseconds
-        self._work.put(QueuedImage(message, time.monotonic(), now_ns))
+        self._work.put(QueuedImage(message, time.monotonic(), now_ns, topic))
         # Let the worker have the interpreter now, not after the executor's housekeeping.
         time.sleep(6e-4)
 
@@ -275,14 +250,22 @@ class LocalizerNode(LifecycleNode):
         if self._follower is not None:
             self._follower.forget()
 
-    def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = self._keeper is not None and self._keeper.reload()
-        response.message = (
-            f'loading {self.config.map}; d2s/map_version tells when it is in use'
-            if response.success
-            else 'a map is being loaded already'
+    def _forget(self) -> None:
+        """Know nothing of where the robot was."""
+        for part in (self._follower, self._sender, self._reporter):
+            if part is not None:
+                part.forget()
+        self._hint = ''
+
+    def _image_topics(self) -> list[str]:
+        """Return the topics of images that somebody publishes."""
+        kinds = {'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'}
+        own = self.resolve_topic_name('d2s/debug_image')
+        return sorted(
+            name
+            for name, types in self.get_topic_names_and_types()
+            if kinds & set(types) and name != own and self.count_publishers(name)
         )
-        return response
 
     def _publish_map_version(self) -> None:
         if self._outputs is not None and self._keeper is not None and self._keeper.loaded:
@@ -294,70 +277,46 @@ class LocalizerNode(LifecycleNode):
 
     def _on_device_failure(self, reason: str) -> None:
         """Ask the executor to leave the active state; called by the worker."""
-        if not self._fault:
-            self._fault = reason
+        if not self.fault:
+            self.fault = reason
             self._fault_signal.trigger()
 
     def _on_fault(self) -> None:
         """Leave the active state after the device failed; called by the executor."""
-        if self._fault and self._active:
-            self.get_logger().error(self._fault)
+        if self.fault and self._active:
+            self.get_logger().error(self.fault)
             self.trigger_deactivate()
 
     def _on_clock_jump(self, jump: Any) -> None:
         """Forget transforms of the future when simulated time starts again."""
         if self._follower is not None:
             self._follower.restart_at(self.get_clock().now().nanoseconds)
+        if self._sender is not None:
+            self._sender.forget()
 
     # ---------------------------------------------------------------- diagnostics
 
     def _start_diagnostics(self) -> None:
         if self._diagnostics_timer is not None:
             self.destroy_timer(self._diagnostics_timer)
-        self._diagnostics_timer = self.create_timer(
-            self.config.diagnostics_period, self._publish_diagnostics, clock=self._steady
-        )
-
-    def _state_label(self) -> str:
-        if self._active:
-            return 'active'
-        return 'inactive' if self._configured else 'unconfigured'
+        period = self.config.diagnostics_period
+        self._diagnostics_timer = self.every(period, self._publish_diagnostics)
 
     def facts(self) -> diagnostics.NodeFacts:
         """Return what diagnostics say beside the figures of images."""
-        config, keeper, inputs, work = self.config, self._keeper, self._inputs, self._work
-        facts = diagnostics.NodeFacts(
-            state=self._state_label(),
-            fault=self._fault,
-            image_topic=config.base_image_topic,
-            info_topic=config.info_topic,
-            map_path=config.map,
-            tf_mode=config.tf_mode,
-            hint=self._hint,
+        facts = node_facts.gather(
+            self.config,
+            keeper=self._keeper,
+            inputs=self._inputs,
+            work=self._work,
+            follower=self._follower,
+            outputs=self._outputs,
+            sender=self._sender,
         )
-        if inputs is not None:
-            facts.image_topic, facts.transport = inputs.topic, inputs.transport
-            facts.publishers = self.count_publishers(inputs.topic)
-        if work is not None:
-            facts.received, facts.dropped = work.counts
-            if work.rate is not None:
-                facts.effort = '' if work.rate.effort.is_full else str(work.rate.effort)
-                facts.rate_missed = work.rate.exhausted
-        if keeper is not None:
-            facts.map_problem, facts.reloading = keeper.problem, keeper.reloading
-            facts.reloads = keeper.reloads
-            if keeper.loaded is not None:
-                facts.map_version = keeper.loaded.version
-                facts.map_frame = keeper.loaded.map_frame
-                facts.device = keeper.loaded.device
-        if self._follower is not None and self._follower.resolved is not None:
-            resolved = self._follower.resolved
-            facts.pose_frame, facts.tf_mode = resolved.body, resolved.tf_mode
-            facts.transform_problem = resolved.problem
-        if self._outputs is not None:
-            facts.transforms_sent = self._outputs.transforms_sent
-            facts.transforms_missed = self._outputs.transforms_missed
-            facts.subscribers = self._outputs.subscribers()
+        facts.fault, facts.hint = self.fault, self._hint
+        facts.state = 'inactive' if self._configured else 'unconfigured'
+        if self._active:
+            facts.state = 'active'
         return facts
 
     def figures(self) -> diagnostics.Snapshot:
@@ -374,7 +333,7 @@ class LocalizerNode(LifecycleNode):
 
     def close(self, timeout: float = 1.0) -> bool:
         """Release everything before the node is destroyed; return whether all threads ended."""
-        ended = self._teardown(timeout)
+        ended = self.teardown(timeout)
         self.destroy_timer(self._diagnostics_timer)
         return ended
 

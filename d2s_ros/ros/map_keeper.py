@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from d2s_ros.errors import ConfigError
 from d2s_ros.ros import map_loader
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap, LocalizerFactory, MapLoader
@@ -47,6 +48,21 @@ class MapKeeper:
         self._loader = MapLoader(self._load)
 
     def _load(self) -> LoadedMap:
+        loaded = self._open()
+        config = self._config
+        for option, wanted in (
+            (f'tf_mode {config.tf_mode}', config.tf_mode in ('map_to_odom', 'map_to_base')),
+            ('fuse_odometry', config.fuse_odometry),
+            ('pose_frame base', config.pose_frame == 'base'),
+        ):
+            if wanted and not loaded.metric:
+                raise ConfigError(
+                    f'{option} needs a map in metres, and the scale of {config.map} is arbitrary: '
+                    'build it with poses, or set tf_mode map_to_camera and pose_frame camera'
+                )
+        return loaded
+
+    def _open(self) -> LoadedMap:
         try:
             return self._factory(self._config, self._device)
         except Exception as error:
@@ -56,6 +72,11 @@ class MapKeeper:
             self._logger.error(f'the GPU cannot be used ({error}); continuing on the CPU')
             self._device = 'cpu'
             return self._factory(self._config, 'cpu')
+
+    @property
+    def path(self) -> str:
+        """Folder of the map."""
+        return self._config.map
 
     @property
     def reloading(self) -> bool:

@@ -21,6 +21,8 @@ from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
 logger = logging.getLogger(__name__)
 
+_MAX_TOKEN_BYTES = 4096
+
 
 class SupportsLocalize(Protocol):
     """What the node needs of a localizer."""
@@ -47,12 +49,14 @@ class LoadedMap:
         map_frame: Frame the map's coordinates are in.
         version: Version of the map, as in its manifest.
         device: Where the network runs.
+        metric: Whether one unit of the map is a metre; else its scale is arbitrary.
     """
 
     localizer: SupportsLocalize
     map_frame: str
     version: str
     device: str = ''
+    metric: bool = True
 
 
 #: Makes a localizer from the node's options; a test may give its own.
@@ -82,14 +86,16 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         scene_map,
         device=device,
         weights=config.weights or None,
-        config=config.localizer,
+        config=config.localizer.localizer_config(),
         precision=config.precision,
     )
     return LoadedMap(
         localizer,
-        map_frame=config.map_frame or scene_map.manifest.map_frame,
+        # tf2 refuses names with a leading slash.
+        map_frame=config.map_frame or scene_map.manifest.map_frame.lstrip('/'),
         version=str(scene_map.manifest.version),
         device=str(getattr(localizer, 'device', device)),
+        metric=bool(scene_map.manifest.metric),
     )
 
 
@@ -98,13 +104,17 @@ def version_token(path: str) -> str | None:
 
     A map folder is replaced, or its `current` entry changed, by one atomic rename.
     """
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path).expanduser()
     try:
         current = folder / 'current'
         if current.is_symlink():
             return f'{current.readlink()}'
         if current.is_file():
-            return current.read_text().strip()
+            with open(current, 'rb') as file:
+                return file.read(_MAX_TOKEN_BYTES).decode(errors='replace').strip()
+        if current.exists():
+            # Reading a pipe or a device could take for ever.
+            return None
         stat = folder.stat()
         return f'{stat.st_ino}:{stat.st_mtime_ns}'
     except OSError:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from d2s_ros.config import option, validate
+from d2s_ros.ros.names import clean_names
 
 
 @dataclass(frozen=True)
 class MapUpdaterConfig:
     """Options of the map updater node; each is a ROS parameter of the same name."""
 
-    map: str = option('', 'Folder of the D2S map that is updated.')
-    log_dir: str = option('', 'Folder of the unlabelled rosbag2 logs to learn from.')
+    map: str = option('', 'Folder of the D2S map that is updated.', read_only=True)
+    log_dir: str = option(
+        '', 'Folder of the unlabelled rosbag2 logs to learn from.', read_only=True
+    )
     job_dir: str = option(
-        '', "Folder of log files and reports, one pair for each job; empty: in the map's folder."
+        '',
+        "Folder of log files and reports, one pair for each job; empty: in the map's folder.",
+        read_only=True,
     )
     recipe: str = option(
         'verified',
@@ -22,7 +27,9 @@ class MapUpdaterConfig:
         choices=('verified', 'paper'),
     )
     device: str = option('auto', 'Where networks are trained.', choices=('auto', 'cpu', 'cuda'))
-    weights: str = option('', 'Weight file of network features; empty where the map needs none.')
+    weights: str = option(
+        '', 'Weight file of network features; empty where the map needs none.', read_only=True
+    )
     niceness: int = option(
         10, 'Priority of the updating process; 19 is the lowest.', minimum=0, maximum=19
     )
@@ -37,3 +44,4 @@ class MapUpdaterConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        clean_names(self, paths=('map', 'log_dir', 'job_dir', 'weights'))

@@ -37,7 +37,8 @@ _LEVELS = {
     'cancelled': DiagnosticStatus.WARN,
     'failed': DiagnosticStatus.ERROR,
 }
-_STOP_SECONDS = 3.0
+#: Shorter than what `spin_node` leaves to a node that is told to end.
+_STOP_SECONDS = 0.8
 
 
 class MapUpdaterNode(Node):
@@ -56,7 +57,9 @@ class MapUpdaterNode(Node):
         self.on_inputs_changed: Callable[[], None] = lambda: None
         declare_from_dataclass(self, MapUpdaterConfig)
         self.config = read_dataclass(self, MapUpdaterConfig)
-        self._updates = ParameterUpdates(self, MapUpdaterConfig, lambda: False, self._commit)
+        self._updates = ParameterUpdates(
+            self, MapUpdaterConfig, lambda: True, self._commit, 'while the node is not running'
+        )
         self._job: UpdateJob | None = None
         self._published: dict[str, Any] = {}
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -120,7 +123,10 @@ class MapUpdaterNode(Node):
         ledger = UpdateLedger(root)
         if ledger.running():
             return False, 'another process is updating the map'
-        logs = ledger.unused(find_logs(config.log_dir))
+        found = find_logs(config.log_dir)
+        if not found:
+            return False, f'there is no rosbag2 log in {config.log_dir}'
+        logs = ledger.unused(found)
         if not logs:
             return False, f'nothing new: every log in {config.log_dir} was used already'
         free = shutil.disk_usage(root).free / 1e6
@@ -205,7 +211,7 @@ class MapUpdaterNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is told to stop; return the exit status."""
-    return spin_node(MapUpdaterNode, args)
+    return spin_node(MapUpdaterNode, args, end_in_time=True)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
-from d2s_ros.ros import conversions, debug_view, diagnostics, tf
+from d2s_ros.ros import conversions, debug_view, diagnostics
 from d2s_ros.ros.frame_pipeline import FrameOutcome
 from d2s_ros.ros.frame_resolver import Resolved
 
@@ -30,19 +30,14 @@ class Outputs:
 
     Args:
         node: The node.
-        broadcasts: Whether transforms are broadcast.
-
-    Attributes:
-        transforms_sent, transforms_missed: Since `begin`.
     """
 
-    def __init__(self, node: LifecycleNode, *, broadcasts: bool) -> None:
+    def __init__(self, node: LifecycleNode) -> None:
         self._node = node
         self._publishers: dict[str, Any] = {}
         self._path: deque[PoseStamped] = deque()
         self._path_lock = threading.Lock()
         self._path_changed = False
-        self.transforms_sent = self.transforms_missed = 0
 
         def output(name: str, message: Any, qos: Any) -> None:
             self._publishers[name] = node.create_lifecycle_publisher(message, name, qos)
@@ -52,14 +47,11 @@ class Outputs:
         output('d2s/path', Path, 1)
         output('d2s/debug_image', Image, 1)
         output('d2s/scene_points', PointCloud2, 1)
-        self._publishers['d2s/map_version'] = node.create_publisher(
-            String, 'd2s/map_version', LATCHED
-        )
-        self._broadcaster = tf.create_broadcaster(node) if broadcasts else None
+        for name in ('d2s/map_version', 'd2s/state'):
+            self._publishers[name] = node.create_publisher(String, name, LATCHED)
 
     def begin(self, path_length: int) -> None:
-        """Count from zero, with an empty path of at most `path_length` poses."""
-        self.transforms_sent = self.transforms_missed = 0
+        """Start with an empty path of at most `path_length` poses."""
         with self._path_lock:
             self._path = deque(maxlen=path_length)
 
@@ -71,9 +63,6 @@ class Outputs:
             else:
                 self._node.destroy_publisher(publisher)
         self._publishers = {}
-        if self._broadcaster is not None:
-            self._broadcaster.close()
-            self._broadcaster = None
 
     def wanted(self, name: str) -> bool:
         """Return whether somebody listens to a topic."""
@@ -90,27 +79,23 @@ class Outputs:
 
     def publish_map_version(self, version: str) -> None:
         """Publish which version of the map is in use."""
-        publisher = self._publishers.get('d2s/map_version')
+        self._publish_latched('d2s/map_version', version)
+
+    def publish_state(self, state: str) -> None:
+        """Publish whether the robot knows where it is."""
+        self._publish_latched('d2s/state', state)
+
+    def _publish_latched(self, name: str, text: str) -> None:
+        publisher = self._publishers.get(name)
         if publisher is not None:
-            publisher.publish(String(data=version))
+            publisher.publish(String(data=text))
 
     def publish_pose(self, resolved: Resolved, stamp_ns: int, map_frame: str) -> None:
-        """Publish a pose and the transform that belongs to it."""
+        """Publish a pose, and keep it for the path."""
         message = conversions.pose_with_covariance(
             resolved.map_from_body, resolved.covariance, stamp_ns, map_frame
         )
         self._publishers['d2s/pose'].publish(message)
-        if self._broadcaster is not None:
-            sent = resolved.broadcast
-            if sent is None:
-                self.transforms_missed += 1
-            else:
-                self._broadcaster.send(
-                    conversions.transform_to_msg(
-                        sent.parent_from_child, sent.stamp_ns, sent.parent, sent.child
-                    )
-                )
-                self.transforms_sent += 1
         with self._path_lock:
             self._path.append(conversions.pose_stamped(resolved.map_from_body, stamp_ns, map_frame))
             self._path_changed = True
@@ -157,7 +142,10 @@ class Outputs:
                     f'  inliers {result.num_inliers} of {result.num_reliable} reliable, '
                     f'{result.num_keypoints} keypoints'
                 )
-            picture = debug_view.draw(outcome.image, details, text, outcome.localized, picture_size)
+            checks = () if result is None else result.checks
+            picture = debug_view.draw(
+                outcome.image, details, text, outcome.localized, picture_size, checks
+            )
             self._publishers['d2s/debug_image'].publish(
                 conversions.image_to_msg(picture, outcome.stamp_ns, outcome.camera_frame)
             )

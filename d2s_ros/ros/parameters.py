@@ -7,6 +7,7 @@ integers, as people write `0` in launch files, and an empty list stands for the 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from d2s_ros.errors import ConfigError
 T = TypeVar('T')
 
 _INT_LIMIT = 2**31 - 1
+#: What `ros2 param dump` writes for a list that was not set, as it is read again.
+_NOTHING = ('null', 'None', '~', '')
 
 
 def parameter_fields(
@@ -53,7 +56,7 @@ def descriptor(field: dataclasses.Field[Any], hint: Any) -> ParameterDescriptor:
     if metadata.get('choices'):
         constraints.append('one of ' + ', '.join(repr(item) for item in metadata['choices']))
     if metadata.get('read_only'):
-        constraints.append('changeable only while the node is unconfigured')
+        constraints.append('not changeable while the node is configured')
     result = ParameterDescriptor(
         description=text,
         additional_constraints='; '.join(constraints),
@@ -80,8 +83,15 @@ def declare_from_dataclass(node: Node, config: type[T]) -> None:
     """Declare a parameter for each leaf field, with the field's default.
 
     Raises:
-        ConfigError: an override from the command line or a file has a wrong type or range.
+        ConfigError: an override from the command line or a file has a wrong type or range, or is
+            of a name that the dataclass says is set elsewhere (`ELSEWHERE`).
     """
+    for name, where in getattr(config, 'ELSEWHERE', {}).items():
+        # ROS ignores overrides of what is not declared.
+        given = node.declare_parameter(name, descriptor=ParameterDescriptor(dynamic_typing=True))
+        node.undeclare_parameter(name)
+        if given.value is not None:
+            raise ConfigError(f'parameter {name}: {where}')
     for name, field, hint, default in parameter_fields(config):
         if node.has_parameter(name):
             continue
@@ -90,6 +100,20 @@ def declare_from_dataclass(node: Node, config: type[T]) -> None:
             node.declare_parameter(name, value, descriptor(field, hint))
         except Exception as error:
             raise ConfigError(f'parameter {name}: {error}') from error
+
+
+def unknown_overrides(node: Node) -> list[str]:
+    """Return a sentence about each parameter that was given and that the node does not have."""
+    known = set(node.get_parameters_by_prefix(''))
+    sentences = []
+    # rclpy has no public access to overrides that nobody declared.
+    for name in sorted(getattr(node, '_parameter_overrides', {})):
+        if name in known or name.startswith('qos_overrides.'):
+            continue
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f'; did you mean {close[0]}?' if close else ''
+        sentences.append(f'unknown parameter {name} is ignored{hint}')
+    return sentences
 
 
 def read_dataclass(node: Node, config: type[T], changes: Iterable[Parameter] = ()) -> T:
@@ -102,7 +126,7 @@ def read_dataclass(node: Node, config: type[T], changes: Iterable[Parameter] = (
     values: dict[str, Any] = {}
     for name, _, _, default in parameter_fields(config):
         value = changed[name] if name in changed else node.get_parameter(name).value
-        if value is None:
+        if value is None or (isinstance(default, tuple) and value in _NOTHING):
             value = default
         if not isinstance(value, (str, bytes)) and hasattr(value, '__len__'):
             value = list(value)
@@ -122,6 +146,7 @@ class ParameterUpdates:
         config: The dataclass.
         is_configured: Whether read-only options must not be changed now.
         commit: Called with the new config after a change was accepted.
+        when: When read-only options can be changed, for people.
     """
 
     def __init__(
@@ -130,11 +155,13 @@ class ParameterUpdates:
         config: type[T],
         is_configured: Callable[[], bool],
         commit: Callable[[T], None],
+        when: str = 'while the node is unconfigured; clean it up, set it, configure it again',
     ) -> None:
         self._node = node
         self._config = config
         self._is_configured = is_configured
         self._commit = commit
+        self._when = when
         self._read_only = {
             name for name, field, _, _ in parameter_fields(config) if field.metadata['read_only']
         }
@@ -155,8 +182,7 @@ class ParameterUpdates:
                 if parameter.name in self._read_only and parameter.value != current:
                     return SetParametersResult(
                         successful=False,
-                        reason=f'{parameter.name} can only be changed while the node is '
-                        f'unconfigured; clean it up, set it, configure it again',
+                        reason=f'{parameter.name} can only be changed {self._when}',
                     )
         try:
             config = read_dataclass(self._node, self._config, ours)

@@ -9,6 +9,7 @@ from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.ros.frame_pipeline import FrameOutcome, NodeRefusal
 from d2s_ros.ros.frame_resolver import FrameResolver, Resolved
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.map_loader import LoadedMap
 from d2s_ros.ros.tf import TransformSource
 from d2s_ros.tracking.odometry_fusion import OdometryFusion
 from d2s_ros.tracking.plausibility import PlausibilityGate
@@ -83,13 +84,13 @@ class PoseFollower:
         )
 
     def follow(
-        self, outcome: FrameOutcome, map_frame: str, map_from_camera: RigidTransform
+        self, outcome: FrameOutcome, loaded: LoadedMap, map_from_camera: RigidTransform
     ) -> Resolved | None:
         """Return what to publish for a localized image; None if the outcome was refused.
 
         Args:
             outcome: Of the image; refused here where the pose cannot be given out.
-            map_frame: Name of the map frame.
+            loaded: The map.
             map_from_camera: Its pose.
 
         Raises:
@@ -100,13 +101,14 @@ class PoseFollower:
         if result.covariance is None:
             raise ValueError('the localizer gave a pose without covariance')
         resolved = self._resolver.resolve(
-            map_frame,
+            loaded.map_frame,
             outcome.camera_frame,
             outcome.stamp_ns,
             map_from_camera,
             result.covariance,
             tolerance=config.transform_tolerance,
             timeout=config.transform_timeout,
+            metric=loaded.metric,
         )
         if self.resolved is not None and self.resolved.body != resolved.body:
             self.forget()

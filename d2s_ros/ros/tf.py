@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from geometry_msgs.msg import TransformStamped
@@ -20,7 +21,7 @@ from rclpy.time import Time
 
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.ros.conversions import ns_from_stamp, transform_from_msg
-from d2s_ros.ros.transform_buffer import Lookup, TransformBuffer
+from d2s_ros.ros.transform_buffer import Lookup, TransformBuffer, is_usable
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class TransformSource(Protocol):
     ) -> Lookup:
         """Find target_from_source at a stamp (None: newest), waiting up to `timeout` seconds."""
         ...
+
+    def newest_stamp(self, target: str, source: str) -> int | None:
+        """Return up to which stamp target_from_source is known, in ns; None if it is not."""
+        ...
+
+    def watch(self, seen: Callable[[str, str, int], None]) -> None:
+        """Call back with parent, child and stamp of each transform that comes on /tf."""
 
     def restart_at(self, stamp_ns: int) -> None:
         """Forget what belongs to the time before a jump back to `stamp_ns`."""
@@ -119,6 +127,7 @@ class TopicSource:
 
         self.buffer = TransformBuffer(cache_ns=int(cache_seconds * 1e9))
         self._node = node
+        self._seen: Callable[[str, str, int], None] | None = None
         self._subscriptions = [
             node.create_subscription(TFMessage, '/tf', self._on_tf, TF_QOS),
             node.create_subscription(TFMessage, '/tf_static', self._on_tf_static, TF_STATIC_QOS),
@@ -132,13 +141,20 @@ class TopicSource:
 
     def _insert(self, message: Any, *, static: bool) -> None:
         for transform in message.transforms:
-            self.buffer.insert(
-                transform.header.frame_id,
-                transform.child_frame_id,
-                ns_from_stamp(transform.header.stamp),
-                transform_from_msg(transform.transform),
-                static=static,
-            )
+            parent, child = transform.header.frame_id, transform.child_frame_id
+            stamp_ns = ns_from_stamp(transform.header.stamp)
+            values = transform_from_msg(transform.transform)
+            self.buffer.insert(parent, child, stamp_ns, values, static=static)
+            if self._seen is not None and not static:
+                self._seen(parent.removeprefix('/'), child.removeprefix('/'), stamp_ns)
+
+    def watch(self, seen: Callable[[str, str, int], None]) -> None:
+        """Call back with parent, child and stamp of each transform that comes on /tf."""
+        self._seen = seen
+
+    def newest_stamp(self, target: str, source: str) -> int | None:
+        """Return up to which stamp target_from_source is known, in ns; None if it is not."""
+        return self.buffer.newest_stamp(target, source)
 
     def lookup(
         self, target: str, source: str, stamp_ns: int | None, timeout: float = 0.0
@@ -180,8 +196,37 @@ class _Tf2RosSource:
         self._tf2 = importlib.import_module('tf2_ros')
         self._node = node
         self._buffer = self._tf2.Buffer(cache_time=Duration(seconds=cache_seconds))
+        self._seen: Callable[[str, str, int], None] | None = None
+        self._listener = self._listen()
+
+    def _listen(self) -> Any:
+        def seen(message: Any) -> None:
+            if self._seen is None:
+                return
+            for transform in message.transforms:
+                self._seen(
+                    transform.header.frame_id.removeprefix('/'),
+                    transform.child_frame_id.removeprefix('/'),
+                    ns_from_stamp(transform.header.stamp),
+                )
+
+        class Listener(self._tf2.TransformListener):  # type: ignore[misc, name-defined]
+            def callback(self, data: Any) -> None:
+                super().callback(data)
+                seen(data)
+
         # The node's own executor feeds the buffer, so no thread is spun here.
-        self._listener = self._tf2.TransformListener(self._buffer, node, spin_thread=False)
+        return Listener(self._buffer, self._node, spin_thread=False)
+
+    def watch(self, seen: Callable[[str, str, int], None]) -> None:
+        self._seen = seen
+
+    def newest_stamp(self, target: str, source: str) -> int | None:
+        try:
+            message = self._buffer.lookup_transform(target, source, Time())
+        except self._tf2.TransformException:
+            return None
+        return ns_from_stamp(message.header.stamp)
 
     def lookup(
         self, target: str, source: str, stamp_ns: int | None, timeout: float = 0.0
@@ -199,7 +244,10 @@ class _Tf2RosSource:
             except self._tf2.TransformException as error:
                 return Lookup(None, str(error))
             else:
-                return Lookup(RigidTransform.from_tum(transform_from_msg(message.transform)))
+                values = transform_from_msg(message.transform)
+                if not is_usable(values):
+                    return Lookup(None, f'the transform from {source!r} to {target!r} is absurd')
+                return Lookup(RigidTransform.from_tum(values))
             # Called from the worker thread, so waiting does not starve the executor.
             time.sleep(0.002)
 
@@ -207,7 +255,7 @@ class _Tf2RosSource:
         # tf2 drops static transforms too; they are latched, so listening again brings them back.
         self._listener.unregister()
         self._buffer.clear()
-        self._listener = self._tf2.TransformListener(self._buffer, self._node, spin_thread=False)
+        self._listener = self._listen()
 
     def close(self) -> None:
         self._listener.unregister()

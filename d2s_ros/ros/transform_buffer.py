@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,8 @@ from d2s_ros.errors import D2SError
 from d2s_ros.geometry.transforms import RigidTransform, interpolate
 
 _MAX_DEPTH = 64
+#: No robot is further from its origin, in metres.
+_MAX_DISTANCE = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +38,24 @@ class Lookup:
     may_arrive: bool = False
 
 
+def is_usable(values: tuple[float, ...]) -> bool:
+    """Return whether tx ty tz qx qy qz qw are finite, a rotation and no absurd distance."""
+    array = np.asarray(values)
+    return (
+        array.shape == (7,)
+        and bool(np.isfinite(array).all())
+        and float(np.abs(array[:3]).max()) <= _MAX_DISTANCE
+        and 1e-6 < float(np.abs(array[3:]).max()) <= _MAX_DISTANCE
+    )
+
+
 class _Edge:
     """The transforms from one child frame to its parent, ordered by stamp."""
 
     def __init__(self, parent: str, static: bool) -> None:
         self.parent = parent
         self.static = static
+        self.touched = 0.0
         self.stamps: list[int] = []
         self.values: list[tuple[float, ...]] = []
 
@@ -52,6 +68,7 @@ class TransformBuffer:
         jump_ns: A stamp this much before the newest one means that time started again.
         max_samples: Most samples kept per edge.
         max_frames: Most frames known; further ones are ignored and counted.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -60,11 +77,13 @@ class TransformBuffer:
         jump_ns: int = 1_000_000_000,
         max_samples: int = 5000,
         max_frames: int = 2000,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache_ns = cache_ns
         self._jump_ns = jump_ns
         self._max_samples = max_samples
         self._max_frames = max_frames
+        self._clock = clock
         self._edges: dict[str, _Edge] = {}
         self._changed = threading.Condition()
         self.ignored = 0
@@ -74,6 +93,9 @@ class TransformBuffer:
     ) -> bool:
         """Add parent_from_child; False if it is not valid and was ignored.
 
+        What would close a loop of frames is ignored, unless a moving transform of the loop was not
+        sent for the length of the history: that one is forgotten instead.
+
         Args:
             parent, child: Frame names; a leading slash is dropped.
             stamp_ns: Time of the transform; ignored for static ones.
@@ -81,28 +103,37 @@ class TransformBuffer:
             static: Holds at all times.
         """
         parent, child = parent.removeprefix('/'), child.removeprefix('/')
-        array = np.asarray(values)
-        valid = (
-            parent != ''
-            and child != ''
-            and parent != child
-            and array.shape == (7,)
-            and bool(np.isfinite(array).all())
-            and float(array[3:] @ array[3:]) > 1e-6
-        )
+        valid = parent != '' and child != '' and parent != child and is_usable(values)
         with self._changed:
             edge = self._edges.get(child)
             if not valid or (edge is None and len(self._edges) >= self._max_frames):
                 self.ignored += 1
                 return False
             if edge is None or edge.parent != parent or edge.static != static:
+                if not self._opens(parent, child):
+                    self.ignored += 1
+                    return False
                 edge = self._edges[child] = _Edge(parent, static)
+            edge.touched = self._clock()
             if static:
                 edge.stamps, edge.values = [0], [values]
             else:
                 self._insert_sample(edge, stamp_ns, values)
             self._changed.notify_all()
         return True
+
+    def _opens(self, parent: str, child: str) -> bool:
+        """Return whether an edge from child to parent closes no loop; stale edges give way."""
+        chain = self._chain(parent)
+        if child not in chain:
+            return True
+        oldest = self._clock() - self._cache_ns / 1e9
+        for frame in chain[: chain.index(child)]:
+            edge = self._edges[frame]
+            if not edge.static and edge.touched < oldest:
+                del self._edges[frame]
+                return True
+        return False
 
     def _insert_sample(self, edge: _Edge, stamp_ns: int, values: tuple[float, ...]) -> None:
         if edge.stamps and stamp_ns < edge.stamps[-1] - self._jump_ns:
@@ -157,6 +188,27 @@ class TransformBuffer:
                 self._changed.wait_for(done, timeout)
             return result
 
+    def newest_stamp(self, target: str, source: str) -> int | None:
+        """Return up to which stamp target_from_source is known, in ns; None if it is not.
+
+        Where all transforms between are static the stamp is that of no sample: 0.
+        """
+        with self._changed:
+            edges = self._between(target.removeprefix('/'), source.removeprefix('/'))
+            return None if edges is None else self._newest([*edges[0], *edges[1]])
+
+    def _newest(self, children: list[str]) -> int:
+        edges = [self._edges[child] for child in children]
+        return min((edge.stamps[-1] for edge in edges if not edge.static), default=0)
+
+    def _between(self, target: str, source: str) -> tuple[list[str], list[str]] | None:
+        """Return the edges from the source, and from the target, to where they meet."""
+        up_source, up_target = self._chain(source), self._chain(target)
+        common = next((frame for frame in up_source if frame in up_target), None)
+        if common is None:
+            return None
+        return up_source[: up_source.index(common)], up_target[: up_target.index(common)]
+
     def _chain(self, frame: str) -> list[str]:
         """Frames from `frame` to its root."""
         chain = [frame]
@@ -167,24 +219,16 @@ class TransformBuffer:
     def _lookup(self, target: str, source: str, stamp_ns: int | None) -> Lookup:
         if target == source:
             return Lookup(RigidTransform.identity())
-        up_source, up_target = self._chain(source), self._chain(target)
-        common = next((frame for frame in up_source if frame in up_target), None)
-        if common is None:
+        between = self._between(target, source)
+        if between is None:
             known = {*self._edges, *(edge.parent for edge in self._edges.values())}
             missing = [frame for frame in (source, target) if frame not in known]
             what = f'frame {missing[0]!r} is not known' if missing else 'they are not connected'
             return Lookup(None, f'no transform from {source!r} to {target!r}: {what}')
-        source_edges = up_source[: up_source.index(common)]
-        target_edges = up_target[: up_target.index(common)]
         if stamp_ns is None:
-            newest = [
-                self._edges[child].stamps[-1]
-                for child in (*source_edges, *target_edges)
-                if not self._edges[child].static
-            ]
-            stamp_ns = min(newest, default=0)
+            stamp_ns = self._newest([*between[0], *between[1]])
         sides = []
-        for edges in (source_edges, target_edges):
+        for edges in between:
             composed = RigidTransform.identity()
             for child in edges:
                 step = self._at(child, stamp_ns)

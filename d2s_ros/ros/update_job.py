@@ -56,8 +56,6 @@ class UpdateJob:
             '-m',
             'd2s_ros.cli.main',
             'update-map',
-            config.map,
-            *map(str, self.logs),
             '--recipe',
             config.recipe,
             '--device',
@@ -72,6 +70,7 @@ class UpdateJob:
         ]
         if config.weights:
             command += ['--weights', config.weights]
+        command += ['--', config.map, *map(str, self.logs)]
         package = Path(__file__).resolve().parents[2]
         environment = {
             **os.environ,

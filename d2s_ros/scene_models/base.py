@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from d2s_ros.data.array_log import ArrayLog, StageLog
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureExtractor
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.reconstruction.reconstruction import Reconstruction

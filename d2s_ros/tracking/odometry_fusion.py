@@ -56,7 +56,7 @@ class FusedPose:
 
 @dataclass(frozen=True, eq=False)
 class _Belief:
-    """A pose at a stamp, and how far the body has come since the last image that told it."""
+    """A pose at a stamp, and how far the body has come since the last image that gave it."""
 
     stamp_ns: int
     map_from_body: RigidTransform

@@ -1,7 +1,8 @@
 """What several images tell: whether a pose can follow the last one, and whether the camera fits.
 
-A gate can only hold back a pose, never change one. A held pose that the next one agrees with is
-believed, so a robot that was carried away is found again with its second good image.
+A comparison with the last pose can only hold back a pose, never change one. A held pose that the
+next one agrees with is believed, so a robot that was carried away is found again with its second
+good image.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
-from d2s_ros.localization.gates import wrong_focal_length
+from d2s_ros.localization.acceptance import describe_focal_error
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 
 Array = NDArray[np.float64]
@@ -194,4 +195,4 @@ class FocalWatch:
         sigma = float(np.sqrt(max(1.0, excess) / weights.sum()))
         if abs(mean) <= max(max_error, _MEAN_FOCAL_SIGMAS * sigma):
             return ''
-        return wrong_focal_length(mean, sigma)
+        return describe_focal_error(mean, sigma)

@@ -184,6 +184,11 @@ def test_bag_to_map_to_poses_to_errors(bag, some, truth_file, tmp_path, capsys):
         'num_reliable', 'num_inliers', 'reprojection_error_px', 'latency_ms',
     }  # fmt: skip
     assert set(frames[0]['latency_ms']) == {'features', 'network', 'pose', 'total'}
+    for frame in frames:
+        failed = [check for check in frame['checks'] if not check['passed']]
+        assert bool(failed) == (frame['status'] != 'localized')
+        assert not failed or failed[0]['reason'] == frame['reason']
+    assert {'inliers', 'spread', 'rotation sigma'} <= {c['name'] for c in localized[0]['checks']}
     code, out, _ = run(capsys, 'evaluate', trajectory, truth_file, '--json')
     assert code == 0
     metrics = json.loads(out)
@@ -293,6 +298,9 @@ def test_another_place_is_not_localized(small_map, tmp_path, capsys):
     assert '0 of 2 frames localized' in out
     frames = json.loads(report.read_text())['frames']
     assert all(frame['map_from_camera'] is None and frame['reason'] for frame in frames)
+    for frame in frames:
+        first = next(check for check in frame['checks'] if not check['passed'])
+        assert (first['status'], first['reason']) == (frame['status'], frame['reason'])
     assert not [line for line in trajectory.read_text().splitlines() if not line.startswith('#')]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.rosbag2.enums import CompressionMode
+from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 from rosbags.typesys import Stores, get_typestore
 
 from d2s_ros.geometry.cameras import Camera
@@ -67,6 +67,21 @@ def image_message(stamp_ns: int, image: np.ndarray, frame_id: str = 'camera_opti
     )
 
 
+def depth_message(stamp_ns: int, frame_id: str = 'depth_optical_frame'):
+    """Return a depth image as RGB-D cameras send it."""
+    data = np.full((48, 64), 1500, np.uint16)
+    return make(
+        TYPES['image'],
+        header(stamp_ns, frame_id),
+        48,
+        64,
+        '16UC1',
+        0,
+        128,
+        data.view(np.uint8).reshape(-1),
+    )
+
+
 def compressed_message(
     stamp_ns: int, data: bytes, format: str = 'jpeg', frame_id: str = 'camera_optical_frame'
 ):
@@ -79,7 +94,13 @@ def jpeg(image: np.ndarray, quality: int = 90) -> bytes:
     return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def info_message(stamp_ns: int, camera: Camera = CAMERA, roi=(0, 0, 0, 0), **changes):
+def info_message(
+    stamp_ns: int,
+    camera: Camera = CAMERA,
+    roi=(0, 0, 0, 0),
+    frame_id: str = 'camera_optical_frame',
+    **changes,
+):
     values = {
         'height': camera.height,
         'width': camera.width,
@@ -92,7 +113,7 @@ def info_message(stamp_ns: int, camera: Camera = CAMERA, roi=(0, 0, 0, 0), **cha
     region = make('sensor_msgs/msg/RegionOfInterest', *roi, False)
     return make(
         TYPES['info'],
-        header(stamp_ns),
+        header(stamp_ns, frame_id),
         values['height'],
         values['width'],
         values['distortion_model'],
@@ -153,13 +174,14 @@ def tf_message(stamp_ns: int, *edges: tuple[str, str, RigidTransform]):
 def write_bag(
     path: Path, messages, storage: str = 'sqlite3', compression: str | None = None
 ) -> Path:
-    """Write (topic, kind of TYPES, receive time in ns, message or bytes) in the given order."""
+    """Write (topic, kind of TYPES, receive time in ns, message or bytes) in the given order.
+
+    Compression is by 'file', 'message' or 'storage', with zstd.
+    """
     plugin = StoragePlugin.MCAP if storage == 'mcap' else StoragePlugin.SQLITE3
     writer = Writer(path, version=9, storage_plugin=plugin)
-    if compression == 'storage':
-        from rosbags.rosbag2 import CompressionFormat
-
-        writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+    if compression is not None:
+        writer.set_compression(CompressionMode[compression.upper()], CompressionFormat.ZSTD)
     with writer:
         connections = {}
         for topic, kind, stamp_ns, message in messages:
@@ -173,7 +195,7 @@ def write_bag(
 
 
 def storage_file(bag: Path) -> Path:
-    return next(file for file in bag.iterdir() if file.suffix in ('.db3', '.mcap'))
+    return next(file for file in bag.iterdir() if '.db3' in file.name or '.mcap' in file.name)
 
 
 def camera_log(count: int = 5, period_ns: int = 10**8, kind: str = 'compressed'):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import resource
+import zlib
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from d2s_ros.data.array_log import ArrayLog, StageLog
+from d2s_ros.data.array_log import _PREFIX, ArrayLog, StageLog
 
 
 @contextmanager
@@ -141,3 +142,53 @@ def test_read_only_needs_the_file(tmp_path):
     path.write_bytes(data)
     ArrayLog(path, read_only=True)
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    'header',
+    [
+        b'',
+        b'\x00' * 44,
+        b'[]',
+        b'{}',
+        b'[' * 100_000,
+        b'{"key": 3, "arrays": []}',
+        b'{"key": "a", "arrays": [["x", "<f8", [4], 0]]}',
+        b'{"key": "a", "arrays": [["x", "<f8", [-1], 0]]}',
+        b'{"key": "a", "arrays": [["x", "<f8", [1], -8]]}',
+        b'{"key": "a", "arrays": [["x", "<f8", [1e9], 0]]}',
+        b'{"key": "a", "arrays": [["x", "|O", [1], 0]]}',
+        b'{"key": "a", "arrays": [["x", "not a type", [1], 0]]}',
+        b'{"key": "a", "arrays": [[1, "<f8", [1], 0]]}',
+        b'{"key": "a", "arrays": [["x"]]}',
+        b'{"key": "a", "arrays": {"x": 1}}',
+        b'\xff\xfe',
+    ],
+)
+def test_records_that_nobody_wrote_end_the_log(tmp_path, header):
+    """Their checksum is right: a torn page of zeros has one that is, too."""
+    path = tmp_path / 'some.log'
+    log = ArrayLog(path)
+    log.append('first', {'x': np.arange(3.0)})
+    log.close()
+    header += b' ' * (-(_PREFIX.size + len(header)) % 64) if header.strip(b'\x00') else b''
+    payload = bytes(8)
+    checksum = zlib.crc32(payload, zlib.crc32(header))
+    record = _PREFIX.pack(b'd2s1', len(header), len(payload), checksum) + header + payload
+    path.write_bytes(path.read_bytes() + record)
+    stage = StageLog(path)
+    assert stage.keys() == ['first']
+    assert stage.keep('second', {'y': np.ones(2)})
+    stage.close()
+    assert StageLog(path).keys() == ['first', 'second']
+
+
+def test_a_page_of_zeros_ends_the_log(tmp_path):
+    path = tmp_path / 'some.log'
+    log = ArrayLog(path)
+    log.append('first', {'x': np.arange(3.0)})
+    log.close()
+    whole = path.read_bytes()
+    for tail in (b'd2s1' + bytes(124), bytes(4096), b'd2s1', b'd2s1' + bytes(16) + b'd2s1'):
+        path.write_bytes(whole + tail)
+        assert StageLog(path).keys() == ['first']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 
@@ -14,6 +15,7 @@ from data.bag_writing import (
     START_NS,
     camera_log,
     compressed_message,
+    depth_message,
     image_message,
     info_message,
     jpeg,
@@ -524,3 +526,154 @@ def test_random_damage_is_a_frame_without_image_or_a_clear_error(tmp_path, stora
             messages.append(str(error))
     assert messages
     assert not any('\n' in message for message in messages)
+
+
+def rgbd_log(count: int = 3, kind: str = 'compressed'):
+    """Colour and depth side by side, as `ros2 bag record -a` of an RGB-D camera leaves them."""
+    log = []
+    for topic, name, stamp, message in camera_log(count, kind=kind):
+        log.append((topic.replace('/camera/', '/camera/color/'), name, stamp, message))
+    for index in range(count):
+        stamp = START_NS + index * PERIOD_NS
+        depth = info_message(stamp, frame_id='depth_optical_frame', k=2 * np.eye(3).reshape(-1))
+        log.append(('/camera/depth/camera_info', 'info', stamp, depth))
+        log.append(('/camera/depth/image_rect_raw', 'image', stamp, depth_message(stamp)))
+    return log
+
+
+@pytest.mark.parametrize('kind', ['compressed', 'image'])
+def test_depth_is_no_candidate_beside_pictures(tmp_path, kind):
+    source = BagSource(write_bag(tmp_path / 'bag', rgbd_log(kind=kind)))
+    assert source.image_topic.startswith('/camera/color/')
+    assert source.camera_info_topic == '/camera/color/camera_info'
+
+
+def test_video_packets_are_no_candidate_beside_pictures(tmp_path):
+    log = camera_log(2)
+    packet = compressed_message(START_NS, b'\x00\x00\x00\x01\x67\x42' + bytes(100), 'h264')
+    log.append(('/camera/image_raw/h264', 'compressed', START_NS, packet))
+    source = BagSource(write_bag(tmp_path / 'bag', log))
+    assert source.image_topic == '/camera/image_raw/compressed'
+
+
+def test_the_only_images_are_taken_even_if_they_are_of_16_bits(tmp_path):
+    log = [('/thermal', 'image', START_NS, depth_message(START_NS))]
+    assert BagSource(write_bag(tmp_path / 'bag', log)).image_topic == '/thermal'
+
+
+def test_the_calibration_of_another_camera_is_told(tmp_path, caplog):
+    log = [item for item in rgbd_log() if item[0] != '/camera/color/camera_info']
+    source = BagSource(write_bag(tmp_path / 'bag', log))
+    assert source.camera_info_topic == '/camera/depth/camera_info'
+    for word in ('/camera/depth/camera_info', "'depth_optical_frame'", '/camera/color/image_raw',
+                 "'camera_optical_frame'", '--camera-info-topic'):  # fmt: skip
+        assert word in caplog.text
+    caplog.clear()
+    BagSource(write_bag(tmp_path / 'own', camera_log(2)))
+    assert not caplog.text
+
+
+def test_the_calibration_of_the_same_frame_is_preferred(tmp_path, caplog):
+    log = [
+        ('/image', 'image', START_NS, image_message(START_NS, picture(0))),
+        ('/left/info', 'info', START_NS, info_message(START_NS, frame_id='left')),
+        ('/right/info', 'info', START_NS, info_message(START_NS)),
+    ]
+    assert BagSource(write_bag(tmp_path / 'bag', log)).camera_info_topic == '/right/info'
+    assert not caplog.text
+
+
+@pytest.mark.parametrize('name', ['image_rect', 'image_rect_color', 'rectified/image'])
+def test_a_rectified_topic_with_distortion_is_refused(tmp_path, name):
+    p = np.array([[40.0, 0, 30, 0], [0, 41, 22, 0], [0, 0, 1, 0]]).reshape(-1)
+    log = [
+        ('/camera/camera_info', 'info', START_NS, info_message(START_NS, p=p)),
+        (f'/camera/{name}', 'image', START_NS, image_message(START_NS, picture(0))),
+    ]
+    bag = write_bag(tmp_path / 'bag', log)
+    for partial in (False, True):
+        with pytest.raises(BagError, match=rf'{name} is named like .*--rectified'):
+            BagSource(bag, partial=partial)
+    assert next(iter(BagSource(bag, rectified=True))).camera.model == 'pinhole'
+    assert next(iter(BagSource(bag, camera=CAMERA))).camera == CAMERA
+    log[0] = (*log[0][:3], info_message(START_NS, d=np.zeros(5)))
+    assert next(iter(BagSource(write_bag(tmp_path / 'zero', log)))).camera.model == 'pinhole'
+
+
+@pytest.mark.parametrize('kind', ['direct', 'mirect', 'rectangle'])
+def test_a_topic_with_rect_inside_a_word_is_not_rectified(tmp_path, kind):
+    log = [
+        ('/camera/camera_info', 'info', START_NS, info_message(START_NS)),
+        (f'/camera/{kind}', 'image', START_NS, image_message(START_NS, picture(0))),
+    ]
+    assert next(iter(BagSource(write_bag(tmp_path / 'bag', log)))).camera == CAMERA
+
+
+def test_poses_that_cover_the_images_are_preferred(tmp_path, caplog):
+    """Nav2 robots record /goal_pose beside the transforms."""
+    goal = ('/goal_pose', 'pose', START_NS, pose_message(START_NS, transform(7)))
+    source = BagSource(write_bag(tmp_path / 'bag', camera_log(5) + tf_log() + [goal]))
+    assert source.pose_topic == '/tf'
+    assert source.pose_problem == ''
+    assert '/goal_pose cover 1 of 5 images; those of /tf are used' in caplog.text
+    with_poses = camera_log(5) + poses_log('pose', pose_message) + [goal]
+    source = BagSource(write_bag(tmp_path / 'two', with_poses))
+    assert source.pose_topic == '/pose'
+
+
+def test_poses_of_another_clock_are_told(tmp_path):
+    hour = 3600 * 10**9
+    log = [
+        (topic, kind, stamp, pose_message(stamp + hour, transform(0)))
+        for topic, kind, stamp, _message in poses_log('pose', pose_message)
+    ]
+    bag = write_bag(tmp_path / 'bag', camera_log(5) + log)
+    for pose_topic in (None, '/pose'):
+        source = BagSource(bag, pose_topic=pose_topic)
+        assert re.search(r'/pose from 1700003600\.0.* 3599\.6 s apart.*clocks', source.pose_problem)
+
+
+def test_odometry_of_no_frame_is_refused_by_name(tmp_path):
+    static = static_log(('base_link', 'camera_optical_frame', transform(90)))
+    bag = write_bag(tmp_path / 'bag', camera_log(5) + static + odometry_log(''))
+    source = BagSource(bag)
+    assert source.pose_topic is None
+    assert '/odom' in source.pose_problem
+    assert 'child_frame_id is empty' in source.pose_problem
+    with pytest.raises(BagError, match=r'/odom.*child_frame_id'):
+        BagSource(bag, pose_topic='/odom')
+    mixed = odometry_log()[:3] + odometry_log('')[3:]
+    source = BagSource(write_bag(tmp_path / 'mixed', camera_log(5) + static + mixed))
+    assert "mixes poses of the frames '', 'base_link'" in source.pose_problem
+
+
+@pytest.mark.parametrize(('gap', 'covered'), [(1.0, True), (9.9, True), (10.2, False)])
+def test_transforms_are_interpolated_as_tf2_does(tmp_path, gap, covered):
+    """map->odom comes rarely; a tf2 buffer holds ten seconds."""
+    end = START_NS + round(gap * 1e9)
+    log = static_log(('base_link', 'camera_optical_frame', transform(90)))
+    for stamp, seed in ((START_NS, 50), (end, 51)):
+        log.append(('/tf', 'tf', stamp, tf_message(stamp, ('map', 'odom', transform(seed)))))
+    for stamp in range(START_NS, end + 1, PERIOD_NS):
+        log.append(('/tf', 'tf', stamp, tf_message(stamp, ('odom', 'base_link', transform(1)))))
+    at = START_NS + round(0.37e9)
+    log.append(('/image', 'image', at, image_message(at, picture(0))))
+    (frame,) = BagSource(write_bag(tmp_path / 'bag', log), pose_topic='/tf')
+    if not covered:
+        assert frame.map_from_camera is None
+        return
+    map_from_odom = interpolate(transform(50), transform(51), 0.37 / gap)
+    assert_pose(frame.map_from_camera, map_from_odom @ transform(1) @ transform(90))
+
+
+def test_stamps_of_zero_are_told(tmp_path, caplog):
+    log = [('/image', 'image', START_NS, image_message(0, picture(0)))]
+    BagSource(write_bag(tmp_path / 'bag', log))
+    assert 'stamps of zero' in caplog.text
+
+
+def test_localizing_reads_no_poses(tmp_path):
+    bag = write_bag(tmp_path / 'bag', camera_log(2) + odometry_log(''))
+    source = BagSource(bag, want_poses=False)
+    assert source.pose_problem == ''
+    assert next(iter(source)).map_from_camera is None

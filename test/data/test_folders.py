@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import time
 
 import cv2
 import numpy as np
@@ -15,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from d2s_ros.data.bags import BagSource
 from d2s_ros.data.colmap_model import ColmapSource, read_colmap_model
 from d2s_ros.data.image_folder import ImageFolderSource, read_calibration, times_from_names
-from d2s_ros.data.sources import open_source
+from d2s_ros.data.sources import LogOptions, open_source
 from d2s_ros.errors import BagError, CalibrationError, InputError, UsageError
 from d2s_ros.geometry.transforms import RigidTransform
 
@@ -273,12 +276,12 @@ def test_open_source_tells_the_kinds_apart(folder, tmp_path):
     write_model(tmp_path / 'colmap')
     assert isinstance(open_source(tmp_path / 'colmap'), ColmapSource)
     with pytest.raises(UsageError, match='no topics'):
-        open_source(folder, image_topic='/image')
+        open_source(folder, options=LogOptions(image_topic='/image'))
     (tmp_path / 'list.txt').write_text('# names\n10.jpg\n\n1.jpg\n')
     assert open_source(folder, image_list=tmp_path / 'list.txt').names == ('1.jpg', '10.jpg')
     with pytest.raises(UsageError, match='image list'):
         open_source(bag, image_list=tmp_path / 'list.txt')
-    calibrated = open_source(bag, calibration=folder / 'calibration.yaml')
+    calibrated = open_source(bag, options=LogOptions(calibration=str(folder / 'calibration.yaml')))
     assert next(iter(calibrated)).camera == CAMERA
 
 
@@ -309,3 +312,110 @@ def test_fox_folder(shared_data):
     assert frame.name == '0001.jpg'
     assert frame.image.shape == (1024, 576, 3)
     assert frame.camera.cx == pytest.approx(295.7642667 - 0.5)
+
+
+@pytest.mark.parametrize(
+    ('colour', 'depth'),
+    [
+        ('rgb/{:d}.jpg', 'depth/{:d}.png'),
+        ('color/{:d}.png', 'aligned/{:d}.png'),
+        ('frame-{:d}.color.png', 'frame-{:d}.depth.png'),
+    ],
+)
+def test_depth_images_beside_photographs_are_left_out(tmp_path, colour, depth, caplog):
+    (tmp_path / 'calibration.json').write_text(json.dumps(CAMERA.to_dict()))
+    for index in range(1, 4):
+        photograph = tmp_path / colour.format(index)
+        photograph.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(photograph), picture(index))
+        measured = tmp_path / depth.format(index)
+        measured.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(measured), np.full((48, 64), 1500, np.uint16))
+    assert ImageFolderSource(tmp_path).names == tuple(colour.format(i) for i in (1, 2, 3))
+    assert '3 depth images' in caplog.text
+
+
+def test_16_bit_images_alone_are_photographs_but_told(tmp_path, caplog):
+    (tmp_path / 'calibration.json').write_text(json.dumps(CAMERA.to_dict()))
+    cv2.imwrite(str(tmp_path / '1.png'), np.full((48, 64), 1500, np.uint16))
+    assert ImageFolderSource(tmp_path).names == ('1.png',)
+    assert '16-bit' in caplog.text
+
+
+@pytest.mark.parametrize('rename', [lambda n: n.replace('.jpg', '.png'), lambda n: f'left/{n}'])
+def test_a_model_whose_names_have_no_file_is_an_error(tmp_path, rename):
+    write_images(tmp_path / 'images')
+    write_model(tmp_path, tuple(rename(name) for name in NAMES))
+    with pytest.raises(InputError, match=r'none of the 3 images of the model.*names of the model'):
+        ColmapSource(tmp_path)
+
+
+def test_images_outside_a_model_of_several_cameras_are_one_reason(tmp_path):
+    write_images(tmp_path / 'images', (*NAMES, '50.jpg', '51.jpg'))
+    write_model(tmp_path)
+    cameras = tmp_path / 'cameras.txt'
+    cameras.write_text(cameras.read_text() + '9 PINHOLE 64 48 50 50 32 24\n')
+    errors = {frame.error for frame in ColmapSource(tmp_path) if frame.camera is None}
+    assert errors == {'not in the COLMAP model, which has several cameras'}
+
+
+GOOD = yaml.safe_dump(ros_calibration())
+BOMB = 'a: &a0 [1,1]\n' + ''.join(f'a{k}: &a{k} [*a{k - 1},*a{k - 1}]\n' for k in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        BOMB + GOOD,
+        BOMB + GOOD.replace('plumb_bob', '*a59'),
+        BOMB + 'model: *a59\nwidth: 1\nheight: 1\nfx: 1\nfy: 1\ncx: 1\ncy: 1\n',
+        '[' * 50_000,
+        '{a: ' * 50_000,
+        GOOD + 'x: 2020-13-45\n',
+        GOOD + 'x: ' + '9' * 5000,
+        GOOD + '? [1, 2]\n: 3\n',
+        GOOD + '? {a: 1}\n: 3\n',
+        GOOD.replace('image_width: 64', 'image_width: .inf'),
+        GOOD.replace('image_width: 64', 'image_width: .nan'),
+        GOOD.replace('image_width: 64', 'image_width: true'),
+        GOOD.replace('image_width: 64', 'image_width: 64.5'),
+        GOOD.replace('image_width: 64', f'image_width: {10**300}'),
+        GOOD.replace('image_width: 64', 'image_width: [64]'),
+        '# ' + 'x' * 100_000 + '\n' + GOOD,
+        'model: pinhole\nwidth: .inf\nheight: 1\nfx: 1\nfy: 1\ncx: 1\ncy: 1\n',
+        '\x00',
+    ],
+)
+def test_calibration_files_with_odd_contents_are_refused_in_time(tmp_path, text):
+    path = tmp_path / 'calibration.yaml'
+    path.write_text(text)
+    started = time.process_time()
+    with pytest.raises(CalibrationError):
+        read_calibration(path)
+    assert time.process_time() - started < 2
+
+
+def test_a_fifo_is_no_calibration(tmp_path):
+    os.mkfifo(tmp_path / 'calibration.yaml')
+    with pytest.raises(InputError, match='not a regular file'):
+        read_calibration(tmp_path / 'calibration.yaml')
+
+
+@pytest.mark.parametrize('file', ['cameras.bin', 'images.bin'])
+@pytest.mark.parametrize('count', [10**10, 2**63, 7])
+def test_binary_models_that_lie_about_their_counts(tmp_path, file, count):
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig = 1, 1
+    options.num_frames_per_rig, options.num_points3D = 3, 20
+    pycolmap.synthesize_dataset(options).write_binary(str(tmp_path))
+    data = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(struct.pack('<Q', count) + data[8:])
+    started = time.process_time()
+    with pytest.raises(InputError, match=file):
+        read_colmap_model(tmp_path)
+    assert time.process_time() - started < 1
+
+
+def test_a_path_below_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder.parent))
+    assert len(open_source(f'~/{folder.name}')) == 3

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+import struct
 
 import cv2
 import numpy as np
 import pytest
 
 from d2s_ros.data.image_codec import SUPPORTED_ENCODINGS, decode_compressed, decode_image
+from d2s_ros.data.image_size import claimed_size
 from d2s_ros.errors import UnsupportedImageError
 
 HEIGHT, WIDTH = 6, 8
@@ -249,3 +251,50 @@ def test_rotation_in_exif_is_not_applied(large):
     rotated = data[:2] + segment + data[2:]
     assert cv2.imdecode(np.frombuffer(rotated, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (160, 120)
     assert decode_compressed(rotated).shape == large.shape
+
+
+def header_of(kind, width, height):
+    """Return the start of a file that claims a size, without pixels."""
+    big = struct.pack('>HH', height, width)
+    if kind == 'jpeg':
+        return b'\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08' + big + b'\x03' * 9 + b'\xff\xd9'
+    if kind == 'png':
+        return (
+            b'\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR' + struct.pack('>II', width, height) + b'\x08\x02'
+        )
+    if kind == 'bmp':
+        return b'BM' + bytes(12) + struct.pack('<Iii', 40, width, -height) + bytes(40)
+    if kind == 'webp':
+        sizes = (width - 1).to_bytes(3, 'little') + (height - 1).to_bytes(3, 'little')
+        return b'RIFF....WEBPVP8X' + bytes(8) + sizes
+    entries = struct.pack('<HHII', 256, 4, 1, width) + struct.pack('<HHII', 257, 4, 1, height)
+    return b'II*\x00' + struct.pack('<IH', 8, 2) + entries
+
+
+@pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
+def test_what_claims_gigabytes_is_not_decoded(kind, monkeypatch):
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('it was decoded'))
+    for size in ((32000, 32000), (8193, 8192)):
+        with pytest.raises(UnsupportedImageError, match=r'million pixels|not usable'):
+            decode_compressed(header_of(kind, *size))
+    if kind != 'webp':  # It keeps the size less one.
+        with pytest.raises(UnsupportedImageError):
+            decode_compressed(header_of(kind, 0, 100))
+    with pytest.raises(UnsupportedImageError):
+        decode_compressed(header_of(kind, 100, 100)[:14])
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.webp', '.tiff'])
+def test_claimed_sizes_are_those_of_files(suffix):
+    image = np.zeros((37, 53, 3), np.uint8)
+    assert claimed_size(cv2.imencode(suffix, image)[1].tobytes()) == (53, 37)
+
+
+def test_raw_images_have_the_same_limit():
+    with pytest.raises(UnsupportedImageError, match='million pixels'):
+        decode_image('mono8', 8193, 8192, 0, False, b'')
+
+
+def test_other_formats_are_refused():
+    with pytest.raises(UnsupportedImageError, match='no JPEG'):
+        decode_compressed(b'GIF89a' + bytes(100))

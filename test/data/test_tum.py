@@ -111,3 +111,14 @@ def test_trajectories_are_checked():
 )
 def test_stamps_as_text(stamp, text):
     assert format_stamp(stamp) == text
+
+
+@pytest.mark.parametrize('stamp', ['1e999999999', '1e-999999999', 'nan', 'inf', '9' * 400, '1e20'])
+def test_stamps_beyond_all_limits_are_refused(tmp_path, stamp):
+    path = tmp_path / 'poses.txt'
+    path.write_text(f'{stamp} 0 0 0 0 0 0 1\n')
+    if stamp == '1e-999999999':
+        assert read_tum(path).stamps_ns[0] == 0
+        return
+    with pytest.raises(InputError, match='not a time'):
+        read_tum(path)

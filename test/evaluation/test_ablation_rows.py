@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from d2s_ros.errors import InputError
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.benchmark import benchmark, percentiles, table
 from d2s_ros.evaluation.operations import OperationCounter, count_operations
-from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.features.superpoint_int8 import calibration_image
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.superpoint.int8 import calibration_image
+from d2s_ros.features.types import FeatureConfig, LocalFeatures
 from d2s_ros.kernels import compiled
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.update_data import MappingData
@@ -111,7 +111,9 @@ def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer
         )
         for n in (100, 250, 600)
     ]
-    limits = (16, 8) if kernels.active() is compiled else (160, 80)
+    # Elsewhere the search is PyTorch's too.
+    few = kernels.active() is compiled and has_fast_int8()
+    limits = (16, 8) if few else (160, 80)
     for name, most in zip(('operations', 'tensors'), limits, strict=True):
         first, second, third = (count[name] for count in counts)
         assert first == second == third <= most
@@ -167,8 +169,9 @@ if not keep_freed_memory():
     sys.exit(77)
 import torch
 torch.set_num_threads(1)
-from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.features.superpoint_int8 import calibration_image
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.types import FeatureConfig
+from d2s_ros.features.superpoint.int8 import calibration_image
 extractor = create_extractor(FeatureConfig(name='superpoint'), precision='auto')
 image = calibration_image(3, 320, 240)
 for _ in range(3):

@@ -9,11 +9,10 @@ import pytest
 
 from d2s_ros.cli import features as command
 from d2s_ros.errors import InputError, UsageError
-from d2s_ros.features import evaluation
+from d2s_ros.features import evaluation, posed_pairs, warped_pairs
 from d2s_ros.features.evaluation_report import draw_matches, markdown
-from d2s_ros.features.extractor import FeatureConfig
 from d2s_ros.features.rootsift import RootSift
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import FeatureConfig, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 
@@ -36,9 +35,9 @@ def textured(rng, height=150, width=200):
 
 @pytest.fixture
 def perfect(rng):
-    homography = evaluation.sample_homography(rng, 200, 150, 0.4)
+    homography = warped_pairs.sample_homography(rng, 200, 150, 0.4)
     points = rng.uniform([0, 0], [199, 149], (60, 2))
-    others = evaluation.warp_points(homography, points)
+    others = warped_pairs.warp_points(homography, points)
     inside = ((others >= 0) & (others <= [199, 149])).all(axis=1)
     descriptors = np.eye(60)[inside]
     return points[inside], others[inside], descriptors, homography
@@ -88,19 +87,19 @@ def test_no_features_measure_zero():
 
 def test_points_behind_the_camera_are_nowhere():
     homography = np.array([[1.0, 0, 0], [0, 1, 0], [-0.01, 0, 1]])
-    mapped = evaluation.warp_points(homography, np.array([[50.0, 0.0], [150.0, 0.0]]))
+    mapped = warped_pairs.warp_points(homography, np.array([[50.0, 0.0], [150.0, 0.0]]))
     np.testing.assert_allclose(mapped[0], [100, 0])
     assert np.isnan(mapped[1]).all()
 
 
 def test_warped_pairs_are_seeded_and_follow_their_homography(rng):
     photograph = np.asarray(cv2.GaussianBlur(textured(rng), (0, 0), 2), np.uint8)
-    condition = evaluation.CONDITIONS[0]
-    pair = evaluation.make_warped_pair(photograph, condition, 5)
-    again = evaluation.make_warped_pair(photograph, condition, 5)
+    condition = warped_pairs.CONDITIONS[0]
+    pair = warped_pairs.make_warped_pair(photograph, condition, 5)
+    again = warped_pairs.make_warped_pair(photograph, condition, 5)
     np.testing.assert_array_equal(pair.second, again.second)
     points = rng.uniform([20, 20], [180, 130], (200, 2))
-    mapped = evaluation.warp_points(pair.second_from_first, points)
+    mapped = warped_pairs.warp_points(pair.second_from_first, points)
     inside = ((mapped >= 2) & (mapped <= [197, 147])).all(axis=1)
 
     def read(image, at):
@@ -114,9 +113,9 @@ def test_warped_pairs_are_seeded_and_follow_their_homography(rng):
 def test_night_is_dark_and_exposure_is_not_one():
     rng = np.random.default_rng(0)
     image = np.full((50, 50), 150, np.uint8)
-    assert all(evaluation.darken(image, rng).mean() < 45 for _ in range(10))
-    assert all(abs(evaluation.adjust_exposure(image, rng).mean() - 150) > 60 for _ in range(10))
-    noise = evaluation.add_noise(image, rng).astype(float)
+    assert all(warped_pairs.darken(image, rng).mean() < 45 for _ in range(10))
+    assert all(abs(warped_pairs.adjust_exposure(image, rng).mean() - 150) > 60 for _ in range(10))
+    noise = warped_pairs.add_noise(image, rng).astype(float)
     assert 9 < noise.std() < 26
 
 
@@ -127,7 +126,7 @@ def test_every_method_gets_the_same_number_of_keypoints(rng):
         'orb': evaluation.Orb(FeatureConfig()),
     }
     result = evaluation.evaluate_warps(
-        [photograph], extractors, keypoints=100, conditions=evaluation.CONDITIONS[:2]
+        [photograph], extractors, keypoints=100, conditions=warped_pairs.CONDITIONS[:2]
     )
     assert set(result) == {'rootsift', 'orb'}
     assert set(result['orb']) == {'viewpoint', 'blur'}
@@ -154,7 +153,7 @@ def posed(name, rotation_vector, translation, image):
     pose = RigidTransform(
         rotation_from_vector(np.array(rotation_vector)), np.array(translation, float)
     )
-    return evaluation.PosedImage(name, image, pose, camera)
+    return posed_pairs.PosedImage(name, image, pose, camera)
 
 
 def test_epipolar_distance_is_the_distance_in_pixels(rng):
@@ -165,10 +164,10 @@ def test_epipolar_distance_is_the_distance_in_pixels(rng):
     pixels = [
         image.camera.project(image.camera_from_world.apply(points)) for image in (first, second)
     ]
-    exact = evaluation.epipolar_distances(first, second, *pixels)
+    exact = posed_pairs.epipolar_distances(first, second, *pixels)
     assert exact.max() < 1e-9
     # Camera b is beside camera a: its epipolar lines are nearly level, five pixels down is off.
-    off = evaluation.epipolar_distances(first, second, pixels[0], pixels[1] + [0, 5])
+    off = posed_pairs.epipolar_distances(first, second, pixels[0], pixels[1] + [0, 5])
     assert (off > 3).all()
     assert (off < 5.1).all()
 
@@ -176,9 +175,9 @@ def test_epipolar_distance_is_the_distance_in_pixels(rng):
 def test_pairs_look_the_same_way():
     blank = np.zeros((150, 200), np.uint8)
     images = [posed(str(i), [0, 0.3 * i, 0], [0, 0, 0], blank) for i in range(8)]
-    pairs = evaluation.choose_pairs(images, count=100, max_angle=40)
+    pairs = posed_pairs.choose_pairs(images, count=100, max_angle=40)
     assert set(pairs) == {(i, j) for i in range(8) for j in range(i + 1, min(8, i + 3))}
-    assert len(evaluation.choose_pairs(images, count=4)) == 4
+    assert len(posed_pairs.choose_pairs(images, count=4)) == 4
 
 
 def write_posed(folder, rng):
@@ -193,15 +192,15 @@ def write_posed(folder, rng):
 
 def test_posed_images_are_read(tmp_path, rng):
     write_posed(tmp_path / 'set', rng)
-    images = evaluation.load_posed_images(tmp_path / 'set')
+    images = posed_pairs.load_posed_images(tmp_path / 'set')
     assert [image.name for image in images] == ['a.png', 'b.png']
     np.testing.assert_allclose(images[1].camera_from_world.translation, [-1, 0, 0])
     assert images[0].camera.cx == 99.5
     with pytest.raises(InputError, match='COLMAP'):
-        evaluation.load_posed_images(tmp_path)
+        posed_pairs.load_posed_images(tmp_path)
     (tmp_path / 'set' / 'images' / 'b.png').unlink()
     with pytest.raises(InputError, match=r'b\.png'):
-        evaluation.load_posed_images(tmp_path / 'set')
+        posed_pairs.load_posed_images(tmp_path / 'set')
 
 
 def parse(*arguments):
@@ -214,7 +213,7 @@ def test_command_writes_table_and_picture(tmp_path, rng, capsys):
     pytest.importorskip('skimage')
     photographs = tmp_path / 'photographs'
     photographs.mkdir()
-    held_out = [f'p{i}.png' for i in range(60) if evaluation.is_held_out(f'p{i}.png')][:1]
+    held_out = [f'p{i}.png' for i in range(60) if warped_pairs.is_held_out(f'p{i}.png')][:1]
     for name in [*held_out, 'p0.png']:
         cv2.imwrite(str(photographs / name), textured(rng))
     write_posed(tmp_path / 'set', rng)

@@ -10,17 +10,14 @@ from safetensors.torch import save_file
 
 from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
-from d2s_ros.features.dense_maps import read_descriptors, sample_descriptors
-from d2s_ros.features.extractor import FeatureConfig
-from d2s_ros.features.superpoint import (
-    SuperPoint,
-    SuperPointNet,
-    default_weights_path,
-    load_network,
-    resize_to_fit,
-)
-from d2s_ros.features.superpoint_int8 import calibration_image
+from d2s_ros.features.superpoint.dense_maps import read_descriptors
+from d2s_ros.features.superpoint.extractor import SuperPoint, resize_to_fit
+from d2s_ros.features.superpoint.int8 import calibration_image
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.superpoint.weights import default_weights_path, load_network
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.kernels.tensors import refine_keypoints, score_map, suppress_non_maxima
+from tools.superpoint_training.losses import sample_descriptors
 
 needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason='needs a CPU with VNNI instructions')
 
@@ -88,7 +85,7 @@ def test_strips_of_the_first_stage_change_nothing(network, monkeypatch):
     image = torch.rand(1, 1, 168, 72)
     with torch.no_grad():
         strips = network(image)
-        monkeypatch.setattr('d2s_ros.features.superpoint.STRIP_ROWS', 1000)
+        monkeypatch.setattr('d2s_ros.features.superpoint.network.STRIP_ROWS', 1000)
         whole = network(image)
     for found, expected in zip(strips, whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -163,13 +160,13 @@ def same_features(found, expected):
     return float(close.mean()), float(np.median(cosines))
 
 
-@pytest.mark.parametrize('precision', ['bf16', pytest.param('int8', marks=needs_int8)])
-def test_low_precision_finds_the_same_features(precision):
+@needs_int8
+def test_low_precision_finds_the_same_features():
     """The made-up picture is not one of those that the integer network is calibrated on."""
     image = calibration_image(7, 320, 240)
     config = FeatureConfig(name='superpoint', max_keypoints=300)
     expected = SuperPoint.from_pretrained(config=config).extract(image)
-    extractor = SuperPoint.from_pretrained(config=config, precision=precision)
+    extractor = SuperPoint.from_pretrained(config=config, precision='int8')
     found = extractor.extract(image)
     share, cosine = same_features(found, expected)
     assert share > 0.9
@@ -180,14 +177,16 @@ def test_low_precision_finds_the_same_features(precision):
 @needs_int8
 def test_auto_is_integer_where_the_processor_has_it(network, monkeypatch):
     assert make(network, precision='auto').precision == 'int8'
-    monkeypatch.setattr('d2s_ros.features.superpoint.has_fast_int8', lambda: False)
+    monkeypatch.setattr('d2s_ros.features.superpoint.extractor.has_fast_int8', lambda: False)
     assert make(network, precision='auto').precision == 'fp32'
 
 
 def test_precisions_that_cannot_be_had_are_errors(network, monkeypatch):
     with pytest.raises(UsageError, match='fp64'):
         make(network, precision='fp64')
-    monkeypatch.setattr('d2s_ros.features.superpoint.has_fast_int8', lambda: False)
+    with pytest.raises(UsageError, match='bf16 is no longer offered'):
+        make(network, precision='bf16')
+    monkeypatch.setattr('d2s_ros.features.superpoint.extractor.has_fast_int8', lambda: False)
     with pytest.raises(DeviceError, match='int8'):
         make(network, precision='int8')
 
@@ -424,8 +423,9 @@ def test_pickled_code_is_not_run(tmp_path):
 def test_packaged_weights_are_the_default_and_match_in_the_dark():
     """The right matches between a photograph and its warp at night are known, and most must be."""
     data = pytest.importorskip('skimage.data')
-    from d2s_ros.features.evaluation import CONDITIONS, make_warped_pair, measure_warped_pair
+    from d2s_ros.features.evaluation import measure_warped_pair
     from d2s_ros.features.extractor import create_extractor
+    from d2s_ros.features.warped_pairs import CONDITIONS, make_warped_pair
 
     assert default_weights_path() is not None
     extractor = create_extractor(FeatureConfig(name='superpoint', max_keypoints=400, max_size=0))

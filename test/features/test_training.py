@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from d2s_ros.errors import InputError
-from d2s_ros.features.evaluation import is_held_out
-from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
+from d2s_ros.features.superpoint.extractor import SuperPoint
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.warped_pairs import is_held_out
 from tools.superpoint_training import losses
 from tools.superpoint_training.__main__ import main
 from tools.superpoint_training.labels import HomographicAdaptation, cache_labels, read_labels

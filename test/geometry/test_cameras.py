@@ -207,6 +207,70 @@ def test_another_aspect_is_refused():
     camera.resized(213, 160)
 
 
+FIVE = (-0.2, 0.1, 1e-3, -2e-3, 0.01)
+EIGHT = (*FIVE, 0.4, 0.1, 0.02)
+FOUR = (0.02, -0.01, 0.004, -0.001)
+
+
+@pytest.mark.parametrize(
+    ('model', 'd', 'expected'),
+    [
+        # Drivers fill arrays of a fixed length up with zeros.
+        ('plumb_bob', (*FIVE, 0, 0, 0), ('plumb_bob', FIVE)),
+        ('plumb_bob', FIVE + (0,) * 9, ('plumb_bob', FIVE)),
+        ('plumb_bob', FIVE[:4], ('plumb_bob', FIVE[:4])),
+        ('Plumb Bob', FIVE, ('plumb_bob', FIVE)),
+        ('radtan', FIVE[:4], ('plumb_bob', FIVE[:4])),
+        ('brown_conrady', FIVE, ('plumb_bob', FIVE)),
+        # Without the denominator the rational model is plumb_bob.
+        ('rational_polynomial', FIVE, ('plumb_bob', FIVE)),
+        ('rational_polynomial', FIVE[:4], ('plumb_bob', FIVE[:4])),
+        ('rational_polynomial', (*FIVE, 0, 0, 0), ('plumb_bob', FIVE)),
+        ('rational_polynomial', FIVE + (0,) * 9, ('plumb_bob', FIVE)),
+        ('rational_polynomial', EIGHT, ('rational_polynomial', EIGHT)),
+        ('rational_polynomial', EIGHT + (0,) * 6, ('rational_polynomial', EIGHT + (0,) * 6)),
+        ('equidistant', (*FOUR, 0), ('equidistant', FOUR)),
+        ('fisheye', FOUR + (0,) * 4, ('equidistant', FOUR)),
+        ('kannala_brandt4', FOUR, ('equidistant', FOUR)),
+        ('Kannala-Brandt', (*FOUR, 0), ('equidistant', FOUR)),
+        ('equidistant', (0,) * 5, ('equidistant', (0,) * 4)),
+        ('none', (), ('pinhole', ())),
+        ('None', (0,) * 5, ('pinhole', ())),
+        ('', (0,) * 5, ('pinhole', ())),
+        ('plumb_bob', (), ('pinhole', ())),
+        ('inverse_brown_conrady', (0,) * 5, ('pinhole', ())),
+    ],
+)
+def test_distortions_of_drivers_that_are_exactly_representable(model, d, expected):
+    camera = Camera.from_camera_info(640, 480, model, d, [500, 0, 320, 0, 510, 240, 0, 0, 1])
+    assert (camera.model, camera.distortion) == expected
+
+
+@pytest.mark.parametrize(
+    ('model', 'd', 'message'),
+    [
+        ('plumb_bob', EIGHT, r'found 8, and 0\.4, 0\.1, 0\.02 after the first 5.*rational_polyn'),
+        ('plumb_bob', FIVE[:3], 'found 3'),
+        ('equidistant', (*FOUR, 0.1), r'needs 4.*found 5, and 0\.1 after the first 4'),
+        ('equidistant', (), 'needs 4.*found 0'),
+        ('equidistant', FOUR[:2], 'needs 4.*found 2'),
+        ('rational_polynomial', (*FIVE, 0.4), 'found 6'),
+        ('none', FIVE, "'none' is not supported with coefficients other than zero"),
+        ('inverse_brown_conrady', FIVE, 'inverse_brown_conrady'),
+        ('double_sphere', (0.1, 0.2), 'double_sphere'),
+        ('double_sphere', (0, 0), 'double_sphere'),
+    ],
+)
+def test_distortions_without_an_exact_counterpart_are_refused_with_the_reason(model, d, message):
+    with pytest.raises(CalibrationError, match=message):
+        Camera.from_camera_info(640, 480, model, d, [500, 0, 320, 0, 510, 240, 0, 0, 1])
+
+
+def test_skewed_pixel_axes_are_refused():
+    with pytest.raises(CalibrationError, match='skew'):
+        Camera.from_camera_info(640, 480, '', (), [500, 2, 320, 0, 510, 240, 0, 0, 1])
+
+
 @pytest.mark.parametrize('name', CAMERAS)
 def test_dict_round_trip(name):
     assert Camera.from_dict(CAMERAS[name].to_dict()) == CAMERAS[name]

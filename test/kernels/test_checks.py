@@ -11,7 +11,7 @@ def zeros(*shape, dtype=np.float32):
 
 
 def maxima(kernels, **changes):
-    options = {'border': 1, 'threshold': 0.0, 'threads': 1, **changes}
+    options = {'border': 1, 'threshold': 0.0, 'allowed': None, 'threads': 1, **changes}
     return kernels.strongest_maxima(zeros(9, 9), 2, options.pop('count', 3), **options)
 
 

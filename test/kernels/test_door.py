@@ -79,12 +79,22 @@ def test_ones_that_cannot_be_loaded_are_not_used(folder, caplog):
     assert kernels.active() is reference
 
 
-KINDS = {
+NUMBERS = {
     'int32_t': ctypes.c_int32,
     'int64_t': ctypes.c_int64,
     'float': ctypes.c_float,
     'double': ctypes.c_double,
 }
+ARRAYS = {'float': 'f4', 'double': 'f8'}
+
+
+def kind_of(argument):
+    """Return what an argument is declared as: a number, or an array of a dtype."""
+    name = argument.replace('const', '').split()[0]
+    if '*' not in argument:
+        return NUMBERS[name]
+    sized = re.sub(r'(u?)int(\d+)_t', lambda m: f'{m[1] or "i"}{int(m[2]) // 8}', name)
+    return np.dtype(ARRAYS.get(name, sized))
 
 
 def declared(header):
@@ -92,12 +102,8 @@ def declared(header):
     text = re.sub(r'/\*.*?\*/', '', header, flags=re.DOTALL)
     found = {}
     for result, name, arguments in re.findall(r'API ([\w ]+?[ *])(\w+)\(([^)]*)\);', text):
-        kinds = [argument.strip() for argument in arguments.split(',')]
-        kinds = [] if kinds == ['void'] else kinds
-        found[name] = (
-            result.strip(),
-            tuple(ctypes.c_void_p if '*' in kind else KINDS[kind.split()[-2]] for kind in kinds),
-        )
+        given = [] if arguments == 'void' else arguments.split(',')
+        found[name] = result.strip(), tuple(kind_of(argument) for argument in given)
     return found
 
 
@@ -111,7 +117,7 @@ def test_signatures_are_those_of_the_header(repo_root):
 def test_the_comparison_sees_another_signature():
     header = 'API int32_t a(const float *x, int64_t n); /* API */ API int32_t b(void);'
     assert declared(header) == {
-        'a': ('int32_t', (ctypes.c_void_p, ctypes.c_int64)),
+        'a': ('int32_t', (np.dtype('f4'), ctypes.c_int64)),
         'b': ('int32_t', ()),
     }
 
@@ -144,12 +150,12 @@ def test_nothing_goes_around_the_door(repo_root):
     assert not wrong, '\n'.join(wrong)
 
 
-def test_arrays_of_another_kind_are_refused():
-    good = np.zeros((3, 4), np.float32)
-    assert library.address(good, np.float32, 3, 4) == good.ctypes.data
-    for wrong in (good.astype(np.float64), good[:, :2], good.T, good[:2]):
+def test_arrays_of_another_kind_are_refused(compiled_kernels):
+    good = np.ones((3, 2), np.float32)
+    assert len(compiled_kernels.cells_around(good, 4, 5)[0]) > 0
+    for wrong in (good.astype(np.float64), np.ones((3, 4), np.float32)[:, ::2]):
         with pytest.raises(ValueError, match='contiguous float32'):
-            library.address(wrong, np.float32, 3, 4)
+            compiled_kernels.cells_around(wrong, 4, 5)
 
 
 def test_observers_are_told_of_calls(compiled_kernels):

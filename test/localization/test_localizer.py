@@ -13,6 +13,7 @@ from d2s_ros.config import to_dict
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.pose_solver import solve_pose
@@ -150,6 +151,12 @@ def test_a_smaller_image_of_the_same_aspect_is_scaled(localizer, seen):
     assert degrees < 0.3
 
 
+def with_limits(localizer, **limits):
+    """Return a localizer of the same map with other limits of acceptance."""
+    config = LocalizerConfig(limits=Limits(**limits))
+    return Localizer(localizer.scene_map, localizer.extractor, config=config)
+
+
 @pytest.mark.parametrize('factor', [0.9, 0.95, 1.05, 1.1])
 def test_a_wrong_focal_length_is_refused(localizer, seen, factor):
     wrong = replace(seen.camera, fx=factor * seen.camera.fx, fy=factor * seen.camera.fy)
@@ -157,9 +164,7 @@ def test_a_wrong_focal_length_is_refused(localizer, seen, factor):
     assert result.status is LocalizationStatus.CALIBRATION_MISMATCH
     assert 'focal length' in result.reason
     assert 'camera_info' in result.reason
-    tolerant = Localizer(
-        localizer.scene_map, localizer.extractor, config=LocalizerConfig(max_focal_error=1.0)
-    )
+    tolerant = with_limits(localizer, max_focal_error=1.0)
     assert tolerant.localize(seen.image, wrong).localized
 
 
@@ -187,18 +192,30 @@ def test_a_distorted_camera_gives_the_same_pose(small_map, localizer):
     ('change', 'status'),
     [
         ({'min_keypoints': 5000}, LocalizationStatus.TOO_FEW_KEYPOINTS),
-        ({'min_inliers': 5000}, LocalizationStatus.TOO_FEW_RELIABLE),
-        ({'min_inlier_share': 1.0, 'min_support': 10**6}, LocalizationStatus.LOW_INLIER_SHARE),
-        ({'min_spread': 1.0, 'safe_extent': 1e3}, LocalizationStatus.POOR_SPREAD),
-        ({'min_extent': 1e3}, LocalizationStatus.POOR_SPREAD),
+        (
+            {'min_inliers': 5000, 'min_inliers_without_support': 5000},
+            LocalizationStatus.TOO_FEW_RELIABLE,
+        ),
+        (
+            {'min_inlier_share': 1.0, 'min_inlier_share_with_support': 1.0},
+            LocalizationStatus.LOW_INLIER_SHARE,
+        ),
+        (
+            {'min_spread': 1.0, 'support_spread': 1.0, 'safe_extent': 1e3},
+            LocalizationStatus.POOR_SPREAD,
+        ),
+        ({'min_extent': 1e3, 'support_extent': 1e3}, LocalizationStatus.POOR_SPREAD),
         ({'max_rotation_sigma_deg': 0.0}, LocalizationStatus.UNCERTAIN),
         ({'max_relative_translation_sigma': 0.0}, LocalizationStatus.UNCERTAIN),
     ],
 )
-def test_each_threshold_refuses_with_its_reason(localizer, seen, change, status):
-    assert localizer.localize(seen.image, seen.camera).localized
-    strict = Localizer(localizer.scene_map, localizer.extractor, config=LocalizerConfig(**change))
-    result = strict.localize(seen.image, seen.camera)
+def test_each_limit_refuses_with_its_reason(localizer, seen, change, status):
+    accepted = localizer.localize(seen.image, seen.camera)
+    assert accepted.localized
+    assert all(check.passed for check in accepted.checks)
+    result = with_limits(localizer, **change).localize(seen.image, seen.camera)
+    failed = [check for check in result.checks if not check.passed]
+    assert (failed[0].status, failed[0].reason) == (result.status, result.reason)
     assert result.status is status
     assert result.reason
     assert '\n' not in result.reason
@@ -258,6 +275,10 @@ def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
     ideal = camera.undistort(features.keypoints)
     alone = solve_pose(ideal, points, camera.ideal, sigmas_px=np.ones(120))
     assert pose_error(alone.camera_from_map.inverse(), thing @ scene)[0] < 0.05
+    # So does a localizer to which no spread is doubtful.
+    content = with_limits(localizer, doubtful_spread=0.0)
+    _, first = content._solve_best(features, camera, coordinates, np.arange(120), None)
+    assert pose_error(first.camera_from_map.inverse(), thing @ scene)[0] < 0.05
 
 
 def near(pose, offset_m, offset_deg, sigma_m=0.03, sigma_deg=0.5):

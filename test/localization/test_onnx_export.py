@@ -13,8 +13,9 @@ import torch
 from d2s_ros.cli.main import main
 from d2s_ros.config import to_dict
 from d2s_ros.errors import UsageError
-from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.features.superpoint_int8 import calibration_image
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.superpoint.int8 import calibration_image
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.onnx_export import export_map

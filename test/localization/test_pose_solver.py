@@ -15,14 +15,14 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.gates import judge_geometry
+from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
     find_support,
     refine_guided,
     with_focal_error,
 )
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     covariance_of_pose,
@@ -31,7 +31,7 @@ from d2s_ros.localization.pose_solver import (
     reprojection_errors,
     solve_pose,
 )
-from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.localization.result import first_failure
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
 
@@ -372,11 +372,10 @@ def test_deterministic(rng):
 
 
 def is_refused(estimate):
-    """No pose, or one that the gates of the localizer refuse."""
-    if estimate is None or estimate.inlier_mask.sum() < LocalizerConfig().min_inliers:
-        return True
-    status, _ = judge_geometry(estimate, CAMERA, LocalizerConfig())
-    return status is not LocalizationStatus.LOCALIZED
+    """No pose, or one that is not accepted."""
+    count = 0 if estimate is None else int(estimate.inlier_mask.sum())
+    evidence = PoseEvidence(CAMERA, estimate, num_used=count, threshold_px=8.0)
+    return first_failure(checks(evidence, Limits())) is not None
 
 
 def test_too_few_points(rng):

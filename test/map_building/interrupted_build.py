@@ -11,7 +11,7 @@ from d2s_ros.threads import wait_passively
 wait_passively()
 
 from d2s_ros.data.sources import open_source  # noqa: E402
-from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
+from d2s_ros.features.types import FeatureConfig  # noqa: E402
 from d2s_ros.map_building.pipeline import BuildConfig, build_map  # noqa: E402
 
 logging.basicConfig(level=logging.INFO)

@@ -9,7 +9,7 @@ import torch
 from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.data.array_log import ArrayLog
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.map_building.calibration import images_to_judge, thinned
 from d2s_ros.map_building.pipeline import BuildConfig, train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features

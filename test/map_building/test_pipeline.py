@@ -10,7 +10,7 @@ from scipy import stats
 
 from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError, MapFormatError
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.map_building.calibration import pose_difference
 from d2s_ros.map_building.pipeline import BuildConfig, build_map

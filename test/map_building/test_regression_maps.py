@@ -11,7 +11,7 @@ import torch
 from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.cli.main import main
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import BuildConfig, budget, train_map

@@ -11,7 +11,13 @@ import pytest
 
 from d2s_ros.cli.main import main
 from d2s_ros.errors import InputError, MapFormatError
-from d2s_ros.map_update.config import GateConfig, KeyframeConfig, LabelConfig, UpdateConfig
+from d2s_ros.map_update.config import (
+    LABEL_LIMITS,
+    GateConfig,
+    KeyframeConfig,
+    LabelConfig,
+    UpdateConfig,
+)
 from d2s_ros.map_update.ledger import UpdateLedger, UpdateRunningError
 from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.maps.scene_map import SceneMap
@@ -20,11 +26,13 @@ from d2s_ros.maps.verification import verify
 
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
-    labels=LabelConfig(min_inliers=20),
+    labels=LabelConfig(limits=replace(LABEL_LIMITS, min_inliers=20)),
     gate=GateConfig(min_new_frames=1),
     steps=15,
     min_free_megabytes=1,
 )
+
+UTM = (500_123.0, 4_600_321.0, 112.0)
 
 
 def everything(path):
@@ -37,6 +45,10 @@ def everything(path):
 
 
 def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
+    # The map lies far from zero: nothing but what the update returns knows of it.
+    scene_map = SceneMap.open(map_path)
+    manifest = replace(scene_map.manifest, origin=UTM)
+    MapStore(map_path).write(replace(scene_map, manifest=manifest), scene_map.load_update_data())
     statuses = []
     result = update_map(map_path, [logs / 'dusk'], CONFIG, device='cpu', progress=statuses.append)
     assert result.verdict in ('promoted', 'refused')
@@ -44,10 +56,13 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
     assert result.decision.metrics['new']['with_reference'] >= 1
     assert result.decision.metrics['old']['frames'] == 14
     store = MapStore(map_path)
-    assert store.versions() == ['0001', '0002']
-    assert store.current() == ('0002' if result.verdict == 'promoted' else '0001')
+    assert store.versions() == ['0001', '0002', '0003']
+    assert store.current() == ('0003' if result.verdict == 'promoted' else '0002')
     assert verify(map_path) == []
-    candidate = SceneMap.open(map_path / 'versions' / '0002')
+    candidate = SceneMap.open(map_path / 'versions' / '0003')
+    assert candidate.manifest.origin == UTM
+    assert np.abs(candidate.landmark_table.points_in_map).max() < 100
+    assert np.abs(result.old_poses[:, :3] - UTM).max() < 100
     assert candidate.manifest.metrics['update']['reasons'] == list(result.reasons)
     assert len(json.loads(bytes(candidate.load_update_data()['names']))) > 14
     assert [status['percent'] for status in statuses] == sorted(s['percent'] for s in statuses)
@@ -63,6 +78,7 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
         np.linalg.norm(
             frame.map_from_camera.translation
             - truth[np.argmin(abs(truth[:, 0] - frame.keyframe.stamp_ns / 1e9)), 1:4]
+            - UTM
         )
         for frame in result.frames
         if frame.map_from_camera is not None

@@ -21,7 +21,7 @@ import torch
 
 from d2s_ros.config import to_dict
 from d2s_ros.errors import MapFormatError
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps import manifest as manifest_module
@@ -236,7 +236,7 @@ def rewrite_manifest(store, version, **changes):
 
 def test_other_formats_and_heads_are_refused(store):
     rewrite_manifest(store, '0002', format_version=99)
-    with pytest.raises(MapFormatError, match='map format 99, this software reads 2'):
+    with pytest.raises(MapFormatError, match='map format 99, this software reads 2 and 3'):
         SceneMap.open(store.root)
     rewrite_manifest(store, '0002', format_version=2, head='oracle')
     with pytest.raises(MapFormatError, match='oracle'):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2s_ros.config import to_dict
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.maps.manifest import MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore

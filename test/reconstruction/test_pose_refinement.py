@@ -9,7 +9,7 @@ import pytest
 from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureConfig
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import BuildConfig, build_map

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
@@ -15,9 +16,14 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from rclpy.context import Context  # noqa: E402
+from rclpy.exceptions import InvalidHandle  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
-from ros.helpers import RELIABLE  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from ros import stub_localizer  # noqa: E402
+from ros.helpers import RELIABLE, Camera  # noqa: E402
+
+from d2s_ros.ros.localizer_node import LocalizerNode  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -71,7 +77,9 @@ class Spinner:
 
     def _spin(self):
         while not self._end:
-            self.executor.spin_once(timeout_sec=0.05)
+            # As `GroupExecutor` does: tests destroy subscriptions in another thread.
+            with contextlib.suppress(InvalidHandle):
+                self.executor.spin_once(timeout_sec=0.05)
 
     def add(self, node):
         self.executor.add_node(node)
@@ -177,3 +185,45 @@ def start_stub_node(start_process, tmp_path, tf2_msgs):
         return process
 
     return start
+
+
+@pytest.fixture
+def map_folder(tmp_path):
+    """Return the folder of a map of the stub."""
+    folder = tmp_path / 'map'
+    folder.mkdir()
+    (folder / 'current').write_text('0001')
+    return folder
+
+
+@pytest.fixture
+def make_node(spinner, map_folder, tf2_msgs):
+    """Return a function that makes a node here, with a stub in place of the localizer."""
+    nodes = []
+
+    def make(*, delay=0.0, metric=True, reliable=True, remap=(), namespace='', **parameters):
+        parameters.setdefault('map', str(map_folder))
+        defaults = RELIABLE if reliable else {}
+        parameters = {**defaults, 'diagnostics_period': 0.05, **parameters}
+        rules = [part for rule in remap for part in ('-r', rule)]
+        node = LocalizerNode(
+            localizer_factory=stub_localizer.factory(delay, metric),
+            context=spinner.context,
+            namespace=namespace,
+            cli_args=['--ros-args', *rules] if rules else None,
+            parameter_overrides=[Parameter(name, value=v) for name, v in parameters.items()],
+        )
+        nodes.append(node)
+        spinner.add(node)
+        return node
+
+    yield make
+    spinner.stop()
+    for node in nodes:
+        assert node.close(10)
+
+
+@pytest.fixture
+def camera(client):
+    """Return a `Camera` on the default topics."""
+    return Camera(client)

@@ -13,12 +13,20 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from ros.stub_localizer import picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
+
+from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.ros import conversions
 
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+
+SECOND = 10**9
+START = 1_700_000_000 * SECOND
+BASE_FROM_CAMERA = RigidTransform.from_tum([0.3, 0.1, 1.2, -0.5, 0.5, -0.5, 0.5])
 
 
 def header(stamp_ns, frame='camera'):
@@ -130,10 +138,12 @@ class Collector:
 class Camera:
     """Publishes images and camera_info and waits for what the node makes of each image."""
 
-    def __init__(self, node, topic='/camera/image_raw', compressed=False, namespace=''):
+    def __init__(
+        self, node, topic='/camera/image_raw', compressed=False, namespace='', suffix='/compressed'
+    ):
         self.node = node
         kind = CompressedImage if compressed else Image
-        name = topic + ('/compressed' if compressed else '')
+        name = topic + (suffix if compressed else '')
         self.images = node.create_publisher(kind, name, 10)
         self.infos = node.create_publisher(
             CameraInfo, topic.rpartition('/')[0] + '/camera_info', 10
@@ -206,3 +216,61 @@ def newest_status(collector, name):
 def position(message):
     p = message.pose.pose.position
     return np.array([p.x, p.y, p.z])
+
+
+def show(camera, place, number, **changes):
+    return camera.show(image_msg(picture(*place), START + number * SECOND // 10), **changes)
+
+
+def send_transform(client, entries, static=False):
+    """Publish transforms (parent, child, stamp, transform) on /tf or /tf_static."""
+    from tf2_msgs.msg import TFMessage
+
+    from d2s_ros.ros.tf import TF_QOS, TF_STATIC_QOS
+
+    name, qos = ('/tf_static', TF_STATIC_QOS) if static else ('/tf', TF_QOS)
+    publisher = client.create_publisher(TFMessage, name, qos)
+    wait_for(publisher.get_subscription_count)
+    publisher.publish(
+        TFMessage(
+            transforms=[
+                conversions.transform_to_msg(transform, stamp, parent, child)
+                for parent, child, stamp, transform in entries
+            ]
+        )
+    )
+    return publisher
+
+
+def collect_transforms(client):
+    from tf2_msgs.msg import TFMessage
+
+    return Collector(client, TFMessage, '/tf')
+
+
+def last_transform(collector):
+    for message in reversed(collector.messages):
+        for transform in message.transforms:
+            if transform.header.frame_id == 'map':
+                return transform
+    return None
+
+
+def odom_from_base(seconds):
+    """Return where odometry has the robot that `drive` drives: 1 m/s ahead, 1 rad/s to the left."""
+    return RigidTransform(rotation_from_vector([0, 0, seconds]), np.array([seconds, 0, 0]))
+
+
+def drive(node, client, seconds):
+    """Send the extrinsic and the odometry from START on; the result keeps the publisher alive."""
+    send_transform(client, [('base_link', 'camera', 0, BASE_FROM_CAMERA)], static=True)
+    wait_for(lambda: node._source.lookup('base_link', 'camera', None).target_from_source)
+    keep = send_transform(
+        client,
+        [
+            ('odom', 'base_link', START + step * SECOND // 4, odom_from_base(step / 4))
+            for step in range(int(4 * seconds) + 1)
+        ],
+    )
+    wait_for(lambda: node._source.lookup('odom', 'base_link', START).target_from_source)
+    return keep

@@ -87,7 +87,7 @@ class StubLocalizer:
         )
 
 
-def factory(delay=0.0):
+def factory(delay=0.0, metric=True):
     """Return a localizer factory; the version is the text of the folder's `current`."""
 
     def make(config, device):
@@ -98,6 +98,7 @@ def factory(delay=0.0):
         if version == 'broken':
             raise MapFormatError('the map is damaged')
         device = 'cuda' if device == 'auto' else device
-        return LoadedMap(StubLocalizer(device, delay), config.map_frame or 'map', version, device)
+        frame = config.map_frame or 'map'
+        return LoadedMap(StubLocalizer(device, delay), frame, version, device, metric)
 
     return make

@@ -8,16 +8,22 @@ import threading
 
 import numpy as np
 import pytest
-from ros import stub_localizer
 from ros.helpers import (
+    BASE_FROM_CAMERA,
     LATCHED,
-    RELIABLE,
+    SECOND,
+    START,
     Camera,
     Collector,
+    collect_transforms,
+    drive,
     image_msg,
     info_msg,
+    last_transform,
     newest_status,
+    odom_from_base,
     position,
+    show,
     values_of,
     wait_for,
 )
@@ -38,58 +44,14 @@ from std_msgs.msg import String
 
 from d2s_ros import kernels
 from d2s_ros.errors import ConfigError
-from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.kernels import library
 from d2s_ros.ros import conversions
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
-from d2s_ros.ros.localizer_node import LocalizerNode
 
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures('tf2_msgs')]
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
-SECOND = 10**9
-START = 1_700_000_000 * SECOND
-BASE_FROM_CAMERA = RigidTransform.from_tum([0.3, 0.1, 1.2, -0.5, 0.5, -0.5, 0.5])
-
-
-@pytest.fixture
-def map_folder(tmp_path):
-    folder = tmp_path / 'map'
-    folder.mkdir()
-    (folder / 'current').write_text('0001')
-    return folder
-
-
-@pytest.fixture
-def make_node(spinner, map_folder):
-    nodes = []
-
-    def make(*, delay=0.0, namespace='', **parameters):
-        parameters.setdefault('map', str(map_folder))
-        parameters = {**RELIABLE, 'diagnostics_period': 0.05, **parameters}
-        node = LocalizerNode(
-            localizer_factory=stub_localizer.factory(delay),
-            context=spinner.context,
-            namespace=namespace,
-            parameter_overrides=[Parameter(name, value=v) for name, v in parameters.items()],
-        )
-        nodes.append(node)
-        spinner.add(node)
-        return node
-
-    yield make
-    spinner.stop()
-    for node in nodes:
-        assert node.close(10)
-
-
-@pytest.fixture
-def camera(client):
-    return Camera(client)
-
-
-def show(camera, place, number, **changes):
-    return camera.show(image_msg(picture(*place), START + number * SECOND // 10), **changes)
 
 
 def test_transitions_are_checked_and_can_be_repeated(make_node, camera):
@@ -134,60 +96,6 @@ def test_an_inactive_node_localizes_nothing(make_node, client, camera):
     assert node.trigger_activate() == SUCCESS
     camera.connect()
     assert show(camera, (1, 1), 0).message == 'localized'
-
-
-def send_transform(client, entries, static=False):
-    """Publish transforms (parent, child, stamp, transform) on /tf or /tf_static."""
-    from tf2_msgs.msg import TFMessage
-
-    from d2s_ros.ros.tf import TF_QOS, TF_STATIC_QOS
-
-    name, qos = ('/tf_static', TF_STATIC_QOS) if static else ('/tf', TF_QOS)
-    publisher = client.create_publisher(TFMessage, name, qos)
-    wait_for(publisher.get_subscription_count)
-    publisher.publish(
-        TFMessage(
-            transforms=[
-                conversions.transform_to_msg(transform, stamp, parent, child)
-                for parent, child, stamp, transform in entries
-            ]
-        )
-    )
-    return publisher
-
-
-def collect_transforms(client):
-    from tf2_msgs.msg import TFMessage
-
-    return Collector(client, TFMessage, '/tf')
-
-
-def last_transform(collector):
-    for message in reversed(collector.messages):
-        for transform in message.transforms:
-            if transform.header.frame_id == 'map':
-                return transform
-    return None
-
-
-def odom_from_base(seconds):
-    """Return where odometry has the robot that `drive` drives: 1 m/s ahead, 1 rad/s to the left."""
-    return RigidTransform(rotation_from_vector([0, 0, seconds]), np.array([seconds, 0, 0]))
-
-
-def drive(node, client, seconds):
-    """Send the extrinsic and the odometry from START on; the result keeps the publisher alive."""
-    send_transform(client, [('base_link', 'camera', 0, BASE_FROM_CAMERA)], static=True)
-    wait_for(lambda: node._source.lookup('base_link', 'camera', None).target_from_source)
-    keep = send_transform(
-        client,
-        [
-            ('odom', 'base_link', START + step * SECOND // 4, odom_from_base(step / 4))
-            for step in range(int(4 * seconds) + 1)
-        ],
-    )
-    wait_for(lambda: node._source.lookup('odom', 'base_link', START).target_from_source)
-    return keep
 
 
 def test_map_to_odom_composes_with_odometry_to_the_pose(make_node, client, camera):

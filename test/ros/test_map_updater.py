@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter  # noqa: E402
 from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
-from d2s_ros.features.extractor import FeatureConfig  # noqa: E402
+from d2s_ros.features.types import FeatureConfig  # noqa: E402
 from d2s_ros.maps.manifest import MapManifest  # noqa: E402
 from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
 from d2s_ros.maps.store import MapStore  # noqa: E402
@@ -57,12 +57,21 @@ def map_path(tmp_path):
 
 
 @pytest.fixture
-def updater(spinner, client, tmp_path):
+def updater(spinner, client, tmp_path, map_path):
     logs = tmp_path / 'logs'
     logs.mkdir()
-    node = spinner.add(MapUpdaterNode(context=spinner.context))
-    settings = {'log_dir': str(logs), 'status_period': 0.05, 'niceness': 0}
-    node.set_parameters([Parameter(name, value=value) for name, value in settings.items()])
+    settings = {
+        'map': str(map_path),
+        'log_dir': str(logs),
+        'status_period': 0.05,
+        'niceness': 0,
+    }
+    node = spinner.add(
+        MapUpdaterNode(
+            context=spinner.context,
+            parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
+        )
+    )
     node.logs = logs
     yield node
     node.close()
@@ -93,10 +102,6 @@ def call(client, updater):
     return Caller(client)
 
 
-def set_map(node, path):
-    node.set_parameters([Parameter('map', value=str(path))])
-
-
 def make_log(folder, size=1000):
     folder.mkdir()
     (folder / 'metadata.yaml').write_text('rosbag2_bagfile_information: {}\n')
@@ -105,13 +110,14 @@ def make_log(folder, size=1000):
 
 def test_refusals_say_why(updater, call, map_path):
     wait_for(lambda: call.state().get('state') == 'idle', what='the latched status')
+    (map_path / 'current').rename(map_path / 'away')
     answer = call('update_map')
     assert not answer.success
     assert 'no map' in answer.message
-    set_map(updater, map_path)
+    (map_path / 'away').rename(map_path / 'current')
     answer = call('update_map')
     assert not answer.success
-    assert 'nothing new' in answer.message
+    assert 'no rosbag2 log' in answer.message
     make_log(updater.logs / 'bag')
     updater.set_parameters([Parameter('min_free_megabytes', value=10**9)])
     answer = call('update_map')
@@ -124,7 +130,6 @@ def test_refusals_say_why(updater, call, map_path):
 
 def test_a_job_runs_elsewhere_and_its_failure_is_told(updater, call, map_path):
     """The map has no update data, so the job must fail, and say so in status and log file."""
-    set_map(updater, map_path)
     make_log(updater.logs / 'bag')
     answer = call('update_map')
     assert answer.success
@@ -142,7 +147,6 @@ def test_a_job_runs_elsewhere_and_its_failure_is_told(updater, call, map_path):
 
 
 def test_cancel_stops_the_process(updater, call, map_path):
-    set_map(updater, map_path)
     make_log(updater.logs / 'bag')
     assert call('update_map').success
     assert call('cancel_update').success
@@ -150,8 +154,19 @@ def test_cancel_stops_the_process(updater, call, map_path):
     assert MapStore(map_path).current() == '0002'
 
 
+def test_no_peer_has_it_write_elsewhere(updater, call, map_path, tmp_path):
+    for name in ('map', 'log_dir', 'job_dir', 'weights'):
+        (result,) = updater.set_parameters([Parameter(name, value=str(tmp_path / 'elsewhere'))])
+        assert not result.successful
+        assert 'not running' in result.reason
+    assert updater.config.map == str(map_path)
+    make_log(updater.logs / 'bag')
+    assert call('update_map').success
+    assert call('cancel_update').success
+    assert not (tmp_path / 'elsewhere').exists()
+
+
 def test_rollback(updater, call, map_path):
-    set_map(updater, map_path)
     answer = call('rollback_map')
     assert answer.success
     assert answer.message == '0001'

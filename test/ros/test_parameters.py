@@ -12,10 +12,16 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from d2s_ros.config import option
+from d2s_ros.config import option, to_dict
 from d2s_ros.errors import ConfigError
+from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.limits import Limits
 from d2s_ros.ros import describe
-from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.localizer_config import (
+    SHOWN_LIMITS,
+    LocalizerNodeConfig,
+    LocalizerParameters,
+)
 from d2s_ros.ros.parameters import (
     ParameterUpdates,
     as_ros_parameters,
@@ -98,7 +104,7 @@ def test_descriptors_tell_people_everything(make_node):
     assert sigma.floating_point_range[0].to_value == 2.0
     kind = node.describe_parameter('kind')
     assert "one of 'a', 'b'" in kind.additional_constraints
-    assert 'unconfigured' in kind.additional_constraints
+    assert 'configured' in kind.additional_constraints
 
 
 def test_updates_are_validated_and_committed(make_node):
@@ -140,6 +146,53 @@ def test_yaml_file_is_what_the_options_say(repo_root):
                 yield f'{prefix}{key}', value
 
     assert dict(flatten(values)) == as_ros_parameters(LocalizerNodeConfig())
+
+
+def test_limits_file_is_what_the_limits_say(repo_root):
+    text = (repo_root / 'config' / 'limits.yaml').read_text()
+    assert text == describe.limits_text(), (
+        'write it again: python -m d2s_ros.ros.describe --write .'
+    )
+    expected = to_dict(Limits())
+    shown = {name: expected.pop(name) for name in SHOWN_LIMITS}
+    assert yaml.safe_load(text) == expected
+    # The file as it is changes nothing.
+    path = str(repo_root / 'config' / 'limits.yaml')
+    assert LocalizerParameters(limits_file=path).localizer_config() == LocalizerConfig()
+    assert set(shown) <= {field.name for field in dataclasses.fields(LocalizerParameters)}
+
+
+def test_limits_come_from_parameters_and_the_file(make_node, tmp_path):
+    path = tmp_path / 'limits.yaml'
+    path.write_text('min_inliers: 10\n')
+    node = make_node(localizer__limits_file=str(path), localizer__max_focal_error=0.1)
+    declare_from_dataclass(node, LocalizerNodeConfig)
+    config = read_dataclass(node, LocalizerNodeConfig).localizer.localizer_config()
+    assert config.limits == Limits(min_inliers=10, max_focal_error=0.1)
+    ParameterUpdates(node, LocalizerNodeConfig, lambda: True, lambda config: None)
+    for text, words in (
+        ('min_inlier: 10', 'unknown key min_inlier'),
+        ('max_focal_error: 0.1', 'parameter of the node'),
+    ):
+        wrong = tmp_path / 'wrong.yaml'
+        wrong.write_text(text)
+        result = node.set_parameters_atomically(overrides(localizer__limits_file=str(wrong)))
+        assert not result.successful
+        assert words in result.reason
+    result = node.set_parameters_atomically(overrides(localizer__limits_file='/nowhere.yaml'))
+    assert not result.successful
+    assert 'cannot read the limits file /nowhere.yaml' in result.reason
+    assert node.set_parameters_atomically(overrides(localizer__limits_file='')).successful
+
+
+@pytest.mark.parametrize('name', ['min_keypoints', 'min_inliers', 'min_support', 'plane_rounds'])
+def test_limits_that_are_no_parameters_are_told_where_they_are(make_node, name):
+    node = make_node(**{f'localizer__{name}': 9})
+    with pytest.raises(
+        ConfigError, match=rf'localizer\.{name}: {name} is a field of Limits now.*limits_file'
+    ):
+        declare_from_dataclass(node, LocalizerNodeConfig)
+    assert not node.has_parameter(f'localizer.{name}')
 
 
 def test_every_option_is_described():

@@ -10,6 +10,7 @@ import torch
 from scene_models.networks import awake
 from scene_models.test_landmark_inference import CONFIG, by_network, one_image
 
+from d2s_ros.kernels.interface import ScorerInputs
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.kernel_scorer import KernelScorer
 
@@ -64,11 +65,11 @@ def test_reliabilities_are_those_of_the_network(count, changes):
 def test_does_not_depend_on_threads_or_on_other_keypoints(compiled_kernels):
     points, inputs = one_image(50, PLAIN)
     scorer = compiled_kernels.candidate_scorer(plain_scorer(awake(PLAIN), points).parts())
-    arrays = [value.numpy() for value in inputs]
-    one, many = (scorer(*arrays, threads=threads) for threads in (1, 3))
+    arrays = ScorerInputs(*(value.numpy() for value in inputs))
+    one, many = (scorer(arrays, threads=threads) for threads in (1, 3))
     np.testing.assert_array_equal(one[0], many[0])
     np.testing.assert_array_equal(one[1], many[1])
-    alone = scorer(*(array[20:21] for array in arrays), threads=1)
+    alone = scorer(ScorerInputs(*(array[20:21] for array in arrays)), threads=1)
     assert alone[0][0] == one[0][20]
 
 
@@ -103,13 +104,15 @@ def test_attention_is_not_linear():
 def test_what_does_not_fit_is_an_error(implementation):
     points, inputs = one_image(6, PLAIN)
     scorer = implementation.candidate_scorer(plain_scorer(awake(PLAIN), points).parts())
-    arrays = [value.numpy() for value in inputs]
+    arrays = ScorerInputs(*(value.numpy() for value in inputs))
     with pytest.raises(ValueError, match='do not fit'):
-        scorer(np.zeros((6, 3), np.float32), *arrays[1:], threads=1)
+        scorer(arrays._replace(descriptors=np.zeros((6, 3), np.float32)), threads=1)
+    with pytest.raises(ValueError, match='expected an array'):
+        scorer(arrays._replace(log_scales=arrays.log_scales[:5]), threads=1)
     with pytest.raises(ValueError, match='0 threads'):
-        scorer(*arrays, threads=0)
+        scorer(arrays, threads=0)
     for row in (-1, PLAIN.num_landmarks):
-        wrong = arrays[1].copy()
+        wrong = arrays.landmark_idx.copy()
         wrong[2, 1] = row
         with pytest.raises(ValueError, match='landmarks'):
-            scorer(arrays[0], wrong, *arrays[2:], threads=1)
+            scorer(arrays._replace(landmark_idx=wrong), threads=1)

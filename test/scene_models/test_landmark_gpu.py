@@ -10,8 +10,10 @@ import torch
 from conftest import FrameList
 
 from d2s_ros.evaluation.operations import OperationCounter
-from d2s_ros.features.extractor import FeatureConfig, create_extractor
-from d2s_ros.features.superpoint import SuperPoint, SuperPointNet, pad_to_cells
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.superpoint.extractor import SuperPoint, pad_to_cells
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.pipeline import budget, build_map

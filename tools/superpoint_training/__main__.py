@@ -23,13 +23,10 @@ import torch
 
 from d2s_ros import distributed
 from d2s_ros.errors import D2SError, UsageError
-from d2s_ros.features.evaluation import is_held_out
-from d2s_ros.features.superpoint import (
-    SuperPointNet,
-    checked_device,
-    load_network,
-    projection_path,
-)
+from d2s_ros.features.superpoint.extractor import checked_device
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.superpoint.weights import load_network, projection_path
+from d2s_ros.features.warped_pairs import is_held_out
 from tools.superpoint_training.labels import (
     AlikedTeacher,
     HomographicAdaptation,

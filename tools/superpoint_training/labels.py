@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from d2s_ros.errors import InputError, WeightsError
-from d2s_ros.features.evaluation import sample_homography
-from d2s_ros.features.superpoint import SuperPointNet
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.warped_pairs import sample_homography
 from d2s_ros.kernels.interface import CELL
 from d2s_ros.kernels.tensors import score_map, suppress_non_maxima
 from tools.superpoint_training.pairs import Labels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.features.dense_maps import sample_descriptors
+from d2s_ros.kernels.interface import CELL
 
 #: Keypoints closer than this in the photograph (px) are not held to be different.
 SAME_PLACE = 5.0
@@ -50,6 +50,23 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
         return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def sample_descriptors(raw: Tensor, keypoints: Tensor) -> Tensor:
+    """Read unit descriptors (B, K, C) from a raw map (B, C, h, w) at keypoints (B, K, 2) px.
+
+    Convention: a cell's descriptor belongs to the centre of its 8x8 pixels, px (3.5, 3.5) of the
+    cell; beyond the outermost centres the map is continued constantly. The map is normalised per
+    cell, read bilinearly and normalised again.
+    """
+    height, width = raw.shape[-2:]
+    size = keypoints.new_tensor([width * CELL, height * CELL])
+    grid = (keypoints + 0.5) / size * 2.0 - 1.0
+    normalised = functional.normalize(raw, dim=1)
+    sampled = functional.grid_sample(
+        normalised, grid[:, :, None], mode='bilinear', padding_mode='border', align_corners=False
+    )
+    return functional.normalize(sampled[..., 0].transpose(1, 2), dim=-1)
 
 
 def cell_targets(heatmaps: Tensor) -> Tensor:

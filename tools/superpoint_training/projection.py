@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import FeatureConfig
-from d2s_ros.features.superpoint import SuperPoint, SuperPointNet
+from d2s_ros.features.superpoint.extractor import SuperPoint
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.types import FeatureConfig
 
 #: Power of the variances that each direction is divided by: 0 keeps distances, 0.5 whitens.
 WHITENING = 0.125

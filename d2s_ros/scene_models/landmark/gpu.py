@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.features.superpoint import SuperPoint, pad_to_cells
+from d2s_ros.features.superpoint.extractor import SuperPoint, pad_to_cells
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.kernels.tensors import reliability_of

@@ -15,12 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros.kernels.interface import ScorerParts
-from d2s_ros.kernels.tensors import (
-    candidate_evidence,
-    candidate_logits,
-    fourier,
-    keypoint_tokens,
-)
+from d2s_ros.kernels.tensors import fourier, scores
 from d2s_ros.scene_models.attention import AttentionLayer
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork, context_of
 
@@ -166,28 +161,12 @@ class LandmarkScorer:
         scorer._points, scorer._parts = points, self._parts._replace(of_points=of_points)
         return scorer
 
-    def __call__(
-        self,
-        descriptors: Tensor,
-        landmark_idx: Tensor,
-        similarity: Tensor,
-        best_of_landmark: Tensor,
-        keypoints: Tensor,
-        log_scales: Tensor,
-    ) -> Tensor:
-        """Return logits (N, C + 1) float32; the last is 'none of them'.
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return logits (N, C + 1) float32 from `ScorerInputs`; the last is 'none of them'."""
+        return scores(self._parts, *inputs, between=self._attend if self._layers else None)
 
-        Args:
-            descriptors: (N, D) float32, L2-normalised.
-            landmark_idx: (N, C) int64 rows of `points`.
-            similarity, best_of_landmark: (N, C) float32, see `candidate_evidence`.
-            keypoints: (N, 2) float32 undistorted image-plane coordinates x/z, y/z.
-            log_scales: (N,) float32.
-        """
-        evidence = candidate_evidence(similarity, best_of_landmark)
-        x = keypoint_tokens(self._parts, descriptors, landmark_idx, evidence, keypoints, log_scales)
-        if self._layers:
-            context = context_of(len(x), self.config.max_context, x.device)
-            for layer in self._layers:
-                x = layer(x, context)
-        return candidate_logits(self._parts, x, landmark_idx, evidence)
+    def _attend(self, x: Tensor) -> Tensor:
+        context = context_of(len(x), self.config.max_context, x.device)
+        for layer in self._layers:
+            x = layer(x, context)
+        return x

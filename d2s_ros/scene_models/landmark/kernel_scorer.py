@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2s_ros import kernels
+from d2s_ros.kernels.interface import ScorerInputs
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 
 
@@ -31,27 +33,11 @@ class KernelScorer:
         other._kernel = self._kernel.with_points(other._scorer.parts().of_points)
         return other
 
-    def __call__(
-        self,
-        descriptors: NDArray[np.float32],
-        landmark_idx: NDArray[np.int64],
-        similarity: NDArray[np.float32],
-        best_of_landmark: NDArray[np.float32],
-        normalized_points: NDArray[np.float32],
-        log_scales: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the reliability (N,) of the likeliest candidate, and its column (N,).
 
         Args:
-            descriptors, landmark_idx, similarity, best_of_landmark, normalized_points, log_scales:
-                As for `CandidateScorer`.
+            inputs: As `ScorerInputs`.
         """
-        return self._kernel(
-            np.ascontiguousarray(descriptors),
-            np.ascontiguousarray(landmark_idx),
-            np.ascontiguousarray(similarity),
-            np.ascontiguousarray(best_of_landmark),
-            np.ascontiguousarray(normalized_points),
-            np.ascontiguousarray(log_scales),
-            threads=torch.get_num_threads(),
-        )
+        contiguous = ScorerInputs._make(map(np.ascontiguousarray, inputs))
+        return self._kernel(contiguous, threads=torch.get_num_threads())

@@ -31,13 +31,17 @@ HIDEABLE_INPUTS = ('descriptors', 'candidate_points', 'keypoints')
 class LandmarkConfig:
     """Shape of the landmark head."""
 
-    descriptor_dim: int = option(128, 'Length of a descriptor.', minimum=1)
+    descriptor_dim: int = option(128, 'Length of a descriptor.', minimum=1, maximum=4096)
     num_landmarks: int = option(8192, 'Landmarks in the map.', minimum=1)
-    num_candidates: int = option(6, 'Landmarks considered for each keypoint.', minimum=1)
-    width: int = option(128, 'Width of the attention network.', minimum=8)
-    num_layers: int = option(0, 'Attention layers; 0 scores each keypoint alone.', minimum=0)
-    num_heads: int = option(4, 'Attention heads.', minimum=1)
-    num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1)
+    num_candidates: int = option(
+        6, 'Landmarks considered for each keypoint.', minimum=1, maximum=256
+    )
+    width: int = option(128, 'Width of the attention network.', minimum=8, maximum=4096)
+    num_layers: int = option(
+        0, 'Attention layers; 0 scores each keypoint alone.', minimum=0, maximum=64
+    )
+    num_heads: int = option(4, 'Attention heads.', minimum=1, maximum=256)
+    num_frequencies: int = option(6, 'Fourier frequencies of coordinates.', minimum=1, maximum=32)
     max_context: int = option(
         512, 'Keypoints that are attended to: evenly chosen among more.', minimum=1
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2s_ros.config import option, validate
+from d2s_ros.errors import ConfigError
 from d2s_ros.scene_models.attention import AttentionLayer
 
 
@@ -16,14 +17,16 @@ from d2s_ros.scene_models.attention import AttentionLayer
 class RegressionConfig:
     """Shape of the paper's network (section IV); defaults are the published ones."""
 
-    descriptor_dim: int = option(256, 'Length of a descriptor.', minimum=1)
-    num_layers: int = option(5, 'Attention layers L.', minimum=0)
-    num_heads: int = option(4, 'Attention heads.', minimum=1)
+    descriptor_dim: int = option(256, 'Length of a descriptor.', minimum=1, maximum=4096)
+    num_layers: int = option(5, 'Attention layers L.', minimum=0, maximum=64)
+    num_heads: int = option(4, 'Attention heads.', minimum=1, maximum=256)
     hidden: tuple[int, ...] = option((512, 1024, 1024, 512), 'Hidden widths of the shared MLP.')
     beta: float = option(100.0, 'Scale of the reliability, equation (2).', minimum=1e-6)
 
     def __post_init__(self) -> None:
         validate(self)
+        if len(self.hidden) > 64 or not all(1 <= width <= 65_536 for width in self.hidden):
+            raise ConfigError('hidden must name up to 64 widths between 1 and 65536')
 
 
 class D2SNetwork(nn.Module):

@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from d2s_ros.data.frames import FrameSource
-from d2s_ros.features.extractor import FeatureExtractor
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction

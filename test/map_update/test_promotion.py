@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2s_ros.map_update.config import GateConfig
-from d2s_ros.map_update.gate import (
+from d2s_ros.map_update.promotion import (
     ALL_LOGS,
     FrameScore,
     bootstrap_interval,

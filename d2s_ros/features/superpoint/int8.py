@@ -8,8 +8,6 @@ the plain layout works; what lies beyond is clipped.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
 import torch
@@ -18,9 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros import kernels
-
-if TYPE_CHECKING:
-    from d2s_ros.features.superpoint import SuperPointNet
+from d2s_ros.features.superpoint.network import SuperPointNet
 
 #: Each layer and the one it reads; a stage ends with a pooling where the next one begins.
 _INPUT_OF = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.extractor import FeatureExtractor
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
@@ -20,7 +20,7 @@ from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage
 from d2s_ros.scene_models.landmark.table import LandmarkStatistics, find_training_candidates
 
-#: Logs that are judged as one.
+#: Logs that are counted as one.
 _EARLIER = 'earlier logs'
 #: All old frames, where figures are kept by log.
 ALL_LOGS = 'all logs'
@@ -150,7 +150,7 @@ def compare(
 ) -> dict[str, Any]:
     """Return the figures of two maps on the same frames.
 
-    Recall counts the frames with a reference that are localized within the limits of the gate.
+    Recall counts the frames with a reference that are localized within the limits of promotion.
     """
 
     def good(scores: Sequence[FrameScore]) -> NDArray[np.float64]:
@@ -203,7 +203,7 @@ def decide(
     old_logs: Mapping[str, dict[str, Any]] | None = None,
     missing: Mapping[str, int] | None = None,
 ) -> PromotionDecision:
-    """Judge the figures of `compare` on old and on new frames.
+    """Decide by the figures of `compare` on old and on new frames.
 
     One frame lost is chance, one more with every update is not: old frames are counted against the
     best that the map ever did on them.
@@ -246,11 +246,11 @@ def decide(
             name = f'frames of {log}' if log else 'frames of the first mapping'
             against.append(f'recall on {name} {problem}')
     if not new['with_reference']:
-        against.append('no held-out frame of the logs has a verified pose to judge by')
+        against.append('no held-out frame of the logs has a verified pose to compare with')
     elif new['with_reference'] < config.min_new_frames:
         against.append(
-            f'{new["with_reference"]} held-out frames of the logs have a verified pose to judge '
-            f'by, {config.min_new_frames} needed'
+            f'{new["with_reference"]} held-out frames of the logs have a verified pose to compare '
+            f'with, {config.min_new_frames} needed'
         )
     elif new['gain'] < 0:
         against.append(f'recall on the new frames falls by {-100 * new["gain"]:.1f} points')
@@ -291,7 +291,7 @@ def missing_frames(gate: Mapping[str, Any] | None, logs: Sequence[str]) -> dict[
 
     Args:
         gate: `PromotionDecision.metrics` of the update that made the map; None without.
-        logs: The logs that are told apart now, see `images_to_try`.
+        logs: The logs that are kept apart now, see `images_to_try`.
 
     Returns:
         Frames by log, and of all logs by `ALL_LOGS`; logs that lack none are left out.
@@ -306,7 +306,7 @@ def missing_frames(gate: Mapping[str, Any] | None, logs: Sequence[str]) -> dict[
     return {log: count for log, count in result.items() if count}
 
 
-def judge(
+def decide_promotion(
     incumbent: MapUnderTest,
     candidate: MapUnderTest,
     old_logs: Sequence[str],
@@ -366,8 +366,8 @@ def images_to_try(logs: Sequence[str], config: GateConfig) -> dict[str, list[int
     chosen = {}
     for name in names:
         rows = np.flatnonzero([log == name for log in logs])
-        places = np.linspace(0, len(rows) - 1, min(share, len(rows))).round().astype(int)
-        chosen[name] = rows[np.unique(places)].tolist()
+        evenly = np.linspace(0, len(rows) - 1, min(share, len(rows))).round().astype(int)
+        chosen[name] = rows[np.unique(evenly)].tolist()
     return chosen
 
 

@@ -1,17 +1,9 @@
-"""SuperPoint: one network that finds keypoints and describes them.
-
-The architecture is exactly the published one (DeTone et al. 2018), so that published weight files
-and ours are interchangeable. `SuperPoint.from_pretrained` reads three layouts: ours and
-`superpoint_v1.pth` (conv1a ... convDb), and `superpoint_v6_from_tf.pth` (batch norm after ReLU).
-"""
+"""SuperPoint behind the contract of feature extractors: one network detects and describes."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import pickle
 from contextlib import AbstractContextManager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,141 +11,28 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros import kernels
 from d2s_ros.device import has_fast_bfloat16, has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
-from d2s_ros.features.dense_maps import mixed_descriptors, read_descriptors
-from d2s_ros.features.extractor import FeatureConfig, to_grey
-from d2s_ros.features.superpoint_int8 import Int8SuperPoint
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.superpoint.dense_maps import mixed_descriptors, read_descriptors
+from d2s_ros.features.superpoint.int8 import Int8SuperPoint
+from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.superpoint.weights import (
+    default_weights_path,
+    load_network,
+    load_projection,
+    projection_path,
+)
+from d2s_ros.features.types import FeatureConfig, LocalFeatures, to_grey
 from d2s_ros.kernels import tensors
 from d2s_ros.kernels.interface import CELL
 from d2s_ros.threads import one_thread
 
-_logger = logging.getLogger(__name__)
-
-#: Height of the strips that the first stage is computed in on a CPU, even.
-STRIP_ROWS = 64
-
 #: What `precision` may be.
-PRECISIONS = ('auto', 'fp32', 'bf16', 'int8')
-
-#: Name, input and output channels, kernel size of each layer, named as in `superpoint_v1.pth`.
-LAYERS: tuple[tuple[str, int, int, int], ...] = (
-    ('conv1a', 1, 64, 3),
-    ('conv1b', 64, 64, 3),
-    ('conv2a', 64, 64, 3),
-    ('conv2b', 64, 64, 3),
-    ('conv3a', 64, 128, 3),
-    ('conv3b', 128, 128, 3),
-    ('conv4a', 128, 128, 3),
-    ('conv4b', 128, 128, 3),
-    ('convPa', 128, 256, 3),
-    ('convPb', 256, 65, 1),
-    ('convDa', 128, 256, 3),
-    ('convDb', 256, 256, 1),
-)
-#: The layers that end a head: no ReLU.
-LINEAR_LAYERS = ('convPb', 'convDb')
-
-#: Git blob ids of published files: name and licence.
-PUBLISHED_FILES = {
-    '107a444ca318d487390137d619d49f2f0a3b1ad8': (
-        'superpoint_v1.pth (Magic Leap)',
-        'Magic Leap licence: academic or non-profit use only, not commercial',
-    ),
-    'f645e8db1b10a7be84d4e50d67a3c64dd240a49a': (
-        'superpoint_v6_from_tf.pth (rpautrat/SuperPoint)',
-        'MIT licence',
-    ),
-}
-
-#: Where `superpoint_v6_from_tf.pth` keeps each layer.
-_V6_MODULES = {
-    'conv1a': 'backbone.0.0',
-    'conv1b': 'backbone.0.1',
-    'conv2a': 'backbone.1.0',
-    'conv2b': 'backbone.1.1',
-    'conv3a': 'backbone.2.0',
-    'conv3b': 'backbone.2.1',
-    'conv4a': 'backbone.3.0',
-    'conv4b': 'backbone.3.1',
-    'convPa': 'detector.0',
-    'convPb': 'detector.1',
-    'convDa': 'descriptor.0',
-    'convDb': 'descriptor.1',
-}
-_V6_NORM_EPSILON = 1e-3
-
-
-class SuperPointNet(nn.Module):
-    """The network: (B, 1, H, W) grey in [0, 1] to detector logits and raw descriptors.
-
-    Args:
-        affine: Whether a per-channel scale and shift follows each activation. Published weights
-            with batch norm after the ReLU need it: that does not fold into a convolution with
-            zero padding.
-    """
-
-    def __init__(self, *, affine: bool = False) -> None:
-        super().__init__()
-        self.affine = affine
-        for name, inputs, outputs, kernel in LAYERS:
-            setattr(self, name, nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
-            if affine:
-                self.register_buffer(f'{name}_scale', torch.ones(outputs))
-                self.register_buffer(f'{name}_shift', torch.zeros(outputs))
-
-    def _layer(self, name: str, x: Tensor) -> Tensor:
-        x = getattr(self, name)(x)
-        if name not in LINEAR_LAYERS:
-            x = functional.relu(x, inplace=True)
-        if self.affine:
-            scale, shift = getattr(self, f'{name}_scale'), getattr(self, f'{name}_shift')
-            x = x * scale[:, None, None] + shift[:, None, None]
-        return x
-
-    def _first_stage(self, image: Tensor) -> Tensor:
-        """Run the two layers at full resolution and the pooling after them.
-
-        Their maps are the largest by far (150 MB for a megapixel and more): on a CPU they are
-        computed in strips that fit into its cache, which is faster and changes nothing.
-        """
-        height = image.shape[2]
-        rows = STRIP_ROWS if image.device.type == 'cpu' and not self.training else height
-        strips = []
-        for start in range(0, height, rows):
-            # Two convolutions of 3x3 look two rows beyond.
-            first, last = max(0, start - 2), min(height, start + rows + 2)
-            x = self._layer('conv1b', self._layer('conv1a', image[:, :, first:last]))
-            x = x[:, :, start - first : min(start + rows, height) - first]
-            strips.append(functional.max_pool2d(x, 2))
-        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 65, H/8, W/8) and descriptors (B, 256, H/8, W/8), not normalised.
-
-        Args:
-            image: (B, 1, H, W) grey in [0, 1], H and W multiples of 8.
-        """
-        return self._from_first_stage(self._first_stage(image))
-
-    def whole(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, the first stage in one piece; for exports, whose sizes are open."""
-        x = self._layer('conv1b', self._layer('conv1a', image))
-        return self._from_first_stage(functional.max_pool2d(x, 2))
-
-    def _from_first_stage(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for stage in ('2', '3', '4'):
-            x = self._layer(f'conv{stage}b', self._layer(f'conv{stage}a', x))
-            if stage != '4':
-                x = functional.max_pool2d(x, 2)
-        logits = self._layer('convPb', self._layer('convPa', x))
-        descriptors = self._layer('convDb', self._layer('convDa', x))
-        return logits, descriptors
+PRECISIONS = ('auto', 'fp32', 'int8')
 
 
 class SuperPoint:
@@ -205,8 +84,6 @@ class SuperPoint:
         self._integer_network: Int8SuperPoint | None = None
         if self.precision == 'int8':
             self._integer_network = Int8SuperPoint(self.network)
-        elif self.precision == 'bf16':
-            self.network = self.network.to(torch.bfloat16)
         half = self.precision != 'fp32' and has_fast_bfloat16(self.device.type)
         if half and self.projection is not None:
             self.projection = self.projection.to(torch.bfloat16)
@@ -325,7 +202,7 @@ class SuperPoint:
         else:
             keypoints = np.stack([index % size[1], index // size[1]], axis=1).astype(np.float32)
         height, width = logits.shape[2:]
-        cells, places, weights = compute.cells_around(keypoints, height, width)
+        cells, positions, weights = compute.cells_around(keypoints, height, width)
         if integers is not None:
             described = integers.describe(shared, torch.from_numpy(cells))
         else:
@@ -333,7 +210,7 @@ class SuperPoint:
             described = rows[torch.from_numpy(cells)].float()
         with one_thread():
             mixed = mixed_descriptors(
-                described, torch.from_numpy(places), torch.from_numpy(weights)
+                described, torch.from_numpy(positions), torch.from_numpy(weights)
             )
             descriptors = self._shortened(mixed)
         return keypoints.astype(np.float64), scores.reshape(-1)[index], descriptors.numpy()
@@ -387,8 +264,7 @@ class SuperPoint:
             return self._float_forward(image.to(self.device))
 
     def _float_forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = torch.bfloat16 if self.precision == 'bf16' else torch.float32
-        image = image.to(dtype) / 255.0
+        image = image.to(torch.float32) / 255.0
         logits, raw = self.network(image.contiguous(memory_format=torch.channels_last))
         return logits, raw
 
@@ -438,12 +314,14 @@ def _split(
 
 
 def resolve_precision(name: str, device: torch.device, network: SuperPointNet) -> str:
-    """Return 'fp32', 'bf16' or 'int8' for these or 'auto', the fastest that is as accurate.
+    """Return 'fp32' or 'int8' for these or 'auto', the fastest that is as accurate.
 
     Raises:
         DeviceError: 'int8' was asked for and cannot be had.
         UsageError: for another name.
     """
+    if name == 'bf16':
+        raise UsageError('precision bf16 is no longer offered, as it brought nothing; use auto')
     if name not in PRECISIONS:
         raise UsageError(f'precision {name!r} is unknown; use {", ".join(PRECISIONS)}')
     possible = device.type == 'cpu' and not network.affine and has_fast_int8()
@@ -476,117 +354,6 @@ def resize_to_fit(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
         max(1, round(height * max_size / longest)),
     )
     return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def default_weights_path() -> Path | None:
-    """Return the weight file that comes with the package, None if it was not installed."""
-    path = Path(str(resources.files('d2s_ros.features'))) / 'weights' / 'superpoint.safetensors'
-    return path if path.is_file() else None
-
-
-def projection_path(weights: Path) -> Path:
-    """Return where the projection of a weight file's descriptors is, if it has one."""
-    return weights.with_name(f'{weights.stem}.projection.safetensors')
-
-
-def load_projection(path: Path) -> tuple[Tensor, float, str]:
-    """Read a (256, D) projection of descriptors; return it, the smoothing and the file's sha256.
-
-    Raises:
-        WeightsError: if the file is unreadable or holds something else.
-    """
-    state = _read_state(path)
-    matrix = state.get('projection')
-    if matrix is None or matrix.ndim != 2 or matrix.shape[0] != 256 or matrix.shape[1] > 256:
-        raise WeightsError(f'{path} is not a projection of superpoint descriptors')
-    if not bool(torch.isfinite(matrix).all()):
-        raise WeightsError(f'{path} is damaged: it has values that are not finite')
-    smoothing = float(state['smoothing'].max()) if 'smoothing' in state else 0.0
-    if not 0.0 <= smoothing <= 10.0:
-        raise WeightsError(f'{path} is damaged: the smoothing is {smoothing} px')
-    return matrix, smoothing, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load_network(path: Path) -> tuple[SuperPointNet, str]:
-    """Read a weight file of any known layout; return the network and the file's sha256.
-
-    Raises:
-        WeightsError: if the file is missing, unreadable or of another architecture.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f'cannot read the weight file {path}: {error.strerror}') from error
-    _log_published(content)
-    state = _read_state(path)
-    if any(name.startswith('backbone.') for name in state):
-        affine, state = True, _from_v6_layout(state, path)
-    else:
-        affine = False
-    network = SuperPointNet(affine=affine)
-    expected = network.state_dict()
-    missing = sorted(set(expected) - set(state))
-    unknown = sorted(set(state) - set(expected))
-    if missing or unknown:
-        found = f'lacks {missing[0]}' if missing else f'has an unknown {unknown[0]}'
-        raise WeightsError(f'{path} is not a SuperPoint weight file: it {found}')
-    for name, value in expected.items():
-        if state[name].shape != value.shape:
-            raise WeightsError(
-                f'{path} is not a SuperPoint weight file: {name} is '
-                f'{tuple(state[name].shape)}, expected {tuple(value.shape)}'
-            )
-        if not bool(torch.isfinite(state[name]).all()):
-            raise WeightsError(f'{path} is damaged: {name} has values that are not finite')
-    network.load_state_dict(state)
-    return network, hashlib.sha256(content).hexdigest()
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    state: Any
-    if path.suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(path)
-        except (SafetensorError, ValueError) as error:
-            raise WeightsError(f'{path} is not a readable safetensors file: {error}') from error
-    else:
-        try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).strip().split('\n')[0]
-            raise WeightsError(f'{path} is not a readable weight file: {reason}') from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f'{path} is not a SuperPoint weight file: it is no table of tensors')
-    return {
-        name: value.float() if value.is_floating_point() else value for name, value in state.items()
-    }
-
-
-def _from_v6_layout(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    try:
-        for name, module in _V6_MODULES.items():
-            result[f'{name}.weight'] = state[f'{module}.conv.weight']
-            result[f'{name}.bias'] = state[f'{module}.conv.bias']
-            variance = state[f'{module}.bn.running_var']
-            scale = state[f'{module}.bn.weight'] / (variance + _V6_NORM_EPSILON).sqrt()
-            shift = state[f'{module}.bn.bias'] - state[f'{module}.bn.running_mean'] * scale
-            result[f'{name}_scale'], result[f'{name}_shift'] = scale, shift
-    except KeyError as error:
-        raise WeightsError(
-            f'{path} is not a SuperPoint weight file: it lacks {error.args[0]}'
-        ) from error
-    return result
-
-
-def _log_published(content: bytes) -> None:
-    blob = hashlib.sha1(b'blob %d\0' % len(content) + content, usedforsecurity=False).hexdigest()
-    if blob in PUBLISHED_FILES:
-        name, licence = PUBLISHED_FILES[blob]
-        _logger.info('weights are %s; %s', name, licence)
 
 
 def checked_device(device: str) -> torch.device:

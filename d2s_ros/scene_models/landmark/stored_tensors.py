@@ -1,0 +1,86 @@
+"""Whether the tensors of a map are those of landmarks: shapes, types, values and indices.
+
+A digest tells that a file is as it was written, not that it was written well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.scene_models.landmark.network import LandmarkConfig
+from d2s_ros.scene_models.landmark.product_codes import PART_DIM
+
+#: Coordinates beyond would overflow when they are squared in float32.
+_MAX_COORDINATE = 1e12
+#: A covariance may be this negative, share of its trace, by rounding.
+_ROUNDING = 1e-4
+
+
+def check_landmark_tensors(tensors: Mapping[str, NDArray[Any]], config: LandmarkConfig) -> None:
+    """Check the tensors that docs/map_format.md lists for landmarks, except the network's.
+
+    Args:
+        tensors: As read from a map.
+        config: Shape of the network.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: one has a wrong shape, type or value; the message names it.
+    """
+    codebook, codes = tensors['key_codebook'], tensors['key_codes']
+    points, covariances = tensors['points'], tensors['covariances']
+    center, extent = tensors['center'], tensors['extent']
+    parts = -(-config.descriptor_dim // PART_DIM)
+    count = len(points) if points.ndim else 0
+    for name, value, dtype, shape in (
+        ('key_codes', codes, np.uint8, (count, parts)),
+        ('points', points, np.float32, (count, 3)),
+        ('covariances', covariances, np.float32, (count, 6)),
+        ('center', center, np.float32, (3,)),
+        ('extent', extent, np.float32, (1,)),
+    ):
+        if value.dtype != dtype or value.shape != shape:
+            raise ValueError(
+                f'{name} is {value.dtype} {value.shape}, expected {np.dtype(dtype)} {shape}'
+            )
+    if count < config.num_candidates:
+        raise ValueError(f'{count} landmarks, {config.num_candidates} candidates of a keypoint')
+    if (
+        codebook.dtype != np.float16
+        or codebook.ndim != 3
+        or codebook.shape[::2] != (parts, PART_DIM)
+        or not 1 <= codebook.shape[1] <= 256
+    ):
+        raise ValueError(
+            f'key_codebook is {codebook.dtype} {codebook.shape}, expected float16 ({parts}, 1 to '
+            f'256, {PART_DIM})'
+        )
+    if int(codes.max()) >= codebook.shape[1]:
+        raise ValueError(
+            f'key_codes names centroid {int(codes.max())} of {codebook.shape[1]} in key_codebook'
+        )
+    for name, value in (('points', points), ('center', center)):
+        if float(np.abs(value).max()) > _MAX_COORDINATE:
+            raise ValueError(f'{name} has coordinates beyond {_MAX_COORDINATE:.0e}')
+    if not float(extent[0]) > 0:
+        raise ValueError(f'extent is {float(extent[0])}, it must be positive')
+    _check_covariances(covariances.astype(np.float64))
+
+
+def _check_covariances(upper: NDArray[np.float64]) -> None:
+    """Check that symmetric matrices, (M, 6) xx xy xz yy yz zz, are positive."""
+    diagonal = upper[:, [0, 3, 5]]
+    matrices = np.empty((len(upper), 3, 3))
+    rows, columns = np.triu_indices(3)
+    matrices[:, rows, columns] = matrices[:, columns, rows] = upper
+    smallest = np.linalg.eigvalsh(matrices)[:, 0]
+    wrong = (diagonal <= 0).any(axis=1) | (smallest < -_ROUNDING * diagonal.sum(axis=1))
+    if wrong.any():
+        raise ValueError(
+            f'covariances of {int(wrong.sum())} landmarks are not positive, the first of landmark '
+            f'{int(np.flatnonzero(wrong)[0])}'
+        )
