@@ -30,8 +30,8 @@ REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.t
 # tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
 TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
 KERNELS := build/kernels.stamp
-STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS)
 BIN := $(VENV)/bin
+STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
 .PHONY: help venv kernels demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
@@ -58,6 +58,12 @@ $(VENV)/.d2s_ros_requirements: $(REQUIREMENTS) $(TYPE_SUPPORT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(addprefix -r ,$(REQUIREMENTS))
 	$(if $(TYPE_SUPPORT),$(BIN)/python -m d2s_ros.ros.tf2_msgs_support)
+	@touch $@
+
+# The command `d2s`, and `import d2s_ros` from everywhere, both of this folder.
+$(BIN)/d2s: setup.py $(VENV)/.d2s_ros_requirements
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)
