@@ -74,11 +74,12 @@ def build_map(
         InputError: the log or its poses cannot be used.
         MapFormatError: `map_path` holds something else.
     """
-    from d2s_ros.data.sources import open_source
+    from d2s_ros.data.sources import LogOptions, open_source
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building import pipeline
 
-    opened = open_source(source, poses=poses, calibration=calibration, image_list=image_list)
+    options = LogOptions(calibration=calibration)
+    opened = open_source(source, poses=poses, image_list=image_list, options=options)
     chosen = None if features is None else FeatureConfig(name=features)
     config = pipeline.budget(budget, features=chosen)
     return pipeline.build_map(opened, os.fspath(map_path), config, device=device, progress=progress)
