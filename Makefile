@@ -4,13 +4,14 @@
 # make check       format, lint, types, fast tests
 # make format      format the code
 # make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
+# make fuzz        mutated files for everything that reads what others wrote (MINUTES=10)
 # make updates     map updates in a simulated building: table and plot
 # make colcon      build with colcon into build/colcon
 # make venv        the virtual environment that all of these use
 # make kernels     the compiled kernels, in place (part of all of these)
 #
 # Variables: PYTHON (3.11 or 3.12), VENV (an environment to make or to use again),
-# PYTEST_FLAGS, DEMO_OUTPUT.
+# PYTEST_FLAGS, DEMO_OUTPUT, MINUTES.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -21,6 +22,7 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 DATA ?= ../shared/data
 PYTEST_FLAGS ?=
+MINUTES ?= 10
 # The first that runs: a name on the PATH may be an empty shell of a version manager.
 PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 	if $$candidate -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
@@ -34,7 +36,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
-.PHONY: help venv kernels demo accuracy updates test test-slow check format-check lint types fast-tests format colcon clean
+.PHONY: help venv kernels demo accuracy updates fuzz test test-slow check format-check lint types fast-tests format colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -74,6 +76,10 @@ accuracy: $(STAMP)
 
 updates: $(STAMP)
 	PYTHONPATH=. $(BIN)/python benchmarks/map_update.py --plot map_updates.png
+
+# Ends with 1 if an input ended a process, raised what is not documented, or took too much.
+fuzz: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m tools.fuzz --minutes $(MINUTES) --save build/fuzz
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)

@@ -37,14 +37,12 @@ import numpy as np
 from d2s_ros.evaluation.baseline import TableBaseline
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.features.types import FeatureConfig, FeatureExtractor
+from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import reprojection_errors
-from d2s_ros.map_building.pipeline import (
-    BuildConfig,
-    budget,
-    collect_images,
-    train_map,
-)
+from d2s_ros.map_building.config import BuildConfig, budget
+from d2s_ros.map_building.images import collect_images
+from d2s_ros.map_building.pipeline import train_map
 from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.maps.scene_map import SceneMap
@@ -123,8 +121,9 @@ def build_row(
         return Built(table, reconstruction, table.size_bytes() / 1e6, time.monotonic() - started)
     scene_map, _ = train_map(reconstruction, extractor, config, source=scene.mapping)
     seconds = time.monotonic() - started
-    localizer = Localizer(scene_map, extractor)
-    localizer.config = replace(localizer.config, **LOCALIZER_ROWS.get(row, {}))
+    localizer = Localizer(
+        scene_map, extractor, config=LocalizerConfig(**LOCALIZER_ROWS.get(row, {}))
+    )
     with tempfile.TemporaryDirectory() as temporary:
         MapStore(Path(temporary) / 'map').write(scene_map)
         size = SceneMap.open(Path(temporary) / 'map').localization_size_bytes()

@@ -40,7 +40,8 @@ from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
-from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map
+from d2s_ros.map_building.config import BuildConfig, budget
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log

@@ -36,7 +36,8 @@ from d2s_ros.data.tum import read_tum
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import budget, build_map
+from d2s_ros.map_building.config import budget
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 

@@ -37,6 +37,7 @@ from d2s_ros.features.types import FeatureConfig, to_grey
 from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.maps.scene_map import SceneMap
@@ -57,13 +58,12 @@ def cpu_ms(call: Callable[[], Any], repetitions: int) -> float:
 
 def stages(localizer: Localizer, features: LocalFeatures, camera: Any, repetitions: int) -> Row:
     """Return the cost of search, network and pose."""
-    candidates = localizer.find_candidates(features)
-    search = cpu_ms(lambda: localizer.find_candidates(features), repetitions)
-    network = cpu_ms(lambda: localizer.predict(features, camera, candidates), repetitions)
-    whole = cpu_ms(
-        lambda: localizer.localize_features(features, camera, candidates=candidates), repetitions
-    )
-    return {'search': search, 'network': network, 'pose': max(0.0, whole - network)}
+    observer = localizer.observer
+    search = cpu_ms(lambda: observer.find_nearest(View(features, camera)), repetitions)
+    observed = cpu_ms(lambda: observer.observe(View(features, camera)), repetitions)
+    whole = cpu_ms(lambda: localizer.localize_features(features, camera), repetitions)
+    network, pose = max(0.0, observed - search), max(0.0, whole - observed)
+    return {'search': search, 'network': network, 'pose': pose}
 
 
 def by_keypoints(localizer: Localizer, frame: Any, counts: list[int], repetitions: int) -> dict:
@@ -82,7 +82,7 @@ def by_keypoints(localizer: Localizer, frame: Any, counts: list[int], repetition
 def with_landmarks(localizer: Localizer, count: int) -> Localizer:
     """Return a localizer whose map has `count` landmarks: the map's, then made-up ones."""
     scene_map = localizer.scene_map
-    table = scene_map.landmark_table
+    table = scene_map.model.table
     rng = np.random.default_rng(0)
     source = rng.integers(0, len(table), max(0, count - len(table)))
     made_up = rng.normal(size=(len(source), table.keys.shape[1])).astype(np.float32)
@@ -94,7 +94,7 @@ def with_landmarks(localizer: Localizer, count: int) -> Localizer:
         table.center,
         table.extent,
     )
-    changed = SceneMap(scene_map.manifest, larger, scene_map.landmark_network)
+    changed = SceneMap(scene_map.manifest, replace(scene_map.model, table=larger))
     return Localizer(changed, localizer.extractor, device='cpu')
 
 
@@ -134,7 +134,7 @@ def by_map_images(localizer: Localizer, frame: Any, counts: list[int], repetitio
     features = localizer.extractor.extract(frame.image)
     ours = stages(localizer, features, frame.camera, repetitions)
     rows = {}
-    points = localizer.scene_map.landmark_table.points_in_map.astype(np.float64)
+    points = localizer.scene_map.model.points_in_map.astype(np.float64)
     image = MappedImage(
         'query',
         0,

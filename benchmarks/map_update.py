@@ -36,10 +36,12 @@ from d2s_ros.evaluation.metrics import metrics_from_errors
 from d2s_ros.evaluation.run import localize_log
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import BuildConfig, budget, build_map
+from d2s_ros.map_building.config import BuildConfig, budget
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.map_update.config import UpdateConfig
-from d2s_ros.map_update.pipeline import UpdateResult, update_map
+from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.map_update.report import write_report
+from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 from d2s_ros.threads import wait_passively

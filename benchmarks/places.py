@@ -22,7 +22,8 @@ from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.map_building.pipeline import budget, build_map
+from d2s_ros.map_building.config import budget
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log

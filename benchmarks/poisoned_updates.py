@@ -32,7 +32,8 @@ from d2s_ros.evaluation.metrics import metrics_from_errors
 from d2s_ros.evaluation.run import localize_log
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import budget, build_map
+from d2s_ros.map_building.config import budget
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.verification import verify
 from d2s_ros.simulation.config import SimulationConfig

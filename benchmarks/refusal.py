@@ -255,7 +255,7 @@ def ask_wrongly(places: Places, names: list[str], factors: list[float], every: i
                     camera = replace(camera, fx=factor * camera.fx, fy=factor * camera.fy)
                     result = localizer.localize_features(frame.features, camera)
                     statuses[result.status.value] += 1
-                    doubt = watch.check(result, localizer.config.limits.max_focal_error)
+                    doubt = watch.check(result, localizer.estimator.config.limits.max_focal_error)
                     if result.map_from_camera is not None and not doubt:
                         assert frame.truth is not None
                         errors.append(pose_error(result.map_from_camera, frame.truth)[0])

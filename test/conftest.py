@@ -115,7 +115,8 @@ def small_map(tmp_path_factory: pytest.TempPathFactory) -> SmallMap:
     from dataclasses import replace
 
     from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.pipeline import build_map
     from d2s_ros.simulation.config import SimulationConfig
     from d2s_ros.simulation.simulate import rendered_frames
 
@@ -171,7 +172,8 @@ def day_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Return a map of `building_logs` by day. Copy its folder before changing it."""
     from d2s_ros.data.sources import open_source
     from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.pipeline import BuildConfig, build_map
+    from d2s_ros.map_building.config import BuildConfig
+    from d2s_ros.map_building.pipeline import build_map
     from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig
 
     path = tmp_path_factory.mktemp('maps') / 'map'

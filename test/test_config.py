@@ -11,7 +11,7 @@ from d2s_ros import errors
 from d2s_ros.config import from_dict, option, to_dict, validate
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import ConfigError, UsageError
-from d2s_ros.map_building.pipeline import BuildConfig
+from d2s_ros.map_building.config import BuildConfig
 
 
 @dataclasses.dataclass(frozen=True)

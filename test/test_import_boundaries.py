@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = 'd2s_ros'
-#: From the bottom to the top; a layer may import itself and every layer below.
+#: From the bottom to the top, as in docs/architecture.md: a layer may import itself and every layer
+#: below it, and no file may import itself, also not through others.
 LAYERS = (
     'errors',
     'config',
     'device',
+    'cuda_graph',
     'threads',
     'memory',
     'distributed',
@@ -101,6 +103,56 @@ def test_layers_import_downwards_only(repo_root):
             if LAYERS.index(parts[1]) > LAYERS.index(layer):
                 wrong.append(f'{module.relative_to(repo_root)} imports {name}')
     assert not wrong, '\n'.join(wrong)
+
+
+def imported_files(module: Path, root: Path) -> set[Path]:
+    """Return the files of the package that a module imports anywhere, functions included."""
+    found = set()
+    for name in imports(module, root):
+        parts = name.split('.')
+        # The last part may be something in a module.
+        for path in (root.joinpath(*parts), root.joinpath(*parts[:-1])):
+            file = path.with_suffix('.py')
+            if parts[0] == PACKAGE and file.is_file() and file != module:
+                found.add(file)
+                break
+    return found
+
+
+def circles(root: Path) -> list[list[str]]:
+    """Return groups of files that import each other, directly or through others of the group."""
+    graph = {module: imported_files(module, root) for module in modules(root)}
+    reached: dict[Path, set[Path]] = {}
+    for start in graph:
+        seen: set[Path] = set()
+        waiting = list(graph[start])
+        while waiting:
+            file = waiting.pop()
+            if file not in seen:
+                seen.add(file)
+                waiting += graph[file]
+        reached[start] = seen
+    groups = {
+        tuple(sorted(other for other in reached[file] if file in reached[other]))
+        for file in graph
+        if file in reached[file]
+    }
+    return [[str(file.relative_to(root)) for file in group] for group in sorted(groups)]
+
+
+def test_no_files_import_each_other(repo_root):
+    assert circles(repo_root) == []
+
+
+def test_circles_are_seen(tmp_path):
+    """Through a function, through a third file, and by the name of a module."""
+    package = tmp_path / PACKAGE / 'data'
+    package.mkdir(parents=True)
+    (package / 'a.py').write_text('from d2s_ros.data.b import thing\n')
+    (package / 'b.py').write_text('def late():\n    from d2s_ros.data import c\n')
+    (package / 'c.py').write_text('from . import a\n')
+    (package / 'd.py').write_text('from d2s_ros.data.a import thing\n')
+    assert circles(tmp_path) == [[f'{PACKAGE}/data/{name}.py' for name in 'abc']]
 
 
 def test_only_ros_imports_ros(repo_root):

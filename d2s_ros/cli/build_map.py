@@ -97,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
 
     from d2s_ros import distributed
     from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.pipeline import budget, build_map
-    from d2s_ros.map_building.shared_training import join_build
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.join_build import join_build
+    from d2s_ros.map_building.pipeline import build_map
 
     if distributed.rank() > 0:
         join_build(args.device)
@@ -142,14 +143,9 @@ def run(args: argparse.Namespace) -> int:
     )
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
     size = result.scene_map.localization_size_bytes() / 1e6
-    model = (
-        f'{metrics["num_landmarks"]} landmarks'
-        if manifest.head == 'landmark'
-        else f'{metrics["num_parameters"]} parameters'
-    )
     print(
-        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, {model}, '
-        f'{size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
+        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
+        f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     if 'refined_poses' in metrics:
         moved = metrics['refined_poses']
@@ -161,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
     if useless:
         print(
-            f'held-out images: 0/{metrics["holdout_images"]} localized: this map cannot be used. '
+            f'held-out images: 0/{metrics["holdout_images"]} localized: do not trust this map. '
             'Are the poses those of the optical frame of the camera (z forward, x right), do they '
             'fit the images, is the calibration right, and was the training long enough?'
         )
@@ -174,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         )
     doubtful = metrics.get('doubtful_poses', ())
     if doubtful:
-        names = ', '.join(doubt['name'] for doubt in doubtful)
+        names = ', '.join(wrong['name'] for wrong in doubtful)
         print(f'poses of {len(doubtful)} images contradict what they show: {names}')
     if not manifest.metric:
         print('no poses were used: the scale and the frame of this map are arbitrary')

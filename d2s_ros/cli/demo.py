@@ -102,7 +102,8 @@ def _simulate(args: argparse.Namespace, output: Path) -> None:
 
 def _build(args: argparse.Namespace, output: Path) -> None:
     from d2s_ros.data.sources import open_source
-    from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.pipeline import build_map
 
     result = build_map(
         open_source(output / _MAPPING),
@@ -225,12 +226,11 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
             if best > 300:
                 break
     mapping = read_tum(output / _MAPPING / 'groundtruth_tum.txt')
-    table = localizer.scene_map.landmark_table
     trajectory = draw_trajectory(
         list(truth.poses),
         [poses.get(int(stamp)) for stamp in truth.stamps_ns],
         list(mapping.poses),
-        None if table is None else table.points_in_map + localizer.scene_map.origin,
+        localizer.scene_map.model.points_in_map + localizer.scene_map.origin,
     )
     latencies = [
         float(frame['values']['total [ms]'])

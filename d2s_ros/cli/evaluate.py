@@ -123,12 +123,11 @@ def _judge_map(args: argparse.Namespace) -> int:
         pictures=args.pictures,
         progress=not args.quiet,
     )
-    table = localizer.scene_map.landmark_table
     methods = write_report(
         evaluation,
         Path(args.output),
         title=f'{Path(args.judged).name}: {len(evaluation.outcomes)} queries',
-        points_in_map=None if table is None else table.points_in_map + localizer.scene_map.origin,
+        points_in_map=localizer.scene_map.model.points_in_map + localizer.scene_map.origin,
     )
     if args.json:
         print(json.dumps(methods, indent=1))
@@ -146,7 +145,8 @@ def _make_baseline(localizer: Localizer, mapping: FrameSource, progress: bool) -
     """Map the log again as the map was, up to the points, and keep all descriptors."""
     from d2s_ros.config import from_dict
     from d2s_ros.evaluation.baseline import MatchingBaseline
-    from d2s_ros.map_building.pipeline import BuildConfig, collect_images
+    from d2s_ros.map_building.config import BuildConfig
+    from d2s_ros.map_building.images import collect_images
     from d2s_ros.reconstruction.pipeline import reconstruct
 
     manifest = localizer.scene_map.manifest

@@ -20,25 +20,23 @@ def run(args: argparse.Namespace) -> int:
     """Write and check the files; returns the exit code.
 
     Raises:
-        UsageError: the map has other features.
+        UsageError: the map has other features or another scene model.
     """
     from pathlib import Path
 
-    from d2s_ros.errors import UsageError
+    from d2s_ros.cli.localize import write_json
     from d2s_ros.features.extractor import create_extractor
-    from d2s_ros.features.superpoint.extractor import SuperPoint
-    from d2s_ros.localization.onnx_export import export_map
     from d2s_ros.maps.scene_map import SceneMap
 
     scene_map = SceneMap.open(args.map)
     extractor = create_extractor(
         scene_map.manifest.features, device='cpu', weights=args.weights, precision='fp32'
     )
-    if not isinstance(extractor, SuperPoint):
-        raise UsageError(
-            f'the map has {scene_map.manifest.features.name} features; only superpoint is a network'
-        )
-    report = export_map(scene_map, extractor, Path(args.out))
+    report = {
+        'map_version': scene_map.manifest.version,
+        **scene_map.model.export_onnx(extractor, Path(args.out)),
+    }
+    write_json(Path(args.out) / 'export.json', report)
     print(f'{args.out}: {", ".join(report["files"])}; opset {report["opset"]}')
     print(
         f'{report["provider"]} against PyTorch: scores differ by {report["score_error"]:.1e}, unit '

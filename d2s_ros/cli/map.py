@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
             ('held-out error', f'{metrics.get("holdout_median_m")} m'),
             ('build time', f'{metrics.get("seconds", {}).get("total", "-")} s'),
         ]
+        if any(manifest.origin):
+            rows.insert(4, ('origin', ' '.join(f'{value:.0f}' for value in manifest.origin)))
         print('\n'.join(f'{name:15s}{value}' for name, value in rows))
         return 0
     if args.action == 'list':

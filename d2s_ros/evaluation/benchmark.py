@@ -20,9 +20,10 @@ from d2s_ros.errors import InputError
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.operations import count_operations
 from d2s_ros.features.types import to_grey
+from d2s_ros.localization.covariance import covariance_of_pose
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.localization.pose_solver import covariance_of_pose
 from d2s_ros.localization.result import LocalizationResult
+from d2s_ros.scene_models.base import View
 
 #: In the order of a frame; 'total' is without 'decode'.
 STAGES = ('decode', 'features', 'network', 'pose', 'total')
@@ -143,7 +144,7 @@ def benchmark(
         'map': {
             'features': localizer.scene_map.manifest.features.name,
             'max_keypoints': localizer.extractor.config.max_keypoints,
-            'landmarks': _num_landmarks(localizer),
+            'landmarks': len(localizer.scene_map.model.points_in_map),
         },
         'device': localizer.device,
         'precision': getattr(localizer.extractor, 'precision', 'fp32'),
@@ -224,11 +225,6 @@ def _covariance_ms(result: LocalizationResult) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def _num_landmarks(localizer: Localizer) -> int:
-    table = localizer.scene_map.landmark_table
-    return 0 if table is None else len(table)
-
-
 def memory_report(localizer: Localizer, frames: Sequence[Frame], count: int = 3) -> dict[str, Any]:
     """Return resident memory and what it grows by over warm frames."""
     before = _resident_mb()
@@ -259,7 +255,7 @@ def stage_operations(localizer: Localizer, frame: Frame) -> dict[str, dict[str, 
     features = localizer.extractor.extract(image)
     return {
         'features': count_operations(lambda: localizer.extractor.extract(image)),
-        'network': count_operations(lambda: localizer.predict(features, camera)),
+        'network': count_operations(lambda: localizer.observer.observe(View(features, camera))),
         'frame': count_operations(lambda: localizer.localize(image, camera)),
     }
 

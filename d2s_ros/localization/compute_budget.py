@@ -10,11 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Effort:
+class ComputeBudget:
     """Work for one frame.
 
     Attributes:
@@ -30,6 +32,13 @@ class Effort:
         """Whether nothing is left out."""
         return self.keypoints >= 1.0 and self.scale >= 1.0
 
+    def shrunken(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image (H, W) at the size that features are computed on."""
+        size = self.size(grey.shape[1], grey.shape[0])
+        if size == grey.shape[1::-1]:
+            return grey
+        return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return the size of a shrunken image of the same aspect, at least 64 px wide and high."""
         scale = min(1.0, max(self.scale, 64 / max(1, min(width, height))))
@@ -39,20 +48,27 @@ class Effort:
         return f'{100 * self.keypoints:.0f} % of the keypoints, {100 * self.scale:.0f} % image size'
 
 
-FULL = Effort()
+FULL = ComputeBudget()
 #: From all to least.
-STEPS = (FULL, Effort(0.7), Effort(0.5), Effort(0.5, 0.8), Effort(0.4, 0.65), Effort(0.3, 0.5))
+STEPS = (
+    FULL,
+    ComputeBudget(0.7),
+    ComputeBudget(0.5),
+    ComputeBudget(0.5, 0.8),
+    ComputeBudget(0.4, 0.65),
+    ComputeBudget(0.3, 0.5),
+)
 
 
 class RateController:
-    """Chooses the effort such that frames take no longer than the period of a rate.
+    """Chooses the budget such that frames take no longer than the period of a rate.
 
     One step down when the median of some frames is too long; one step up when a step was held for a
     while, as a try. Each try in vain doubles the time to the next.
 
     Args:
         rate: Frames per second to hold.
-        steps: Efforts, full first.
+        steps: Budgets, full first.
         window: Frames that are judged together.
         margin: Share of the period that a frame may take.
     """
@@ -60,7 +76,7 @@ class RateController:
     def __init__(
         self,
         rate: float,
-        steps: Sequence[Effort] = STEPS,
+        steps: Sequence[ComputeBudget] = STEPS,
         *,
         window: int = 5,
         margin: float = 0.9,
@@ -78,8 +94,8 @@ class RateController:
         self.median_ms = math.nan
 
     @property
-    def effort(self) -> Effort:
-        """Effort of the next frame."""
+    def budget(self) -> ComputeBudget:
+        """Budget of the next frame."""
         return self._steps[self._step]
 
     @property
@@ -89,11 +105,11 @@ class RateController:
 
     @property
     def exhausted(self) -> bool:
-        """Whether even the least effort takes too long."""
+        """Whether even the least budget takes too long."""
         return self._step == len(self._steps) - 1 and not self.holds
 
     def record(self, frame_ms: float) -> None:
-        """Take note of what a frame at the present effort took."""
+        """Take note of what a frame with the present budget took."""
         self._times.append(frame_ms)
         if len(self._times) < self._window:
             return

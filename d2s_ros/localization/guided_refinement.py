@@ -9,18 +9,15 @@ from numpy.typing import NDArray
 
 from d2s_ros import kernels
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import ellipse_area, extent_of, first_of_each, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.focal_length import focal_error
 from d2s_ros.localization.pose_solver import (
     Array,
     PoseEstimate,
     PoseSolverConfig,
     Support,
-    ellipse_area,
-    extent_of,
-    first_of_each,
-    focal_error,
     refine_pose,
-    scatter_of,
 )
 
 #: Support lies within this share of the inlier threshold.

@@ -25,12 +25,12 @@ class InlierView:
     Attributes:
         keypoints: (K, 2) float64 undistorted px of the inliers.
         points_in_map: (K, 3) float64 their points.
-        landmarks: (M, 3) float32 all points of the map.
+        landmarks: (M, 3) float64 all points of the map.
     """
 
     keypoints: NDArray[np.float64]
     points_in_map: NDArray[np.float64]
-    landmarks: NDArray[np.float32]
+    landmarks: NDArray[np.float64]
 
 
 def check_moved_object(
@@ -50,7 +50,7 @@ def check_moved_object(
     off_plane = count_off_plane(view.points_in_map, limits.flat_tolerance * scene_depth, limits)
     if off_plane >= max(limits.min_off_plane, limits.min_off_plane_share * len(view.keypoints)):
         return _check(0, 0.0, f'what the inliers show is not flat: {off_plane} are off the plane')
-    in_camera = estimate.camera_from_map.apply(view.landmarks.astype(np.float64))
+    in_camera = estimate.camera_from_map.apply(view.landmarks)
     depth = in_camera[:, 2]
     # What is much nearer or farther may be hidden or too small.
     shown = depth > limits.expected_from_depth * estimate.median_depth

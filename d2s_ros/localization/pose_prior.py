@@ -66,3 +66,15 @@ class PosePrior:
 
 #: Asked where the camera should be; None where nothing is known.
 PriorSource = Callable[[], PosePrior | None]
+
+
+def relative_to(origin: NDArray[np.float64], prior: PriorSource | None) -> PriorSource | None:
+    """Return a source of priors relative to the origin (3,) of a map."""
+    if prior is None or not origin.any():
+        return prior
+
+    def relative() -> PosePrior | None:
+        known = prior()
+        return None if known is None else known.moved(-origin)
+
+    return relative

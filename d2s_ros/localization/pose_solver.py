@@ -9,9 +9,7 @@ few.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
 
 import numpy as np
 import poselib
@@ -20,20 +18,22 @@ from numpy.typing import NDArray
 from d2s_ros import kernels
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import ellipse_area, extent_of, median_of, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.kernels.interface import Linearised, Residuals
+from d2s_ros.kernels.interface import Residuals
+from d2s_ros.localization.covariance import (
+    PoseUncertainty,
+    covariance_of_pose,
+    gradient_scatter,
+    inverse_of,
+)
 
 Array = NDArray[np.float64]
 
-#: Correspondences that the noise of the given size counts for beside what the residuals show.
-_PRIOR_COUNT = 50
 #: The refinement ends when a step gains less than this share of the cost.
 _SMALL_GAIN = 1e-4
 #: Its steps are made longer by at most the inverse of this.
 _MIN_STEP_SLOPE = 0.5
-#: Standard deviation of focal lengths that are wrong, in logarithms; most steps to find one, and
-#: the sigmas below which none is looked for.
-_FOCAL_PRIOR, _FOCAL_ROUNDS, _FOCAL_CLEAR_SIGMAS = 0.1, 8, 4.0
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,6 @@ class Support:
     def count(self) -> int:
         """Return how many there are."""
         return len(self.keypoints)
-
-
-class PoseUncertainty:
-    """Covariance of a refined pose, computed when it is asked for.
-
-    Args:
-        compute: Returns what `covariance_of_pose` returns.
-    """
-
-    def __init__(self, compute: Callable[[], tuple[Array, bool]]) -> None:
-        self._compute = compute
-
-    @cached_property
-    def found(self) -> tuple[Array, bool]:
-        """The covariance (6, 6) and whether the information was rank deficient."""
-        return self._compute()
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +207,7 @@ def solve_pose(
         rounds=rounds,
     )
     errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
-    problem = _residuals(
+    problem = residuals_of(
         ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config
     )
     problem.whiten(refined.rotation, refined.translation)
@@ -243,39 +227,6 @@ def solve_pose(
     )
 
 
-def median_of(values: Array) -> float:
-    """Return the median of (N,), N > 0: `np.median` takes four times as long for some hundred."""
-    low, high = (len(values) - 1) // 2, len(values) // 2
-    ordered = np.partition(values, (low, high))
-    return float(0.5 * (ordered[low] + ordered[high]))
-
-
-def scatter_of(points: Array) -> Array:
-    """Return the covariance (D, D) of points (N, D)."""
-    centred = points - points.mean(axis=0)
-    return np.asarray(centred.T @ centred / (len(points) - 1))
-
-
-def first_of_each(values: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
-    """Return where integers (N,) from 0 to `size` - 1 are seen for the first time."""
-    places = np.arange(len(values))
-    first = np.empty(size, np.int64)
-    # Of several values for one place, NumPy keeps the last.
-    first[values[::-1]] = places[::-1]
-    return np.asarray(first[values] == places)
-
-
-def ellipse_area(scatter: Array) -> float:
-    """Return the area of the two-sigma ellipse of a scatter (2, 2)."""
-    return float(4 * np.pi * np.sqrt(max(float(np.linalg.det(scatter)), 0.0)))
-
-
-def extent_of(points: Array) -> float:
-    """Return the width of points (N, 3) in the second widest direction, two sigma to both sides."""
-    variances = np.linalg.eigvalsh(scatter_of(points))
-    return float(4.0 * np.sqrt(max(variances[1], 0.0)))
-
-
 def reprojection_errors(
     camera_from_map: RigidTransform, ideal_keypoints: Array, points_in_map: Array, camera: Camera
 ) -> tuple[Array, Array]:
@@ -291,7 +242,7 @@ def _project(in_camera: Array, camera: Camera) -> Array:
     return in_camera[:, :2] / depth * [camera.fx, camera.fy] + [camera.cx, camera.cy]
 
 
-def _residuals(
+def residuals_of(
     keypoints: Array,
     points: Array,
     camera: Camera,
@@ -299,6 +250,7 @@ def _residuals(
     point_covariances: Array | None,
     config: PoseSolverConfig,
 ) -> Residuals:
+    """Return the residuals of correspondences, each with its own noise (`refine_pose`)."""
     variances = np.square(sigmas_px) + config.min_sigma_px**2
     return kernels.active().residuals(
         keypoints,
@@ -331,7 +283,7 @@ def refine_pose(
     Returns:
         The pose and its covariance at the optimum.
     """
-    problem = _residuals(
+    problem = residuals_of(
         ideal_keypoints[mask],
         points_in_map[mask],
         camera,
@@ -346,7 +298,7 @@ def refine_pose(
         damping = 1e-6
         at = problem.linearise(rotation, translation)
         for _ in range(config.refine_iterations // rounds):
-            step = _damped_step(at.information, at.gradient, damping)
+            step = damped_step(at.information, at.gradient, damping)
             if damping < 1e-4:
                 # Reweighting alone goes the slope's share of the way.
                 step /= max(at.slope, _MIN_STEP_SLOPE)
@@ -367,78 +319,15 @@ def refine_pose(
     pose = RigidTransform(rotation, translation)
 
     def covariance() -> tuple[Array, bool]:
-        scatter = _gradient_scatter(problem, pose, at, _inverse(at.information), count, config)
+        scatter = gradient_scatter(
+            problem, pose, at, inverse_of(at.information), count, config.cauchy_scale
+        )
         return covariance_of_pose(pose, at.information, scatter)
 
     return pose, PoseUncertainty(covariance)
 
 
-def _gradient_scatter(
-    problem: Residuals,
-    pose: RigidTransform,
-    at: Linearised,
-    inverse: Array,
-    count: int,
-    config: PoseSolverConfig,
-) -> Array:
-    """Return the covariance (P, P) of the cost's gradient that `count` residuals tell.
-
-    Where they are few it is drawn towards that of normal noise of the given size.
-    """
-    found = problem.gradient_scatter(pose.rotation, pose.translation, at.slope, inverse)
-    expected = at.information * robust_inflation(config.cauchy_scale)
-    return np.asarray((count * found + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT))
-
-
-def focal_error(
-    camera_from_map: RigidTransform,
-    ideal_keypoints: Array,
-    points_in_map: Array,
-    camera: Camera,
-    sigmas_px: Array,
-    point_covariances: Array | None,
-    config: PoseSolverConfig,
-) -> tuple[float, float]:
-    """Return how far the focal length is from the one that fits best, and the standard deviation.
-
-    Both are logarithms: 0.1 says that the image was taken with a focal length 10 % longer than
-    `camera` has. Found by Gauss-Newton over pose and focal length, from a pose that is optimal for
-    the focal length given. Where that fits, one step tells it.
-
-    Args:
-        camera_from_map: The pose.
-        ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config: As for
-            `refine_pose`, without what is not used.
-    """
-    pose, found, sigma = camera_from_map, 0.0, float('inf')
-    for _ in range(_FOCAL_ROUNDS):
-        factor = float(np.exp(found))
-        zoomed = replace(camera, fx=camera.fx * factor, fy=camera.fy * factor)
-        problem = _residuals(
-            ideal_keypoints, points_in_map, zoomed, sigmas_px, point_covariances, config
-        )
-        problem.whiten(pose.rotation, pose.translation)
-        at = problem.linearise(pose.rotation, pose.translation, with_focal=True)
-        information, gradient = at.information, at.gradient
-        # No lens is off by more than some tens of per cent; some views tell nothing about it.
-        information[6, 6] += 1.0 / _FOCAL_PRIOR**2
-        gradient[6] += found / _FOCAL_PRIOR**2
-        step = _damped_step(information, gradient, 1e-6)
-        inverse = _inverse(information)
-        scatter = _gradient_scatter(problem, pose, at, inverse, len(points_in_map), config)
-        sigma = float(np.sqrt(max((inverse @ scatter @ inverse)[6, 6], 0.0)))
-        # A step of reweighting is shorter than the way by the slope of the influence.
-        whole = float(step[6]) / at.slope
-        if abs(found + whole) < _FOCAL_CLEAR_SIGMAS * sigma or abs(whole) < 0.1 * sigma:
-            return found + whole, sigma
-        step *= min(1.0, _FOCAL_PRIOR / abs(step[6]))
-        rotation = rotation_from_vector(step[:3])
-        pose = RigidTransform(rotation @ pose.rotation, rotation @ pose.translation + step[3:6])
-        found += float(step[6])
-    return found, sigma
-
-
-def _damped_step(information: Array, gradient: Array, damping: float) -> Array:
+def damped_step(information: Array, gradient: Array, damping: float) -> Array:
     """Return the step of Levenberg and Marquardt, (6,)."""
     damped = information.copy()
     damped.flat[:: len(information) + 1] *= 1.0 + damping
@@ -447,61 +336,3 @@ def _damped_step(information: Array, gradient: Array, damping: float) -> Array:
     except np.linalg.LinAlgError:
         # Something has no influence at all, as the depth of points that lie infinitely far away.
         return np.asarray(-np.linalg.lstsq(damped, gradient, rcond=None)[0])
-
-
-def _inverse(information: Array) -> Array:
-    """Return the inverse, or the pseudo-inverse of a singular matrix."""
-    try:
-        return np.asarray(np.linalg.inv(information))
-    except np.linalg.LinAlgError:
-        return np.asarray(np.linalg.pinv(information))
-
-
-@lru_cache(maxsize=16)
-def robust_inflation(cauchy_scale: float) -> float:
-    """Return the covariance of a Cauchy estimate over the inverse of its weighted information.
-
-    With whitened residuals r of two normal components, s = |r|^2, weights w = 1 / (1 + s / c^2)
-    and psi = w r, an M-estimator has the covariance E[psi psi^T] / E[dpsi / dr]^2 (J^T J)^-1, while
-    the weighted information is E[w] J^T J.
-    """
-    # s / 2 is exponentially distributed: the midpoint rule over its quantiles.
-    squared = -2.0 * np.log1p(-(np.arange(100_000) + 0.5) / 100_000)
-    weight = 1.0 / (1.0 + squared / cauchy_scale**2)
-    spread = float(np.mean(squared * weight**2))
-    slope = float(np.mean(weight)) - spread / cauchy_scale**2
-    return 0.5 * spread / slope**2 * float(np.mean(weight))
-
-
-def covariance_of_pose(
-    camera_from_map: RigidTransform, information: Array, scatter: Array | None = None
-) -> tuple[Array, bool]:
-    """Turn the information of the left tangent into the covariance of map_from_camera.
-
-    Args:
-        camera_from_map: The pose at the optimum.
-        information: (6, 6) in the left tangent (rotation, translation; camera axes).
-        scatter: (6, 6) covariance of the cost's gradient there; without, the information itself,
-            as it is for normal noise of the given size.
-
-    Returns:
-        (6, 6) covariance in ROS order (centre along map axes, rotation about fixed map axes), and
-        whether the information was rank deficient (the covariance is then huge, never small).
-    """
-    # Units differ between rotation and translation: scale to a unit diagonal before judging rank.
-    diagonal = np.diag(information)
-    diagonal = np.sqrt(np.maximum(diagonal, max(1e-18 * diagonal.max(), 1e-30)))
-    values, vectors = np.linalg.eigh(information / np.outer(diagonal, diagonal))
-    floor = 1e-10
-    rank_deficient = bool(values[0] < floor)
-    inverse = (vectors / np.maximum(values, floor)) @ vectors.T / np.outer(diagonal, diagonal)
-    if scatter is not None and not rank_deficient:
-        # The scatter knows nothing of directions that nothing was observed in.
-        inverse = inverse @ scatter @ inverse
-    # With x_camera = Exp(w) (R x_map + t) + v the camera's centre -R^T t moves by -R^T v, and its
-    # axes turn about the fixed axes of the map by -R^T w, to first order.
-    transport = np.zeros((6, 6))
-    transport[:3, 3:] = -camera_from_map.rotation.T
-    transport[3:, :3] = -camera_from_map.rotation.T
-    covariance = transport @ inverse @ transport.T
-    return 0.5 * (covariance + covariance.T), rank_deficient

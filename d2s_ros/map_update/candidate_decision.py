@@ -15,7 +15,7 @@ from d2s_ros.map_update.growth import GrownMap
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.promotion import MapUnderTest, PromotionDecision, decide_promotion
 from d2s_ros.maps.scene_map import SceneMap
-from d2s_ros.maps.update_data import collect_update_data, statistics_of
+from d2s_ros.maps.update_data import collect_update_data
 from d2s_ros.reconstruction.reconstruction import Reconstruction, make_reconstruction
 
 
@@ -41,27 +41,19 @@ def propose_candidate(
         The decision, the candidate (not written yet) and its update data.
     """
     config, data = context.config, context.data
-    table = context.incumbent.landmark_table
-    assert table is not None
-    old = data.reconstruction()
-    old_statistics = statistics_of(table, old)
-    incumbent = MapUnderTest(
-        context.incumbent, context.extractor, old_statistics, old.images, results
-    )
+    incumbent = MapUnderTest(context.incumbent, context.extractor, data.images, results)
     if config.recipe == 'paper':
         context.status.step('training', 70)
         scene_map = train_as_published(
             context.incumbent,
-            old.images,
             used,
             data.points_in_map,
-            old_statistics,
             config,
             device=context.device,
             checkpoint=context.checkpoint,
             progress=context.show_progress,
         )
-        tested = MapUnderTest(scene_map, context.extractor, old_statistics, old.images)
+        tested = MapUnderTest(scene_map, context.extractor, data.images)
         context.status.step('gate', 88)
         decision = decide_promotion(incumbent, tested, data.logs, held_out_frames, config.gate)
         return decision, scene_map, context.incumbent.load_update_data()
@@ -74,8 +66,7 @@ def propose_candidate(
     if not decision.promote and decision.lost_frames:
         # What only adds may lose nothing.
         context.status.step('second candidate', 91)
-        keep = np.flatnonzero(old_statistics.landmark_of_point >= 0)
-        second = _train(context, grown, keep)
+        second = _train(context, grown, context.incumbent.model.used_points)
         second_decision = _decide(context, incumbent, second, held_out_frames)
         first_reasons, reasons = decision.reasons, second_decision.reasons
         if second_decision.promote:
@@ -136,7 +127,6 @@ def _decide(
     tested = MapUnderTest(
         candidate.scene_map,
         context.extractor,
-        candidate.statistics,
         candidate.grown.reconstruction.images,
     )
     return decide_promotion(

@@ -12,7 +12,7 @@ from d2s_ros.config import from_dict
 from d2s_ros.data.sources import LogOptions
 from d2s_ros.errors import ConfigError
 from d2s_ros.features.types import FeatureExtractor
-from d2s_ros.map_building.pipeline import BuildConfig
+from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import MappingData
@@ -63,7 +63,7 @@ class UpdateContext:
     """One update.
 
     Attributes:
-        incumbent: The live map when the update began.
+        incumbent: The live map when the update began; its model can leave mapping images out.
         data: Its mapping images.
         extractor: Of its features.
         config: Options.

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
+from d2s_ros.geometry.noise import scaled_px
+from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.map_update.config import GrowthConfig
 from d2s_ros.map_update.growth_matching import (
     Matches,
@@ -18,15 +20,15 @@ from d2s_ros.map_update.growth_matching import (
 )
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.point_upkeep import find_forgotten, split_prototypes, usefulness
-from d2s_ros.maps.update_data import MappingData, point_groups
+from d2s_ros.maps.update_data import MappingData
 from d2s_ros.reconstruction.reconstruction import (
     MappedImage,
     Reconstruction,
     ReconstructionConfig,
     make_reconstruction,
+    point_groups,
 )
 from d2s_ros.reconstruction.triangulation import triangulate
-from d2s_ros.scene_models.landmark.table import LandmarkStatistics, LandmarkTable, build_landmarks
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,32 +153,6 @@ def in_old_points(
     ]
 
 
-def landmarks_of(grown: GrownMap, max_landmarks: int) -> tuple[LandmarkTable, LandmarkStatistics]:
-    """Choose the landmarks; prototypes of a point share what all of them know about it."""
-    reconstruction = grown.reconstruction
-    table, statistics = build_landmarks(
-        reconstruction, max_landmarks=max_landmarks, priority=grown.priority
-    )
-    groups = point_groups(reconstruction.points_in_map)
-    _, first = np.unique(groups, return_index=True)
-    merged_images = [
-        replace(
-            image,
-            point_idx=np.where(image.point_idx >= 0, groups[image.point_idx], -1),
-        )
-        for image in reconstruction.images
-    ]
-    merged = make_reconstruction(
-        merged_images, reconstruction.points_in_map[first], reconstruction.metric
-    )
-    shared, shared_statistics = build_landmarks(merged, max_landmarks=len(first))
-    point_of_landmark = np.full(len(table), -1, np.int64)
-    chosen = np.flatnonzero(statistics.landmark_of_point >= 0)
-    point_of_landmark[statistics.landmark_of_point[chosen]] = chosen
-    covariances = shared.covariances[shared_statistics.landmark_of_point[groups[point_of_landmark]]]
-    return replace(table, covariances=covariances), statistics
-
-
 def _mapped_image(frame: LabelledFrame) -> MappedImage:
     keyframe = frame.keyframe
     assert frame.map_from_camera is not None
@@ -192,14 +168,15 @@ def _mapped_image(frame: LabelledFrame) -> MappedImage:
 
 
 def _limit_px(image: MappedImage, config: GrowthConfig) -> float:
-    return max(2.0, config.label_px * 0.5 * (image.camera.fx + image.camera.fy) / 1000.0)
+    return scaled_px(config.label_px, image.camera, 2.0)
 
 
 def _reprojection(
     image: MappedImage, keypoints: NDArray[np.int64], points: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    projected = image.camera.ideal.project(image.map_from_camera.inverse().apply(points))
-    residual = np.linalg.norm(projected - image.ideal_keypoints[keypoints], axis=1)
+    in_camera = image.map_from_camera.inverse().apply(points)
+    residuals = reprojection_residuals(image.camera, in_camera, image.ideal_keypoints[keypoints])
+    residual = np.linalg.norm(residuals, axis=1)
     return np.asarray(np.nan_to_num(residual, nan=np.inf))
 
 

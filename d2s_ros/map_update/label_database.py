@@ -14,8 +14,9 @@ from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.pose_solver import PoseEstimate, solve_pose
 from d2s_ros.map_update.keyframes import Keyframe
 from d2s_ros.maps.manifest import Calibration
-from d2s_ros.maps.update_data import MappingData, point_groups
+from d2s_ros.maps.update_data import MappingData
 from d2s_ros.reconstruction.matching import match_mutual, match_near
+from d2s_ros.reconstruction.reconstruction import point_groups
 from d2s_ros.reconstruction.retrieval import nearest_images
 
 

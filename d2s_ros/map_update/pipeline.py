@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,40 +37,13 @@ from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
 from d2s_ros.map_update.promotion import PromotionDecision
 from d2s_ros.map_update.pseudo_labels import label_frames
+from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.maps.files import UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import MappingData
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class UpdateResult:
-    """What an update did.
-
-    Attributes:
-        verdict: 'promoted', 'refused' (the candidate is kept aside), 'nothing_usable' (there is no
-            candidate) or 'dry_run' (nothing was written).
-        reasons: Why, one line each.
-        version: The live version afterwards.
-        candidate_version: The version written; empty without.
-        decision: Of the gate; None without a candidate.
-        records: What became of each frame of the logs.
-        figures: Counts and seconds.
-        frames: Labelled keyframes, for reports.
-        old_poses: (I, 7) TUM poses of the old mapping images, for reports.
-    """
-
-    verdict: str
-    reasons: tuple[str, ...]
-    version: str
-    candidate_version: str
-    decision: PromotionDecision | None
-    records: list[FrameRecord]
-    figures: dict[str, Any]
-    frames: list[LabelledFrame] = field(default_factory=list)
-    old_poses: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 7)))
 
 
 def update_map(
@@ -179,12 +152,9 @@ class _Run:
         self.origin = incumbent.manifest.origin
         # Everything is computed relative to the origin; results leave with it.
         incumbent = incumbent.in_local_frame()
-        if incumbent.landmark_table is None:
-            raise InputError(
-                'maps with the regression head cannot be updated: no image can be left out of '
-                'them, so nothing could compare the update; build a map with landmarks'
-            )
         data = MappingData.from_map(incumbent)
+        model = incumbent.model.with_mapping(data.reconstruction())
+        incumbent = replace(incumbent, model=model)
         extractor: FeatureExtractor = create_extractor(
             incumbent.manifest.features, device=device, weights=weights
         )

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.map_update.config import GrowthConfig
-from d2s_ros.maps.update_data import point_groups
-from d2s_ros.reconstruction.reconstruction import MappedImage
+from d2s_ros.reconstruction.reconstruction import MappedImage, point_groups
 
 
 def find_forgotten(

@@ -18,7 +18,7 @@ from d2s_ros.map_update.config import GateConfig
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage
-from d2s_ros.scene_models.landmark.table import LandmarkStatistics, find_training_candidates
+from d2s_ros.scene_models.base import View
 
 #: Logs that are counted as one.
 _EARLIER = 'earlier logs'
@@ -64,27 +64,24 @@ class FrameScore:
 
 
 class MapUnderTest:
-    """A map with what is needed to leave an image out of it."""
+    """A map whose mapping images can be left out of it."""
 
     def __init__(
         self,
         scene_map: SceneMap,
         extractor: FeatureExtractor,
-        statistics: LandmarkStatistics,
         images: Sequence[MappedImage],
         known: Mapping[tuple[str, str], LocalizationResult] | None = None,
     ) -> None:
         """Prepare a map.
 
         Args:
-            scene_map: The map, with landmarks.
+            scene_map: The map; its model can leave images out.
             extractor: Of the map's features.
-            statistics: Sums behind its keys.
             images: Its mapping images with their labels; the old ones come first.
             known: What it says of frames, by log and name, as far as they were localized before.
         """
         self.localizer = Localizer(scene_map, extractor)
-        self._statistics = statistics
         self._images = images
         self._known = known or {}
         self._scores: dict[int, FrameScore] = {}
@@ -92,21 +89,11 @@ class MapUnderTest:
     def mapping_image(self, index: int) -> FrameScore:
         """Localize a mapping image without its own observations; later calls know the answer."""
         if index not in self._scores:
-            self._scores[index] = self._mapping_image(self._images[index])
+            image = self._images[index]
+            observation = self.localizer.observer.observe_without(index, move_points=False)
+            result = self.localizer.localize_view(View.of(image), observation=observation)
+            self._scores[index] = score(result, image.map_from_camera)
         return self._scores[index]
-
-    def _mapping_image(self, image: MappedImage) -> FrameScore:
-        table = self.localizer.scene_map.landmark_table
-        network = self.localizer.scene_map.landmark_network
-        assert table is not None
-        assert network is not None
-        candidates = find_training_candidates(
-            image.features, image.point_idx, table, self._statistics, network.config.num_candidates
-        )
-        result = self.localizer.localize_features(
-            image.features, image.camera, candidates=candidates
-        )
-        return score(result, image.map_from_camera)
 
     def frame(self, frame: LabelledFrame) -> FrameScore:
         """Localize a frame of a log; its verified pose is the reference."""
@@ -323,10 +310,9 @@ def decide_promotion(
     """
     chosen = images_to_try(old_logs, config)
     manifest = incumbent.localizer.scene_map.manifest
-    table = incumbent.localizer.scene_map.landmark_table
     max_error = config.max_error_m
-    if not manifest.metric and table is not None:
-        max_error = config.relative_error * table.extent
+    if not manifest.metric:
+        max_error = config.relative_error * incumbent.localizer.scene_map.model.extent
     before = {log: [incumbent.mapping_image(i) for i in rows] for log, rows in chosen.items()}
     after = {log: [candidate.mapping_image(i) for i in rows] for log, rows in chosen.items()}
     old = compare(

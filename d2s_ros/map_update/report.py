@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from d2s_ros.errors import InputError
-from d2s_ros.map_update.pipeline import UpdateResult
+from d2s_ros.map_update.result import UpdateResult
 
 _COLOURS = {'used': '#2a7f3f', 'held_out': '#2b5fa8', 'dropped': '#b03a2e'}
 _STYLE = """

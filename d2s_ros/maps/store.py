@@ -40,7 +40,7 @@ from d2s_ros.maps.manifest import (
     manifest_text,
     read_manifest,
 )
-from d2s_ros.maps.scene_map import SceneMap, serialize, serialize_model
+from d2s_ros.maps.scene_map import SceneMap, serialize
 
 #: What is being written; left behind only by a writer that was killed.
 _NEW_PREFIX = '.new-'
@@ -219,8 +219,8 @@ class MapStore:
                 resolved = self.root.resolve()
                 building = resolved.with_name(resolved.name + BUILDING_SUFFIX)
                 # While others are at work, what they write would come back.
-                _hold(stack, self.root / UPDATES_FOLDER / 'lock', f'an update of {self.root}')
-                _hold(stack, building / LOCK_FILE, f'a build of {self.root}')
+                _take_lock(stack, self.root / UPDATES_FOLDER / 'lock', f'an update of {self.root}')
+                _take_lock(stack, building / LOCK_FILE, f'a build of {self.root}')
                 for leftover in (self.root / UPDATES_FOLDER, building):
                     _delete(leftover)
                 for prefix in (_NEW_PREFIX, _OLD_PREFIX):
@@ -316,8 +316,8 @@ class MapStore:
         sync_folder(self.root)
 
 
-def _hold(stack: contextlib.ExitStack, lock: Path, who: str) -> None:
-    """Hold a lock if there is one.
+def _take_lock(stack: contextlib.ExitStack, lock: Path, who: str) -> None:
+    """Take a lock if there is one, until the stack closes.
 
     Raises:
         UsageError: somebody else holds it.
@@ -360,7 +360,7 @@ def _write_version(
     version: str,
     parent: str,
 ) -> MapManifest:
-    contents = {LOCALIZATION_FILE: serialize_model(scene_map)}
+    contents = {LOCALIZATION_FILE: serialize(scene_map.model.tensors())}
     if update_data:
         contents[UPDATE_FILE] = serialize(update_data)
     files = {}

@@ -20,7 +20,6 @@ from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.maps.scene_map import CONTENT_ERRORS, SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction, make_reconstruction
 from d2s_ros.reconstruction.retrieval import Vlad
-from d2s_ros.scene_models.landmark.table import LandmarkStatistics, LandmarkTable
 
 #: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
 _UPDATE_BYTES = 2 + 8 + 2 + 4
@@ -247,43 +246,3 @@ def dequantise(quantised: NDArray[np.int8], scales: NDArray[np.float16]) -> NDAr
     return np.asarray(
         vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32
     )
-
-
-def point_groups(points_in_map: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return for each point (P,) the number of its place; prototypes of one point share it."""
-    _, groups = np.unique(points_in_map.astype(np.float32), axis=0, return_inverse=True)
-    return np.asarray(groups, np.int64).reshape(-1)
-
-
-def statistics_of(table: LandmarkTable, reconstruction: Reconstruction) -> LandmarkStatistics:
-    """Find the observations behind a map's keys again, to leave images out of them.
-
-    A landmark is the point of its coordinates; among prototypes, the one whose observations are
-    most like the key.
-    """
-    points = reconstruction.points_in_map.astype(np.float32)
-    dim = table.keys.shape[1]
-    sums = np.zeros((len(points), dim))
-    counts = np.zeros(len(points), np.int64)
-    for image in reconstruction.images:
-        seen = np.flatnonzero(image.point_idx >= 0)
-        np.add.at(sums, image.point_idx[seen], image.features.descriptors[seen])
-        np.add.at(counts, image.point_idx[seen], 1)
-    by_place: dict[bytes, list[int]] = {}
-    for index, point in enumerate(points):
-        by_place.setdefault(point.tobytes(), []).append(index)
-    landmark_of_point = np.full(len(points), -1, np.int64)
-    landmark_sums = np.zeros((len(table), dim))
-    landmark_counts = np.zeros(len(table), np.int64)
-    for landmark, point in enumerate(table.points_in_map):
-        free = [i for i in by_place.get(point.tobytes(), ()) if landmark_of_point[i] < 0]
-        if not free:
-            continue
-        if len(free) > 1:
-            norms = np.maximum(np.linalg.norm(sums[free], axis=1), 1e-12)
-            best = free[int(np.argmax(sums[free] @ table.keys[landmark] / norms))]
-        else:
-            best = free[0]
-        landmark_of_point[best] = landmark
-        landmark_sums[landmark], landmark_counts[landmark] = sums[best], counts[best]
-    return LandmarkStatistics(landmark_sums, landmark_counts, landmark_of_point)

@@ -1,7 +1,8 @@
 """Which given poses contradict what their images show.
 
-An image whose pose is wrong agrees with no other along epipolar lines, so few of its keypoints get
-a point. What it shows still looks like points of the others: those say where it was taken.
+An image whose pose is wrong agrees with others along epipolar lines by chance only, and three
+images hardly ever agree by chance. What it shows still looks like points of the others: those say
+where it was taken.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from d2s_ros.reconstruction.matching import match_mutual
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.reconstruction.retrieval import Vlad, nearest_images
 
-#: Images with less than this share of the usual number of points are asked where they were taken.
-_FEW_POINTS = 0.4
+#: Images with less than this share of the usual number of points that three images see are asked
+#: where they were taken.
+_FEW_POINTS = 0.5
+#: Images that see a point which is hardly there by chance.
+_MIN_TRACK = 3
 #: Images that they are compared with, and the ratio test.
 _NEIGHBOURS, _RATIO = 10, 0.85
 #: Inliers, and share of the matches, that make the answer believable.
@@ -56,9 +60,10 @@ def find_doubtful_poses(reconstruction: Reconstruction) -> list[DoubtfulPose]:
         nothing is known about their poses.
     """
     images = reconstruction.images
-    shares = np.array([(image.point_idx >= 0).mean() for image in images])
-    suspects = np.flatnonzero(shares < _FEW_POINTS * np.median(shares))
-    trusted = np.flatnonzero(shares >= _FEW_POINTS * np.median(shares))
+    firm = np.r_[reconstruction.track_lengths >= _MIN_TRACK, False]
+    shares = np.array([firm[image.point_idx].mean() for image in images])
+    limit = _FEW_POINTS * float(np.median(shares))
+    suspects, trusted = np.flatnonzero(shares < limit), np.flatnonzero(shares >= limit)
     if len(suspects) == 0 or len(trusted) < 2:
         return []
     vlad = Vlad.fit([images[index].features.descriptors for index in trusted])
@@ -71,9 +76,9 @@ def find_doubtful_poses(reconstruction: Reconstruction) -> list[DoubtfulPose]:
     found = []
     for index, row in zip(suspects, neighbours, strict=True):
         others = [images[trusted[column]] for column in row]
-        doubt = _compare(images[index], others, reconstruction.points_in_map)
-        if doubt is not None:
-            found.append(doubt)
+        wrong = _compare(images[index], others, reconstruction.points_in_map)
+        if wrong is not None:
+            found.append(wrong)
     return found
 
 

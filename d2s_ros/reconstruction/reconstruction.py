@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from d2s_ros.config import option, validate
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.transforms import RigidTransform
 
 _logger = logging.getLogger(__name__)
@@ -166,11 +167,19 @@ def make_reconstruction(
         points = image.point_idx[seen]
         lengths += np.bincount(np.unique(points), minlength=count)
         camera_from_map = image.map_from_camera.inverse()
-        projected = image.camera.ideal.project(camera_from_map.apply(points_in_map[points]))
-        residual = np.linalg.norm(projected - image.ideal_keypoints[seen], axis=1)
+        residuals = reprojection_residuals(
+            image.camera, camera_from_map.apply(points_in_map[points]), image.ideal_keypoints[seen]
+        )
+        residual = np.linalg.norm(residuals, axis=1)
         good = np.isfinite(residual)
         np.add.at(errors, points[good], residual[good])
         np.add.at(observations, points[good], 1)
     return Reconstruction(
         images, points_in_map, errors / np.maximum(observations, 1), lengths, metric
     )
+
+
+def point_groups(points_in_map: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each point (P,) the number of its place; prototypes of one point share it."""
+    _, groups = np.unique(points_in_map.astype(np.float32), axis=0, return_inverse=True)
+    return np.asarray(groups, np.int64).reshape(-1)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
+from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.pycolmap_import import import_pycolmap
 from d2s_ros.reconstruction.colmap_database import limit_errors, pipeline_options, write_database
@@ -128,11 +129,12 @@ def _collect(
                 point_idx[keypoint_idx] = index_of[point2d.point3D_id]
         camera_from_map = RigidTransform.from_matrix(record.cam_from_world().matrix())
         seen = point_idx >= 0
-        projected = image.camera.ideal.project(camera_from_map.apply(points[point_idx[seen]]))
+        in_camera = camera_from_map.apply(points[point_idx[seen]])
+        residuals = reprojection_residuals(image.camera, in_camera, ideal[index][seen])
         limit = (
             config.max_reprojection_error_px if metric else config.max_reprojection_error_unposed_px
         )
-        residual = np.linalg.norm(projected - ideal[index][seen], axis=1)
+        residual = np.linalg.norm(residuals, axis=1)
         keep = np.isfinite(residual) & (residual <= limit)
         point_idx[np.flatnonzero(seen)[~keep]] = -1
         lengths += np.bincount(np.unique(point_idx[point_idx >= 0]), minlength=len(points))

@@ -223,7 +223,7 @@ class FramePipeline:
         self.max_focal_error = Limits.max_focal_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
-        #: Lowers the effort to hold a rate; None always does all.
+        #: Lowers the compute budget to hold a rate; None always does all.
         self.rate: RateController | None = None
 
     def apply(self, config: LocalizerNodeConfig) -> None:
@@ -319,9 +319,9 @@ class FramePipeline:
             return
         outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
         controller = self.rate
-        effort = FULL if controller is None else controller.effort
+        budget = FULL if controller is None else controller.budget
         result = loaded.localizer.localize(
-            outcome.image, camera, details=details, effort=effort, prior=prior
+            outcome.image, camera, details=details, budget=budget, prior=prior
         )
         if controller is not None:
             controller.record(1e3 * (time.monotonic() - start))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import ConfigError, D2SError, DeviceError
 from d2s_ros.geometry.cameras import Camera
-from d2s_ros.localization.compute_budget import FULL, Effort
+from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
@@ -33,7 +33,7 @@ class SupportsLocalize(Protocol):
         camera: Camera,
         *,
         details: bool = False,
-        effort: Effort = FULL,
+        budget: ComputeBudget = FULL,
         prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize one image."""

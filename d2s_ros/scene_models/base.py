@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from d2s_ros.data.array_log import ArrayLog, StageLog
 from d2s_ros.data.frames import FrameSource
-from d2s_ros.errors import InputError
+from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.types import FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
-from d2s_ros.reconstruction.reconstruction import Reconstruction
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 
 #: Directions further from the optical axis are all alike to a network: tangent of the angle.
 _MAX_TANGENT = 4.0
+#: Of the held-out images, the most that an early stop of the training looks at.
+MAX_VALIDATION_IMAGES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,16 @@ class View:
     features: LocalFeatures
     camera: Camera
     image: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(cls, image: MappedImage) -> View:
+        """Return the view of a mapping image."""
+        return cls(image.features, image.camera)
+
+    @cached_property
+    def ideal_camera(self) -> Camera:
+        """The camera without distortion."""
+        return self.camera.ideal
 
     @cached_property
     def _normalized(self) -> NDArray[np.float64]:
@@ -130,8 +142,8 @@ class Observer(ABC):
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe a view such that every pose found from it is chance.
 
-        Keypoints are recognised as ever, but what they are recognised as lies in wrong places:
-        calibration measures by this how many inliers chance finds.
+        Keypoints are recognised as ever, but what they show lies in wrong places: calibration
+        measures by this how many inliers chance finds.
         """
 
     def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
@@ -157,7 +169,7 @@ class BuildContext:
         extractor: Of the map's features.
         options: The options of the model; `BuildConfig` inherits them.
         held_out: Indices of images that must not be trained on.
-        judged: Indices of the images that calibration observes with `Observer.observe_without`.
+        calibration_images: Indices of images that calibration will leave out of the model.
         source: The log, for models that need the pixels of the mapping images; None without.
         device: Where networks are trained.
         progress: Show progress bars.
@@ -170,7 +182,7 @@ class BuildContext:
     extractor: FeatureExtractor
     options: Any
     held_out: Sequence[int] = ()
-    judged: Sequence[int] = ()
+    calibration_images: Sequence[int] = ()
     source: FrameSource | None = None
     device: str = 'cpu'
     progress: bool = False
@@ -187,7 +199,7 @@ class Growth:
         reconstruction: Old and new images, and points; prototypes of one point share coordinates.
         priority: (P,) usefulness of each point; negative for those that are gone, infinite for
             those that must stay.
-        held_out: Indices of images that must not be trained on.
+        held_out, calibration_images: As in `BuildContext`.
         max_landmarks, max_factor: Most landmarks, and most over those that the model has; it may
             keep as many as it has in any case.
     """
@@ -195,6 +207,7 @@ class Growth:
     reconstruction: Reconstruction
     priority: NDArray[np.float64]
     held_out: Sequence[int]
+    calibration_images: Sequence[int]
     max_landmarks: int
     max_factor: float
 
@@ -253,14 +266,11 @@ class Built:
 
 
 class SceneModel(ABC):
-    """What a map stores of a scene.
+    """What a map stores of a scene."""
 
-    Attributes:
-        name: In manifests (`head`) and options.
-        min_error_px: RANSAC allows at least this much, px at 1000 px focal length.
-    """
-
+    #: In manifests (`head`) and options.
     name: ClassVar[str]
+    #: RANSAC allows at least this much, px at 1000 px focal length.
     min_error_px: ClassVar[float] = 0.0
 
     @classmethod
@@ -282,7 +292,7 @@ class SceneModel(ABC):
     @classmethod
     def join_training(
         cls,
-        network: dict[str, Any],
+        network_config: dict[str, Any],
         training: dict[str, Any],
         log: ArrayLog,
         samples: Sequence[Sequence[str]],
@@ -293,18 +303,19 @@ class SceneModel(ABC):
     ) -> None:
         """Train as the first process of torchrun does, on the samples that it shares.
 
-        Args:
-            network, training: Options as `share_training` was given them, JSON types.
-            log: The samples.
-            samples: Their keys, for each image; held_out: those that are not trained on.
-            device, checkpoint: As in `BuildContext`.
+        The arguments are those of `share_training`, options as JSON types.
         """
         raise InputError(f'the {cls.name} head is trained by one process')
 
     @property
     @abstractmethod
-    def network(self) -> dict[str, Any]:
-        """The shape of the model as the manifest keeps it, JSON types."""
+    def network_config(self) -> dict[str, Any]:
+        """The shape of the model as the manifest keeps it (`network`), JSON types."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """How large it is, for people."""
 
     @abstractmethod
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -313,9 +324,9 @@ class SceneModel(ABC):
     @classmethod
     @abstractmethod
     def from_tensors(
-        cls, network: dict[str, Any], tensors: Mapping[str, NDArray[Any]]
+        cls, network_config: dict[str, Any], tensors: Mapping[str, NDArray[Any]]
     ) -> SceneModel:
-        """Make the model again from what `network` and `tensors` gave.
+        """Make the model again from what `network_config` and `tensors` gave.
 
         Raises:
             KeyError, ValueError, RuntimeError, ConfigError: they do not fit together.
@@ -347,7 +358,7 @@ class SceneModel(ABC):
         return False
 
     def with_mapping(self, reconstruction: Reconstruction) -> SceneModel:
-        """Return the model with what it needs to leave out images of the reconstruction it is of.
+        """Return the model with what it needs to leave out the images that it was made from.
 
         Raises:
             InputError: it cannot.
@@ -357,20 +368,30 @@ class SceneModel(ABC):
             'them, so nothing could judge the update; build a map with landmarks'
         )
 
-    def updated(self, growth: Growth, training: UpdateTraining) -> Built:
-        """Return the model of a reconstruction that has grown.
+    @property
+    def used_points(self) -> NDArray[np.int64]:
+        """(K,) points of the reconstruction it was made from that the model is made of."""
+        return np.empty(0, np.int64)
 
-        Raises:
-            InputError: it cannot be updated.
-        """
+    def updated(self, growth: Growth, training: UpdateTraining) -> Built:
+        """Return the model of a reconstruction that has grown (InputError: it cannot)."""
         raise InputError(f'maps with the {self.name} head cannot be updated')
 
     def updated_as_published(
         self, views: Sequence[LabelledView], training: UpdateTraining
     ) -> Built:
-        """Return the model trained on its own images and on copied labels that nobody verified.
+        """Return the model trained on labels that nobody verified (InputError: it cannot)."""
+        raise InputError(f'maps with the {self.name} head cannot be updated')
+
+    def export_onnx(self, extractor: FeatureExtractor, folder: Path) -> dict[str, Any]:
+        """Write the networks of the model and of its features as ONNX files, and check them.
+
+        Args:
+            extractor: Of the map's features, in float32 on the CPU.
+            folder: Made if needed; files of the same name are replaced.
 
         Raises:
-            InputError: it cannot be updated.
+            UsageError: the model cannot be exported, or packages are missing.
+            InputError: a file does not compute what PyTorch does.
         """
-        raise InputError(f'maps with the {self.name} head cannot be updated')
+        raise UsageError('the map has no landmarks; only maps of the landmark head are exported')

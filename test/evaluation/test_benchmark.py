@@ -25,6 +25,7 @@ from d2s_ros.features.types import FeatureConfig, LocalFeatures
 from d2s_ros.kernels import compiled
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.update_data import MappingData
+from d2s_ros.scene_models.base import View
 
 
 @pytest.fixture(scope='module')
@@ -126,8 +127,8 @@ def test_the_network_does_what_its_shapes_say(localizer, small_map):
     frame = small_map.frames[3]
     features = localizer.extractor.extract(frame.image)
     n, dim = features.descriptors.shape
-    landmarks = len(localizer.scene_map.landmark_table)
-    config = localizer.scene_map.landmark_network.config
+    landmarks = len(localizer.scene_map.model.table)
+    config = localizer.scene_map.model.network.config
     search = 2 * n * landmarks * dim
     width, candidates = config.width, config.num_candidates
     context = min(n, config.max_context)
@@ -137,7 +138,7 @@ def test_the_network_does_what_its_shapes_say(localizer, small_map):
     layer = 3 * width + 2 * width * context / n + 2 * context + 4 * width
     judge = 4 * candidates + width + 2
     network = 2 * n * width * (inputs + config.num_layers * layer + judge)
-    counts = count_operations(lambda: localizer.predict(features, frame.camera))
+    counts = count_operations(lambda: localizer.observer.observe(View(features, frame.camera)))
     assert counts['gflop'] * 1e9 <= 1.05 * (search + network) + 1e6
     # The search pads the landmarks to a multiple of 64.
     widest = max(landmarks + 63, config.num_heads * context, 3 * width)

@@ -13,12 +13,13 @@ from d2s_ros.config import to_dict
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.hypotheses import PoseSearch
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_prior import PosePrior
-from d2s_ros.localization.pose_solver import solve_pose
+from d2s_ros.localization.pose_solver import PoseSolverConfig, solve_pose
 from d2s_ros.localization.result import LocalizationStatus
-from d2s_ros.scene_models.base import SceneCoordinates
+from d2s_ros.scene_models.base import Observation, SceneCoordinates, View
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import frames
 
@@ -267,10 +268,12 @@ def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
         np.full(120, 2.0, np.float32),
     )
     coordinates = SceneCoordinates(points, np.ones(120, np.float32))
-    used, estimate = localizer._solve_best(features, camera, coordinates, np.arange(120), None)
-    error = pose_error(estimate.camera_from_map.inverse(), scene)
+    observation = Observation(View(features, camera), coordinates)
+    search = PoseSearch(observation, 1.0, LocalizerConfig(), PoseSolverConfig())
+    found = search.best(np.arange(120))
+    error = pose_error(found.estimate.camera_from_map.inverse(), scene)
     assert error[0] < 0.05
-    assert set(used[estimate.inlier_mask]) <= set(range(80, 120))
+    assert set(found.inliers) <= set(range(80, 120))
     # RANSAC alone takes the object.
     ideal = camera.undistort(features.keypoints)
     alone = solve_pose(ideal, points, camera.ideal, sigmas_px=np.ones(120))
@@ -291,13 +294,14 @@ def near(pose, offset_m, offset_deg, sigma_m=0.03, sigma_deg=0.5):
 @pytest.fixture
 def distrustful(localizer, monkeypatch):
     """Return a localizer whose network trusts no keypoint, as in a light that it never saw."""
-    predict = localizer.predict
+    observe = localizer.observer.observe
 
-    def without_reliability(*args):
-        found = predict(*args)
-        return replace(found, reliability=np.zeros_like(found.reliability))
+    def without_reliability(view):
+        seen = observe(view)
+        none = np.zeros_like(seen.coordinates.reliability)
+        return replace(seen, coordinates=replace(seen.coordinates, reliability=none))
 
-    monkeypatch.setattr(localizer, 'predict', without_reliability)
+    monkeypatch.setattr(localizer.observer, 'observe', without_reliability)
     return localizer
 
 

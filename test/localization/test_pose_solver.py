@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import first_of_each
 from d2s_ros.geometry.transforms import (
     RigidTransform,
     pose_error,
@@ -16,6 +17,8 @@ from d2s_ros.geometry.transforms import (
     vector_from_rotation,
 )
 from d2s_ros.localization.acceptance import PoseEvidence, checks
+from d2s_ros.localization.covariance import covariance_of_pose
+from d2s_ros.localization.focal_length import focal_error
 from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
     find_support,
@@ -25,9 +28,6 @@ from d2s_ros.localization.guided_refinement import (
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
-    covariance_of_pose,
-    first_of_each,
-    focal_error,
     reprojection_errors,
     solve_pose,
 )

@@ -12,7 +12,8 @@ wait_passively()
 
 from d2s_ros.data.sources import open_source  # noqa: E402
 from d2s_ros.features.types import FeatureConfig  # noqa: E402
-from d2s_ros.map_building.pipeline import BuildConfig, build_map  # noqa: E402
+from d2s_ros.map_building.config import BuildConfig  # noqa: E402
+from d2s_ros.map_building.pipeline import build_map  # noqa: E402
 
 logging.basicConfig(level=logging.INFO)
 CONFIG = BuildConfig(features=FeatureConfig(max_keypoints=1500), num_layers=1)

@@ -10,8 +10,10 @@ from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.data.array_log import ArrayLog
 from d2s_ros.features.types import FeatureConfig
-from d2s_ros.map_building.calibration import images_to_judge, thinned
-from d2s_ros.map_building.pipeline import BuildConfig, train_map
+from d2s_ros.geometry.statistics import subsample
+from d2s_ros.map_building.calibration import calibration_images
+from d2s_ros.map_building.config import BuildConfig
+from d2s_ros.map_building.pipeline import train_map
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
 from d2s_ros.maps.update_data import collect_update_data
 from d2s_ros.reconstruction.pair_matching import select_pairs
@@ -89,10 +91,10 @@ def test_only_images_that_training_looks_at_are_sampled(tmp_path):
 
 
 def test_thinning():
-    assert thinned([], 5) == []
-    assert thinned([4, 5, 6], 5) == [4, 5, 6]
-    assert thinned(list(range(100)), 3) == [0, 50, 99]
-    judged = images_to_judge(10_000, list(range(4, 10_000, 8)))
+    assert subsample([], 5) == []
+    assert subsample([4, 5, 6], 5) == [4, 5, 6]
+    assert subsample(list(range(100)), 3) == [0, 50, 99]
+    judged = calibration_images(10_000, list(range(4, 10_000, 8)))
     assert len(judged) <= 260
     assert judged[0] == 0
     assert judged[-1] == 9999

@@ -13,7 +13,8 @@ from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.map_building.calibration import pose_difference
-from d2s_ros.map_building.pipeline import BuildConfig, build_map
+from d2s_ros.map_building.config import BuildConfig
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.verification import verify

@@ -19,7 +19,8 @@ from data.test_array_log import largest_file
 from d2s_ros.data.array_log import ArrayLog
 from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.types import FeatureConfig
-from d2s_ros.map_building.pipeline import BuildConfig, build_map
+from d2s_ros.map_building.config import BuildConfig
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.map_building.stages import BuildStages
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.verification import verify

@@ -71,10 +71,10 @@ def test_the_command_under_torchrun(tmp_path):
     assert not target.with_name('map.building').exists()
     torchrun(1, '-m', 'd2s_ros.cli.main', 'build-map', log, '--map', alone, *options)
     two, one = SceneMap.open(target), SceneMap.open(alone)
-    assert (two.landmark_table.points_in_map == one.landmark_table.points_in_map).all()
-    for name, value in two.landmark_network.state_dict().items():
+    assert (two.model.table.points_in_map == one.model.table.points_in_map).all()
+    for name, value in two.model.network.state_dict().items():
         torch.testing.assert_close(
-            value, one.landmark_network.state_dict()[name], atol=0.02, rtol=0.05
+            value, one.model.network.state_dict()[name], atol=0.02, rtol=0.05
         )
     assert two.manifest.metrics['holdout_localized'] >= 1
     # More processes than images in a step: said by the first process, and all end.

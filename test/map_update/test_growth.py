@@ -9,10 +9,12 @@ import pytest
 from map_update.worlds import Room, keyframes, mapping_data
 
 from d2s_ros.map_update.config import GrowthConfig, LabelConfig
-from d2s_ros.map_update.growth import as_mapping_data, grow, landmarks_of
+from d2s_ros.map_update.growth import as_mapping_data, grow
 from d2s_ros.map_update.pseudo_labels import label_frames
-from d2s_ros.maps.update_data import point_groups, statistics_of
+from d2s_ros.reconstruction.reconstruction import point_groups
+from d2s_ros.scene_models.landmark.leave_one_out import statistics_of
 from d2s_ros.scene_models.landmark.table import find_training_candidates
+from d2s_ros.scene_models.landmark.update import landmarks_of
 
 
 @pytest.fixture(scope='module')

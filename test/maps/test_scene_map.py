@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,7 @@ from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import dequantise, quantise
 from d2s_ros.maps.verification import verify
+from d2s_ros.scene_models.landmark.model import LandmarkModel
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
@@ -63,7 +62,7 @@ def make_map(seed=0, count=40):
         metrics={'holdout_median_m': 0.01, 'nested': {'a': [1, 2]}},
         build={'seed': seed},
     )
-    return SceneMap(manifest, table, LandmarkNetwork(config).eval())
+    return SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval()))
 
 
 UPDATE = {'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10), 'poses': np.eye(4)}
@@ -92,15 +91,15 @@ def test_round_trip(tmp_path):
         assert getattr(found.manifest, name) == getattr(original.manifest, name)
     assert (found.manifest.metric, found.manifest.build) == (False, {'seed': 0})
     assert (found.manifest.version, found.manifest.parent) == ('0001', '')
-    table = found.landmark_table
-    np.testing.assert_array_equal(table.points_in_map, original.landmark_table.points_in_map)
-    np.testing.assert_array_equal(table.covariances, original.landmark_table.covariances)
-    np.testing.assert_array_equal(table.center, original.landmark_table.center)
+    table = found.model.table
+    np.testing.assert_array_equal(table.points_in_map, original.model.table.points_in_map)
+    np.testing.assert_array_equal(table.covariances, original.model.table.covariances)
+    np.testing.assert_array_equal(table.center, original.model.table.center)
     assert table.extent == 2.5
-    np.testing.assert_allclose(table.keys, original.landmark_table.keys, atol=0.01)
-    for name, value in original.landmark_network.state_dict().items():
+    np.testing.assert_allclose(table.keys, original.model.table.keys, atol=0.01)
+    for name, value in original.model.network.state_dict().items():
         half = value.half().float() if value.ndim > 1 else value
-        assert torch.equal(found.landmark_network.state_dict()[name], half)
+        assert torch.equal(found.model.network.state_dict()[name], half)
     update = found.load_update_data()
     assert update.keys() == UPDATE.keys()
     for name, value in UPDATE.items():
@@ -292,7 +291,7 @@ def test_strip(store):
     assert SceneMap.open(store.root).load_update_data()
     store.strip()
     assert verify(store.root) == []
-    assert SceneMap.open(store.root).landmark_table is not None
+    assert len(SceneMap.open(store.root).model.points_in_map)
     with pytest.raises(MapFormatError, match='no version 0009'):
         store.strip(version='0009')
     with pytest.raises(MapFormatError):
@@ -488,11 +487,3 @@ def test_a_copied_folder_is_a_map(store, tmp_path):
     copy, original = SceneMap.open(tmp_path / 'copy'), SceneMap.open(store.root)
     assert manifest_document(copy.manifest) == manifest_document(original.manifest)
     assert verify(tmp_path / 'copy') == []
-
-
-def test_a_map_needs_a_model(tmp_path):
-    empty = replace(make_map(), landmark_table=None)
-    with pytest.raises(MapFormatError, match='landmark table'):
-        MapStore(tmp_path / 'map').write(empty)
-    assert not (tmp_path / 'map').exists()
-    assert os.listdir(tmp_path) == []

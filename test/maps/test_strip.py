@@ -58,7 +58,7 @@ def test_only_what_localization_needs_is_left(store):
     assert any('descriptors of landmarks' in line for line in left)
     assert any('names of logs' in line and '0001' in line for line in left)
     assert verify(store.root) == []
-    assert SceneMap.open(store.root).landmark_table is not None
+    assert len(SceneMap.open(store.root).model.points_in_map)
 
 
 def test_the_command_says_what_is_left(store, capsys):

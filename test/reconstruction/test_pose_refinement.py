@@ -12,7 +12,8 @@ from d2s_ros.errors import InputError
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import BuildConfig, build_map
+from d2s_ros.map_building.config import BuildConfig
+from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.pose_refinement import align_poses
 from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig

@@ -41,7 +41,7 @@ class StubLocalizer:
         self.delay = delay
         self.cameras = []
 
-    def localize(self, image, camera, *, details=False, effort=None, prior=None):
+    def localize(self, image, camera, *, details=False, budget=None, prior=None):
         self.cameras = [*self.cameras[-9:], camera]
         time.sleep(self.delay)
         if image.ndim == 3:

@@ -43,7 +43,8 @@ def fox_bags(shared_data):
 @pytest.fixture(scope='module')
 def fox_map(fox_bags, tmp_path_factory):
     from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.pipeline import build_map
 
     config = budget('quick', features=FeatureConfig(max_keypoints=1024))
     config = dataclasses.replace(

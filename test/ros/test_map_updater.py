@@ -21,6 +21,7 @@ from d2s_ros.maps.store import MapStore  # noqa: E402
 from d2s_ros.ros import describe  # noqa: E402
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
 from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402
+from d2s_ros.scene_models.landmark.model import LandmarkModel  # noqa: E402
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork  # noqa: E402
 from d2s_ros.scene_models.landmark.table import LandmarkTable  # noqa: E402
 
@@ -47,9 +48,7 @@ def map_path(tmp_path):
         {'num_landmarks': 64, 'num_layers': 0},
         (),
     )
-    scene_map = SceneMap(
-        manifest, landmark_table=table, landmark_network=LandmarkNetwork(config).eval()
-    )
+    scene_map = SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval()))
     store = MapStore(tmp_path / 'map')
     store.write(scene_map)
     store.write(scene_map)

@@ -45,7 +45,8 @@ def read_transforms(bag):
 
 @pytest.fixture(scope='module')
 def logs(tmp_path_factory):
-    from d2s_ros.map_building.pipeline import budget, build_map
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.pipeline import build_map
     from d2s_ros.simulation.config import SimulationConfig
     from d2s_ros.simulation.simulate import simulate_log
 

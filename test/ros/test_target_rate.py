@@ -24,12 +24,12 @@ class Slow(stub_localizer.StubLocalizer):
 
     def __init__(self):
         super().__init__('cpu')
-        self.efforts = []
+        self.budgets = []
 
-    def localize(self, image, camera, *, details=False, effort=FULL, prior=None):
-        self.efforts.append(effort)
+    def localize(self, image, camera, *, details=False, budget=FULL, prior=None):
+        self.budgets.append(budget)
         # The last steps are for nothing: only their being slow counts.
-        time.sleep(0.05 if effort.keypoints > 0.6 else 0.0)
+        time.sleep(0.05 if budget.keypoints > 0.6 else 0.0)
         return super().localize(image, camera, details=details)
 
 
@@ -49,17 +49,17 @@ def test_less_work_holds_the_rate():
     localizer = Slow()
     loaded = LoadedMap(localizer, 'map', '1', 'cpu')
     show(pipeline, loaded, 6)
-    assert set(localizer.efforts) == {FULL}
+    assert set(localizer.budgets) == {FULL}
     pipeline.hold(30.0)
     show(pipeline, loaded, 12, 6)
-    assert pipeline.rate.effort in STEPS[2:]
-    assert localizer.efforts[-1] == pipeline.rate.effort
+    assert pipeline.rate.budget in STEPS[2:]
+    assert localizer.budgets[-1] == pipeline.rate.budget
     controller = pipeline.rate
     pipeline.hold(30.0)
     assert pipeline.rate is controller
     pipeline.hold(0.0)
     show(pipeline, loaded, 1, 18)
-    assert localizer.efforts[-1] == FULL
+    assert localizer.budgets[-1] == FULL
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a GPU computes in one go is what the stages compute one by one; tried on the CPU."""
+"""The stages give the same on a GPU, where each is recorded, as on a CPU; tried on the CPU."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import FrameList
 
+from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.evaluation.operations import OperationCounter
-from d2s_ros.features.extractor import create_extractor
 from d2s_ros.features.superpoint.extractor import SuperPoint, pad_to_cells
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.types import FeatureConfig
-from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.compute_budget import ComputeBudget
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import budget, build_map
-from d2s_ros.scene_models.landmark.cuda_graph import FrameRecorder
-from d2s_ros.scene_models.landmark.gpu import DeviceStages
+from d2s_ros.map_building.config import budget
+from d2s_ros.map_building.pipeline import build_map
+from d2s_ros.scene_models.landmark.gpu import RecordedChoice
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkIndex
@@ -47,7 +47,12 @@ def localizers(superpoint_map):
     plain, whole = (
         Localizer.from_map(superpoint_map, device='cpu', precision='fp32') for _ in range(2)
     )
-    whole._use_device_stages()
+    model, extractor = whole.scene_map.model, whole.extractor
+    points = torch.from_numpy(model.table.normalized(model.table.points_in_map))
+    scorer = LandmarkScorer(model.network, points, device='cpu', dtype=torch.float32)
+    index = LandmarkIndex(model.table.keys, exact=True)
+    whole.observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
+    extractor._run_on_cpu = extractor._run_on_gpu
     return plain, whole
 
 
@@ -72,30 +77,6 @@ def test_poses_are_the_same(localizers, small_map):
     assert localized >= 3
 
 
-def test_distorted_and_large_images(localizers, small_map):
-    """Places are read from a table of pixels: of the given image, not of the resized one."""
-    _, whole = localizers
-    extractor = create_extractor(
-        FeatureConfig(name='superpoint', max_keypoints=256, max_size=160), precision='fp32'
-    )
-    frame = small_map.frames[2]
-    camera = frame.camera
-    bent = Camera(
-        'plumb_bob', camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy,
-        (-0.2, 0.05, 0.001, 0.0, 0.0),
-    )  # fmt: skip
-    stages = whole._device_stages
-    stages._extractor = extractor
-    found = stages.observe(frame.image, bent).features
-    expected = extractor.extract(frame.image)
-    np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=1e-3)
-    table = stages._places_of(bent)[0].permute(1, 2, 0).numpy()
-    pixel = np.rint(found.keypoints).astype(int)
-    np.testing.assert_allclose(
-        table[pixel[:, 1], pixel[:, 0]], bent.normalize(pixel.astype(float)), atol=1e-5
-    )
-
-
 def test_an_empty_image(localizers, small_map):
     plain, whole = localizers
     frame = small_map.frames[0]
@@ -118,26 +99,36 @@ def test_nothing_waits_for_the_device():
         LandmarkNetwork(config), torch.rand(300, 3), device='meta', dtype=torch.float32
     )
     index = LandmarkIndex(np.ones((300, 256), np.float32), device='meta', exact=True)
-    stages = DeviceStages(extractor, index, scorer, config.num_candidates)
+    choice = RecordedChoice(index, scorer, config.num_candidates)
     image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
-    places = torch.zeros((1, 2, 236, 320), device='meta')
     with OperationCounter() as counter:
-        table = stages.compute(image, (118, 160), np.array([2.0, 2.0]), places)
-    assert table.shape == (512, 5 + 3 * config.num_candidates)
+        keypoints = extractor.on_device(image, (118, 160))
+        table = choice.compute(torch.zeros((512, 3 + 256), device='meta'))
+    assert keypoints.shape == (512, 3 + 256)
+    assert table.shape == (512, 2 + 3 * config.num_candidates)
     assert counter.to_host == counter.to_device == 0
     assert counter.operations.total() < 400
 
 
+def test_reduced_budgets_go_the_same_way(localizers, small_map):
+    frame, budget = small_map.frames[4], ComputeBudget(0.5, 0.8)
+    expected, found = (by.localize(frame.image, frame.camera, budget=budget) for by in localizers)
+    assert found.status is expected.status
+    assert found.num_keypoints == expected.num_keypoints
+    assert set(found.latency_ms) == {'features', 'network', 'pose', 'total'}
+    assert all(found.latency_ms[stage] > 0 for stage in found.latency_ms)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
-def test_one_transfer_in_and_one_out_of_a_frame(superpoint_map, small_map):
+def test_one_transfer_in_and_one_out_of_a_stage(superpoint_map, small_map):
     plain = Localizer.from_map(superpoint_map, device='cpu', precision='fp32')
     whole = Localizer.from_map(superpoint_map, device='cuda', precision='fp32')
     frame = small_map.frames[4]
     whole.localize(frame.image, frame.camera)
     with torch.inference_mode(), OperationCounter() as counter:
         found = whole.localize(frame.image, frame.camera)
-    assert (counter.to_device, counter.to_host) == (1, 1)
+    assert (counter.to_device, counter.to_host) == (2, 2)
     expected = plain.localize(frame.image, frame.camera)
     np.testing.assert_allclose(
         found.map_from_camera.matrix, expected.map_from_camera.matrix, atol=1e-3
@@ -165,7 +156,8 @@ def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_m
     plain, recorded = (
         Localizer.from_map(superpoint_map, device='cuda', precision='fp32') for _ in range(2)
     )
-    plain._device_stages._recorder._refused = True
+    for recorder in (plain.extractor._recorder, plain.observer._choice._recorder):
+        recorder._refused = True
     straight = small_map.frames[0].camera
     bent = replace(straight, model='plumb_bob', distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
     for camera in (straight, bent):
@@ -176,5 +168,6 @@ def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_m
             np.testing.assert_allclose(
                 found.details.keypoints, expected.details.keypoints, atol=1e-2
             )
-        assert recorded._device_stages._recorder._recorded is not None
+        assert recorded.extractor._recorder._recorded is not None
+    assert recorded.observer._choice._recorder._recorded is not None
     assert not caplog.records

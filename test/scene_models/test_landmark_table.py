@@ -12,6 +12,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.samples import make_sample
 from d2s_ros.scene_models.landmark.table import (
     LandmarkIndex,
@@ -289,7 +290,8 @@ def test_samples_mark_what_projects_onto_the_keypoint(rng):
     reconstruction = make_reconstruction(rng)
     table, statistics = build_landmarks(reconstruction, max_landmarks=1000)
     image = reconstruction.images[1]
-    sample, candidates = make_sample(image, table, statistics, num_candidates=4, correct_px=3.0)
+    candidates = find_training_candidates(image.features, image.point_idx, table, statistics, 4)
+    sample = make_sample(image, candidates, table, correct_px=3.0)
     assert len(sample) == len(image.features)
     labelled = image.point_idx[:, None] == candidates.landmark_idx
     # Exact projections: the landmark of a labelled keypoint is right, and is mostly found.
@@ -297,7 +299,7 @@ def test_samples_mark_what_projects_onto_the_keypoint(rng):
     assert sample.correct.numpy()[image.point_idx >= 0].any(axis=1).mean() > 0.9
     assert sample.correct.numpy()[image.point_idx < 0].mean() < 0.05
     assert torch.isfinite(sample.evidence).all()
-    inputs = network_inputs(image.features, CAMERA, candidates, table)
+    inputs = network_inputs(View(image.features, CAMERA), candidates, table)
     assert torch.equal(inputs['candidate_points'], sample.candidate_points)
     assert sample.candidate_points.abs().median() < 1
     np.testing.assert_allclose(

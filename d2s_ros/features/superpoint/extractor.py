@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros import kernels
+from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.device import has_fast_bfloat16, has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
 from d2s_ros.features.superpoint.dense_maps import mixed_descriptors, read_descriptors
@@ -72,6 +73,7 @@ class SuperPoint:
         self.config = FeatureConfig(name='superpoint') if config is None else config
         self.weights_hash = weights_hash
         self.device = checked_device(device)
+        self._recorder = FrameRecorder(self.device)
         self.nms_radius, self.threshold = nms_radius, threshold
         self.border, self.subpixel = max(1, border), subpixel
         self.projection = None if projection is None else projection.float().to(self.device)
@@ -170,9 +172,18 @@ class SuperPoint:
         if self.device.type == 'cpu':
             with torch.inference_mode():
                 return self._run_on_cpu(padded, grey.shape, allowed)
-        # One transfer for all of it.
-        image = torch.from_numpy(padded).to(self.device)
-        table = self.on_device(image, grey.shape, allowed).cpu().numpy()
+        return self._run_on_gpu(padded, grey.shape, allowed)
+
+    def _run_on_gpu(
+        self, padded: NDArray[np.uint8], size: tuple[int, ...], allowed: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+        """As `_run_on_cpu`, with one transfer in and one out."""
+        image = torch.from_numpy(padded)
+        if allowed is None:
+            found = self._recorder.run(size, lambda given: self.on_device(given, size), image)
+        else:
+            found = self.on_device(image.to(self.device), size, allowed).cpu()
+        table = found.numpy()
         return _split(table[table[:, 2] > self.threshold])
 
     def _run_on_cpu(

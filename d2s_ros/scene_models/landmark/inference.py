@@ -131,6 +131,11 @@ class LandmarkScorer:
             'keypoints' in hidden,
         )
 
+    @property
+    def sees_one_keypoint(self) -> bool:
+        """Whether what it says of a keypoint depends on that keypoint and its candidates alone."""
+        return not self._layers
+
     def parts(self) -> ScorerParts:
         """Return what the scorer is made of as NumPy arrays, where it has no attention layers.
 

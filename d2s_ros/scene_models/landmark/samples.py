@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from d2s_ros.geometry.noise import scaled_px
 from d2s_ros.reconstruction.reconstruction import MappedImage
+from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.table import (
-    Candidates,
-    LandmarkStatistics,
     LandmarkTable,
+    NearestLandmarks,
     candidate_errors_px,
-    find_training_candidates,
     network_inputs,
 )
-
-S = TypeVar('S')
 
 #: See `make_sample`.
 CORRECT_PX = 4.0
@@ -52,39 +47,22 @@ class LandmarkSample:
 
 def make_sample(
     image: MappedImage,
+    candidates: NearestLandmarks,
     table: LandmarkTable,
-    statistics: LandmarkStatistics,
-    *,
-    num_candidates: int,
     correct_px: float = CORRECT_PX,
-) -> tuple[LandmarkSample, Candidates]:
-    """Make the sample of a mapping image, with its own observations left out of the keys.
+) -> LandmarkSample:
+    """Make the sample of a mapping image.
 
     Args:
         image: The image after reconstruction.
+        candidates: Its nearest landmarks, with its own observations left out of the keys.
         table: The map's landmarks.
-        statistics: Sums behind the keys.
-        num_candidates: C.
         correct_px: A candidate is right if it projects at most this far from the keypoint, at
             1000 px focal length; never less than 2 px.
     """
-    candidates = find_training_candidates(
-        image.features, image.point_idx, table, statistics, num_candidates
-    )
     errors = candidate_errors_px(
         candidates, table, image.ideal_keypoints, image.camera, image.map_from_camera
     )
-    inputs = network_inputs(image.features, image.camera, candidates, table)
-    limit = max(2.0, correct_px * 0.5 * (image.camera.fx + image.camera.fy) / 1000.0)
-    return LandmarkSample(**inputs, correct=torch.from_numpy(errors <= limit)), candidates
-
-
-def pack_sample(sample: Any, without: Collection[str] = ()) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a sample (a dataclass of tensors) as arrays."""
-    names = [field.name for field in fields(sample) if field.name not in without]
-    return {name: getattr(sample, name).numpy() for name in names}
-
-
-def unpack_sample(kind: type[S], arrays: Mapping[str, NDArray[Any]]) -> S:
-    """Return the sample that `pack_sample` was given."""
-    return kind(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+    inputs = network_inputs(View.of(image), candidates, table)
+    limit = scaled_px(correct_px, image.camera, 2.0)
+    return LandmarkSample(**inputs, correct=torch.from_numpy(errors <= limit))

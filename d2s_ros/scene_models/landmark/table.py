@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.kernels import tensors
 from d2s_ros.kernels.interface import KeyIndex
 from d2s_ros.reconstruction.reconstruction import Reconstruction
+from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
 
 
@@ -70,8 +70,8 @@ class LandmarkTable:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
-    """Candidate landmarks of the keypoints of one image, best first.
+class NearestLandmarks:
+    """The landmarks whose keys are nearest to the keypoints of one image, best first.
 
     Attributes:
         landmark_idx: (N, C) int64.
@@ -212,6 +212,11 @@ class LandmarkIndex:
         else:
             self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the keys are."""
+        return torch.device('cpu') if self._keys is None else self._keys.device
+
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
         """Return an index in which some keys (R, D) are others."""
         index = copy.copy(self)
@@ -223,7 +228,7 @@ class LandmarkIndex:
             index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
         return index
 
-    def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> Candidates:
+    def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> NearestLandmarks:
         """Return each keypoint's nearest landmarks.
 
         Args:
@@ -234,7 +239,7 @@ class LandmarkIndex:
         if self._keys is not None:
             queries = queries.to(self._keys.device)
         idx, similarity, best = self.nearest(queries, num_candidates)
-        return Candidates(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
+        return NearestLandmarks(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
 
     def nearest(
         self, queries: torch.Tensor, num_candidates: int
@@ -261,7 +266,7 @@ def find_training_candidates(
     table: LandmarkTable,
     statistics: LandmarkStatistics,
     num_candidates: int,
-) -> Candidates:
+) -> NearestLandmarks:
     """Search with the image's own observations left out of the landmarks it sees."""
     seen = np.flatnonzero(point_idx >= 0)
     landmark = statistics.landmark_of_point[point_idx[seen]]
@@ -280,40 +285,30 @@ def find_training_candidates(
     return index.search(features.descriptors, num_candidates)
 
 
+def log_scales_of(view: View) -> NDArray[np.float32]:
+    """Return the scales (N,) of keypoints as the network sees them."""
+    return np.log(np.maximum(view.features.scales, 1e-3))
+
+
 def network_inputs(
-    features: LocalFeatures, camera: Camera, candidates: Candidates, table: LandmarkTable
+    view: View, candidates: NearestLandmarks, table: LandmarkTable
 ) -> dict[str, torch.Tensor]:
     """Return the inputs of `LandmarkNetwork` for one image, without the batch dimension."""
     similarity = torch.from_numpy(candidates.similarity)
     points = table.normalized(table.points_in_map[candidates.landmark_idx])
-    keypoints, log_scales = keypoint_inputs(features, camera)
     return {
-        'descriptors': torch.from_numpy(features.descriptors),
+        'descriptors': torch.from_numpy(view.features.descriptors),
         'evidence': tensors.candidate_evidence(
             similarity, torch.from_numpy(candidates.best_of_landmark)
         ),
         'candidate_points': torch.from_numpy(points),
-        'keypoints': torch.from_numpy(keypoints),
-        'log_scales': torch.from_numpy(log_scales),
+        'keypoints': torch.from_numpy(view.normalized_points),
+        'log_scales': torch.from_numpy(log_scales_of(view)),
     }
 
 
-def keypoint_inputs(
-    features: LocalFeatures, camera: Camera
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what the network sees of keypoints: places x/z, y/z (N, 2) and log scales (N,)."""
-    return normalized_places(camera, features.keypoints), np.log(np.maximum(features.scales, 1e-3))
-
-
-def normalized_places(camera: Camera, keypoints: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Return undistorted places x/z, y/z (N, 2) of pixels (N, 2), as the network sees them."""
-    normalized = camera.normalize(keypoints).astype(np.float32)
-    normalized[np.isnan(normalized)] = 0.0
-    return np.clip(normalized, -4.0, 4.0)
-
-
 def candidate_errors_px(
-    candidates: Candidates,
+    candidates: NearestLandmarks,
     table: LandmarkTable,
     ideal_keypoints: NDArray[np.float64],
     camera: Camera,

@@ -7,7 +7,6 @@ maxima, reading descriptors) and what follows (the pose) is no network and stays
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.superpoint.int8 import calibration_image
 from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.kernels.tensors import candidate_evidence, reliability_of, score_map
-from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
@@ -52,7 +51,7 @@ class DenseMaps(nn.Module):
 
 
 class LandmarkChoice(nn.Module):
-    """Search among the landmarks and judgement of the candidates, in float32."""
+    """Search among the landmarks and scores of the candidates, in float32."""
 
     def __init__(self, table: LandmarkTable, network: LandmarkNetwork) -> None:
         super().__init__()
@@ -82,31 +81,34 @@ class LandmarkChoice(nn.Module):
         return idx.gather(1, choice[:, None])[:, 0], reliability
 
 
-def export_map(scene_map: SceneMap, extractor: SuperPoint, folder: Path) -> dict[str, Any]:
+def export_networks(
+    table: LandmarkTable, network: LandmarkNetwork, extractor: FeatureExtractor, folder: Path
+) -> dict[str, Any]:
     """Write the networks of a map with landmarks into a folder and check them.
 
     Args:
-        scene_map: Of SuperPoint features.
-        extractor: Of the map's features, in float32 on the CPU.
+        table, network: Of the scene model.
+        extractor: SuperPoint with the map's weights, in float32 on the CPU.
         folder: Made if needed; files of the same name are replaced.
 
     Returns:
-        What is in the folder's `export.json`: names and shapes of inputs and outputs, what the
-        poses need beside them, the runtime's provider and the differences to PyTorch.
+        Names and shapes of inputs and outputs, what the poses need beside them, the runtime's
+        provider and the differences to PyTorch (JSON types).
 
     Raises:
-        UsageError: the packages are missing, or the map has no landmarks.
+        UsageError: the packages are missing, or the features are no network.
         InputError: a file does not compute what PyTorch does.
     """
+    if not isinstance(extractor, SuperPoint):
+        raise UsageError(
+            f'the map has {extractor.config.name} features; only superpoint is a network'
+        )
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'd2s_ros[export]'") from error
-    table, network = scene_map.landmark_table, scene_map.landmark_network
-    if table is None or network is None:
-        raise UsageError('the map has no landmarks; only maps of the landmark head are exported')
-    count = scene_map.manifest.features.max_keypoints
+    count = extractor.config.max_keypoints
     if len(table) < network.config.num_candidates:
         raise UsageError(f'the map has {len(table)} landmarks, too few to search among')
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,6 @@ def export_map(scene_map: SceneMap, extractor: SuperPoint, folder: Path) -> dict
                ['landmark', 'reliability'], None),
     }  # fmt: skip
     report: dict[str, Any] = {
-        'map_version': scene_map.manifest.version,
         'opset': OPSET,
         'keypoints': count,
         'landmarks': len(table),
@@ -150,7 +151,6 @@ def export_map(scene_map: SceneMap, extractor: SuperPoint, folder: Path) -> dict
             report |= _check_maps(session, maps, image)
         else:
             report |= _check_choices(session, choice, keypoints)
-    (folder / 'export.json').write_text(json.dumps(report, indent=1) + '\n')
     return report
 
 
@@ -162,8 +162,8 @@ def _example(table: LandmarkTable, count: int) -> tuple[Tensor, Tensor, Tensor]:
     share = rng.uniform(0.0, 1.5, (count, 1)).astype(np.float32)
     descriptors = table.keys[rng.integers(len(table), size=count)] + share * noise
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    places = rng.uniform(-0.6, 0.6, (count, 2)).astype(np.float32)
-    return torch.from_numpy(descriptors), torch.from_numpy(places), torch.zeros(count)
+    normalized_points = rng.uniform(-0.6, 0.6, (count, 2)).astype(np.float32)
+    return torch.from_numpy(descriptors), torch.from_numpy(normalized_points), torch.zeros(count)
 
 
 def _check_maps(session: Any, module: DenseMaps, image: Tensor) -> dict[str, float]:

@@ -8,8 +8,8 @@ import pytest
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.map_building.calibration import LeaveOneOut
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
 from d2s_ros.scene_models.landmark.table import build_landmarks
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 500.0, 320.0, 240.0)
@@ -72,7 +72,7 @@ def scene():
 def test_points_move_as_if_they_had_been_fitted_without_the_image(scene):
     reconstruction, poses, pixels, visible = scene
     table, statistics = build_landmarks(reconstruction, max_landmarks=100)
-    others = LeaveOneOut(reconstruction, table, statistics)
+    others = LeaveOneOut(reconstruction, table, statistics, 6)
     left, gone = others.without(0)
     np.testing.assert_array_equal(np.flatnonzero(gone), np.arange(35, 40))
     expected = fit(reconstruction.points_in_map, poses[1:], pixels[1:], visible[1:] | gone)
@@ -87,7 +87,7 @@ def test_points_move_as_if_they_had_been_fitted_without_the_image(scene):
 def test_fewer_observations_make_points_less_certain(scene):
     reconstruction = scene[0]
     table, statistics = build_landmarks(reconstruction, max_landmarks=100)
-    left, gone = LeaveOneOut(reconstruction, table, statistics).without(0)
+    left, gone = LeaveOneOut(reconstruction, table, statistics, 6).without(0)
     kept = ~gone
     without = Reconstruction(
         reconstruction.images[1:],
@@ -116,12 +116,12 @@ def test_landmarks_of_one_point_move_together(scene):
     lengths = np.append(reconstruction.track_lengths, 2)
     split = Reconstruction(images, points, np.zeros(41), lengths, True)
     table, statistics = build_landmarks(split, max_landmarks=100)
-    left, gone = LeaveOneOut(split, table, statistics).without(0)
+    left, gone = LeaveOneOut(split, table, statistics, 6).without(0)
     one, other = statistics.landmark_of_point[[0, 40]]
     assert not gone[[one, other]].any()
     np.testing.assert_array_equal(left.points_in_map[one], left.points_in_map[other])
     whole_table, whole = build_landmarks(reconstruction, max_landmarks=100)
-    expected = LeaveOneOut(reconstruction, whole_table, whole).without(0)[0]
+    expected = LeaveOneOut(reconstruction, whole_table, whole, 6).without(0)[0]
     np.testing.assert_allclose(
         left.points_in_map[one], expected.points_in_map[whole.landmark_of_point[0]], atol=1e-5
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,12 +17,15 @@ from d2s_ros.features.superpoint.int8 import calibration_image
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.localization.onnx_export import export_map
 from d2s_ros.maps.manifest import MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
+from d2s_ros.scene_models.base import View
+from d2s_ros.scene_models.landmark.model import LandmarkModel
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
+from d2s_ros.scene_models.regression.model import RegressionModel
+from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
 
 COUNT = 200
 CAMERA = Camera('pinhole', 320, 240, 300.0, 300.0, 160.0, 120.0)
@@ -62,18 +64,17 @@ def scene_map(extractor):
     manifest = MapManifest(
         extractor.config, extractor.weights_hash, 'landmark', to_dict(config), (CAMERA,)
     )
-    return SceneMap(manifest, table, network)
+    return SceneMap(manifest, LandmarkModel(table, network))
 
 
 @pytest.fixture(scope='module')
 def exported(runtime, scene_map, extractor, tmp_path_factory):
     folder = tmp_path_factory.mktemp('onnx')
-    return folder, export_map(scene_map, extractor, folder)
+    return folder, scene_map.model.export_onnx(extractor, folder)
 
 
 def test_files_say_what_they_are(exported):
     folder, report = exported
-    assert json.loads((folder / 'export.json').read_text()) == report
     assert set(report['files']) == {'superpoint.onnx', f'landmarks_{COUNT}.onnx'}
     for name in report['files']:
         assert (folder / name).stat().st_size > 10_000
@@ -101,7 +102,7 @@ def test_onnx_runtime_finds_the_keypoints_and_landmarks_of_the_localizer(
     away = np.abs(windows - features.keypoint_scores[:, None, None]).min(axis=(1, 2))
     assert away.max() < 1e-5
     localizer = Localizer(scene_map, extractor, precision='fp32')
-    coordinates = localizer.predict(features, CAMERA)
+    coordinates = localizer.observer.observe(View(features, CAMERA)).coordinates
     landmark, reliability = session(f'landmarks_{COUNT}.onnx').run(
         None,
         {
@@ -119,8 +120,11 @@ def test_command(exported, scene_map, tmp_path, capsys):
     assert main(['export', str(tmp_path / 'map'), str(tmp_path / 'out')]) == 0
     assert 'opset' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'superpoint.onnx').is_file()
+    report = json.loads((tmp_path / 'out' / 'export.json').read_text())
+    assert report['map_version'] == '0001'
+    assert set(report['files']) == {'superpoint.onnx', f'landmarks_{COUNT}.onnx'}
 
 
-def test_without_landmarks_there_is_nothing_to_export(runtime, scene_map, extractor, tmp_path):
+def test_without_landmarks_there_is_nothing_to_export(extractor, tmp_path):
     with pytest.raises(UsageError, match='no landmarks'):
-        export_map(replace(scene_map, landmark_table=None), extractor, tmp_path)
+        RegressionModel(D2SNetwork(RegressionConfig())).export_onnx(extractor, tmp_path)

@@ -1,4 +1,4 @@
-"""What a GPU does for an image, recorded once as a CUDA graph and started with one call.
+"""What a GPU does again and again, recorded once as a CUDA graph and started with one call.
 
 A frame is some three hundred small operations. Starting them one by one takes the host longer than
 the GPU needs for them; a graph starts them all at once.
@@ -26,11 +26,11 @@ _SAME_ROWS, _SAME = 0.98, 1e-2
 
 
 class RecordedFrame:
-    """A computation from an image to a table, of fixed shapes, as a CUDA graph.
+    """A computation from an input to a table, of fixed shapes, as a CUDA graph.
 
     Args:
-        compute: From (H, W) uint8 on the device to a table (K, D) float32 there, without waiting.
-        image: (H, W) uint8 on the host, to try it on.
+        compute: From a tensor on the device to a table (K, D) float32 there, without waiting.
+        given: Such a tensor on the host, to try it on.
         device: A GPU.
 
     Raises:
@@ -38,35 +38,35 @@ class RecordedFrame:
     """
 
     def __init__(
-        self, compute: Callable[[Tensor], Tensor], image: Tensor, device: torch.device
+        self, compute: Callable[[Tensor], Tensor], given: Tensor, device: torch.device
     ) -> None:
         try:
-            self._record(compute, image, device)
+            self._record(compute, given, device)
         except RuntimeError as error:
             reason = str(error).strip().split('\n')[0]
             raise DeviceError(f'a frame cannot be recorded as a CUDA graph: {reason}') from error
 
     def _record(
-        self, compute: Callable[[Tensor], Tensor], image: Tensor, device: torch.device
+        self, compute: Callable[[Tensor], Tensor], given: Tensor, device: torch.device
     ) -> None:
         # The graph reads what this refers to, and keeps nothing alive itself.
         self._compute = compute
         self._graph = torch.cuda.CUDAGraph()
-        self._image = image.to(device)
-        self._from_host = torch.empty_like(image, pin_memory=True)
+        self._given = given.to(device)
+        self._from_host = torch.empty_like(given, pin_memory=True)
         # As PyTorch asks for: not on the default stream.
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP_RUNS):
-                expected = compute(self._image).clone()
+                expected = compute(self._given).clone()
         torch.cuda.current_stream(device).wait_stream(stream)
         # Other threads of the program may use the GPU meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode='thread_local'):
-            self._table = compute(self._image)
+            self._table = compute(self._given)
         self._to_host = torch.empty(self._table.shape, dtype=self._table.dtype, pin_memory=True)
         self._device = device
-        found = self(image)
+        found = self(given)
         same = torch.isclose(found, expected.cpu(), rtol=_SAME, atol=_SAME).all(dim=1)
         if float(same.float().mean()) < _SAME_ROWS:
             raise DeviceError(
@@ -74,10 +74,10 @@ class RecordedFrame:
                 f'{len(same)}'
             )
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """Return the table of an image (H, W) uint8 on the host, on the host; overwritten later."""
-        self._from_host.copy_(image)
-        self._image.copy_(self._from_host, non_blocking=True)
+    def __call__(self, given: Tensor) -> Tensor:
+        """Return the table of an input on the host, on the host; overwritten later."""
+        self._from_host.copy_(given)
+        self._given.copy_(self._from_host, non_blocking=True)
         self._graph.replay()
         self._to_host.copy_(self._table, non_blocking=True)
         torch.cuda.current_stream(self._device).synchronize()
@@ -85,7 +85,7 @@ class RecordedFrame:
 
 
 class FrameRecorder:
-    """Records a computation on a GPU as soon as images of one kind keep coming.
+    """Records a computation on a GPU as soon as inputs of one kind keep coming.
 
     Args:
         device: Where it is computed; on others than GPUs nothing is recorded.
@@ -98,25 +98,25 @@ class FrameRecorder:
         self._recorded: RecordedFrame | None = None
         self._refused = device.type != 'cuda'
 
-    def run(self, kind: object, compute: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Return `compute(image)` on the host.
+    def run(self, kind: object, compute: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """Return `compute(given)` on the host.
 
         Args:
-            kind: Images of an equal kind differ in their pixels only, for `compute` too.
+            kind: Inputs of an equal kind differ in their numbers only, for `compute` too.
             compute: As for `RecordedFrame`.
-            image: (H, W) uint8 on the host.
+            given: On the host.
         """
         if kind != self._kind:
             self._kind, self._seen, self._recorded = kind, 0, None
         self._seen += 1
         if self._recorded is None and self._seen > _FRAMES_BEFORE and not self._refused:
             try:
-                self._recorded = RecordedFrame(compute, image, self._device)
+                self._recorded = RecordedFrame(compute, given, self._device)
             except DeviceError as error:
                 self._refused = True
                 _logger.warning('%s; its operations are started one by one', error)
         if self._recorded is not None:
-            return self._recorded(image)
+            return self._recorded(given)
         if self._device.type == 'cuda':
-            image = image.pin_memory()
-        return compute(image.to(self._device, non_blocking=True)).cpu()
+            given = given.pin_memory()
+        return compute(given.to(self._device, non_blocking=True)).cpu()

@@ -1,0 +1,64 @@
+"""Options of a map build, and the budgets that set them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from d2s_ros.config import option, validate
+from d2s_ros.features.types import FeatureConfig
+from d2s_ros.reconstruction.reconstruction import ReconstructionConfig
+from d2s_ros.scene_models.registry import MODELS, ModelOptions, model_class
+
+
+@dataclass(frozen=True)
+class BuildConfig(ModelOptions):
+    """Everything a map build depends on besides its input; stored in the manifest.
+
+    The options of the scene models come first: each reads its own.
+    """
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    head: str = option(
+        next(iter(MODELS)),
+        'Scene model: landmarks chosen by a network, or the regression of the D2S paper.',
+    )
+    max_images: int = option(400, 'Longer logs are thinned evenly to this many.', minimum=2)
+    holdout_every: int = option(8, 'Every n-th image is held out of training.', minimum=2)
+    reliability_threshold: float = option(0.6, 'Stored in the map.', minimum=0.0, maximum=1.0)
+    keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
+    update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
+    max_update_mb: float = option(
+        500.0,
+        'Size of what is kept for updates; of long logs fewer keypoints an image.',
+        unit='MB',
+        minimum=1.0,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        model_class(self.head)
+
+
+def budget(
+    name: str,
+    *,
+    features: FeatureConfig | None = None,
+    head: str = next(iter(MODELS)),
+    recipe: str = 'default',
+    seed: int = 0,
+) -> BuildConfig:
+    """Return the configuration of a budget: 'quick', 'standard' or 'full'.
+
+    Args:
+        name: The budget.
+        features: Features of the map.
+        head: Name of the scene model.
+        recipe: 'default', or 'paper': the regression head trained as published, with the steps of
+            the budget.
+        seed: Seed of the training.
+    """
+    if recipe == 'paper':
+        head = 'regression'
+    values = model_class(head).budget(name, recipe=recipe, seed=seed)
+    return BuildConfig(features=features or FeatureConfig(), head=head, **values)

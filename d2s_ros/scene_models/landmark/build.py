@@ -1,0 +1,131 @@
+"""From a reconstruction to landmarks and the network that chooses among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from d2s_ros import distributed
+from d2s_ros.config import option
+from d2s_ros.geometry.statistics import subsample
+from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext
+from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
+from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.samples import CORRECT_PX, LandmarkSample, make_sample
+from d2s_ros.scene_models.landmark.table import LandmarkTable, build_landmarks
+from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
+from d2s_ros.scene_models.shared_samples import pack_sample, share_training, unpack_sample
+
+
+@dataclass(frozen=True)
+class LandmarkOptions:
+    """Options of a build that are of the landmark head alone."""
+
+    training: LandmarkTrainingConfig = field(default_factory=LandmarkTrainingConfig)
+    steps_per_image: int = option(
+        10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
+    )
+    max_landmarks: int = option(24_576, 'Landmarks kept in the map.', minimum=64)
+    num_layers: int = option(0, 'Attention layers.', minimum=0)
+    num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
+    hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
+    correct_px: float = option(
+        CORRECT_PX,
+        'Candidates that project this close are right, at 1000 px focal length.',
+        unit='px',
+    )
+
+
+def budget(name: str, seed: int) -> dict[str, Any]:
+    """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
+    steps, images, max_images = {
+        'quick': (150, 3, 80),
+        'standard': (500, 4, 400),
+        'full': (3000, 8, 2000),
+    }[name]
+    training = LandmarkTrainingConfig(
+        steps=steps,
+        images_per_step=images,
+        seed=seed,
+        # Short runs improve on held-out images up to their last step.
+        patience=12 if name == 'full' else 0,
+    )
+    return {'training': training, 'max_images': max_images}
+
+
+def build_table(context: BuildContext) -> tuple[LandmarkTable, LeaveOneOut]:
+    """Choose the landmarks of a reconstruction."""
+    options: LandmarkOptions = context.options
+    table, statistics = build_landmarks(context.reconstruction, max_landmarks=options.max_landmarks)
+    table = table.coded()
+    left_out = LeaveOneOut(
+        context.reconstruction,
+        table,
+        statistics,
+        options.num_candidates,
+        context.calibration_images,
+    )
+    return table, left_out
+
+
+def train(
+    table: LandmarkTable, left_out: LeaveOneOut, context: BuildContext
+) -> tuple[LandmarkNetwork, dict[str, Any]]:
+    """Train the network that chooses among landmarks; also return figures of the training."""
+    options: LandmarkOptions = context.options
+    config = LandmarkConfig(
+        descriptor_dim=context.extractor.dim,
+        num_landmarks=len(table),
+        num_candidates=options.num_candidates,
+        num_layers=options.num_layers,
+        hidden_inputs=options.hidden_inputs,
+    )
+    images, held_out = context.reconstruction.images, context.held_out
+    validation = subsample(held_out, MAX_VALIDATION_IMAGES)
+    train_idx = sorted(set(range(len(images))) - set(held_out))
+    steps = min(options.training.steps, 100 + options.steps_per_image * len(train_idx))
+    # Of a long log, not more images than the training could look at once.
+    train_idx = subsample(train_idx, max(1, steps * options.training.images_per_step))
+    samples = _samples({*train_idx, *validation}, table, left_out, context)
+    training = replace(options.training, steps=steps)
+    share_training(
+        'landmark',
+        config,
+        training,
+        [[str(index)] for index in train_idx],
+        [str(index) for index in validation],
+        context,
+    )
+    return train_landmark_network(
+        [samples[index] for index in train_idx],
+        config,
+        training,
+        device=context.device,
+        checkpoint=context.checkpoint,
+        progress=context.progress,
+        held_out=[samples[index] for index in validation],
+    )
+
+
+def _samples(
+    wanted: set[int], table: LandmarkTable, left_out: LeaveOneOut, context: BuildContext
+) -> dict[int, LandmarkSample]:
+    """Make samples of images, or read those that an interrupted build has made."""
+    options: LandmarkOptions = context.options
+    log, images = context.samples, context.reconstruction.images
+    # Descriptors are in the log of the features already, but other processes see only this one.
+    shared = () if distributed.world() > 1 else ('descriptors',)
+    samples = {}
+    for index in tqdm(sorted(wanted), desc='samples', unit='image', disable=not context.progress):
+        if str(index) not in log:
+            sample = make_sample(images[index], left_out.nearest(index), table, options.correct_px)
+            if not log.keep(str(index), pack_sample(sample, shared)):
+                samples[index] = sample
+                continue
+        arrays = log.get(str(index))
+        assert arrays is not None
+        arrays.setdefault('descriptors', images[index].features.descriptors)
+        samples[index] = unpack_sample(LandmarkSample, arrays)
+    return samples

@@ -1,0 +1,183 @@
+"""The landmark head at work: nearest landmarks of each keypoint, and which of them is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from d2s_ros.device import has_fast_bfloat16
+from d2s_ros.kernels.tensors import reliability_of
+from d2s_ros.scene_models.base import Candidates, Observation, Observer, SceneCoordinates, View
+from d2s_ros.scene_models.landmark.gpu import RecordedChoice
+from d2s_ros.scene_models.landmark.inference import LandmarkScorer
+from d2s_ros.scene_models.landmark.kernel_scorer import KernelScorer
+from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut, without_landmarks
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.table import (
+    LandmarkIndex,
+    LandmarkTable,
+    NearestLandmarks,
+    log_scales_of,
+)
+from d2s_ros.threads import one_thread
+
+
+class LandmarkObserver(Observer):
+    """Landmarks arranged for the search and a network for one image after another.
+
+    Args:
+        table, network: Of the model.
+        left_out: Leaves mapping images out; None where none can be.
+        device, precision, sigma_px: As for `SceneModel.observer`.
+    """
+
+    def __init__(
+        self,
+        table: LandmarkTable,
+        network: LandmarkNetwork,
+        left_out: LeaveOneOut | None,
+        *,
+        device: str,
+        precision: str,
+        sigma_px: float,
+    ) -> None:
+        exact = precision == 'fp32'
+        self._table, self._left_out = table, left_out
+        self._variance = sigma_px**2
+        self.num_candidates = network.config.num_candidates
+        on_cpu = device == 'cpu'
+        self._index = (
+            table.index
+            if on_cpu and not exact
+            else LandmarkIndex(table.keys, device=device, exact=exact)
+        )
+        by_kernels = on_cpu and not exact and network.config.num_layers == 0
+        half = not exact and not by_kernels and has_fast_bfloat16(device)
+        scorer = LandmarkScorer(
+            network,
+            torch.from_numpy(table.normalized(table.points_in_map)),
+            device=device,
+            dtype=torch.bfloat16 if half else torch.float32,
+        )
+        self._landmarks = _Landmarks(
+            *self._positions(table), scorer, KernelScorer(scorer) if by_kernels else None, device
+        )
+        self._choice = None if on_cpu else RecordedChoice(self._index, scorer, self.num_candidates)
+
+    def observe(self, view: View) -> Observation:
+        """Search the nearest landmarks of the keypoints and choose among them."""
+        if self._choice is not None:
+            return self._landmarks.observation(view, *self._choice(view))
+        nearest = self.find_nearest(view)
+        return self._landmarks.observation(view, nearest, *self._landmarks.choose(view, nearest))
+
+    @torch.inference_mode()
+    def find_nearest(self, view: View) -> NearestLandmarks:
+        """Return each keypoint's nearest landmarks."""
+        return self._index.search(view.features.descriptors, self.num_candidates)
+
+    def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
+        """Observe with the points shuffled among the landmarks: all of them are in wrong places."""
+        order = rng.permutation(len(self._table))
+        shuffled = replace(
+            self._table,
+            points_in_map=self._table.points_in_map[order],
+            covariances=self._table.covariances[order],
+        )
+        nearest = self.find_nearest(view)
+        landmarks = self._moved(shuffled)
+        return landmarks.observation(view, nearest, *landmarks.choose(view, nearest))
+
+    def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
+        """Observe a mapping image with its observations left out of the landmarks."""
+        assert self._left_out is not None
+        view = View.of(self._left_out.reconstruction.images[index])
+        nearest, landmarks = self._left_out.nearest(index), self._landmarks
+        if move_points:
+            table, gone = self._left_out.without(index)
+            nearest, landmarks = without_landmarks(nearest, gone), self._moved(table)
+        return landmarks.observation(view, nearest, *landmarks.choose(view, nearest))
+
+    def _positions(self, table: LandmarkTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return points and covariances as the pose solver takes them."""
+        points = table.points_in_map.astype(np.float64)
+        return points, table.covariances.astype(np.float64) * self._variance
+
+    def _moved(self, table: LandmarkTable) -> _Landmarks:
+        """Return landmarks with the same keys that lie at other points."""
+        points = torch.from_numpy(table.normalized(table.points_in_map))
+        return self._landmarks.moved(*self._positions(table), points)
+
+
+@dataclass(frozen=True, eq=False)
+class _Landmarks:
+    """Where landmarks lie, and a scorer to which they lie there.
+
+    Attributes:
+        points_in_map: (M, 3) float64; covariances: (M, 3, 3) float64, unit of the map squared.
+        scorer: On the device.
+        by_kernels: The same by the kernels, used if it is there.
+        device: 'cpu' or 'cuda'.
+    """
+
+    points_in_map: NDArray[np.float64]
+    covariances: NDArray[np.float64]
+    scorer: LandmarkScorer
+    by_kernels: KernelScorer | None
+    device: str
+
+    def moved(
+        self,
+        points_in_map: NDArray[np.float64],
+        covariances: NDArray[np.float64],
+        normalized: torch.Tensor,
+    ) -> _Landmarks:
+        scorer, by_kernels = self.scorer, self.by_kernels
+        if by_kernels is not None:
+            by_kernels = by_kernels.with_points(normalized)
+        else:
+            scorer = scorer.with_points(normalized)
+        return _Landmarks(points_in_map, covariances, scorer, by_kernels, self.device)
+
+    @torch.inference_mode()
+    def choose(
+        self, view: View, nearest: NearestLandmarks
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the reliability (N,) of the likeliest candidate, and its column (N,)."""
+        inputs = (
+            view.features.descriptors,
+            nearest.landmark_idx,
+            nearest.similarity,
+            nearest.best_of_landmark,
+            view.normalized_points,
+            log_scales_of(view),
+        )
+        if self.by_kernels is not None:
+            return self.by_kernels(*inputs)
+        with one_thread():
+            logits = self.scorer(*(torch.from_numpy(i).to(self.device) for i in inputs))
+            reliability, choice = reliability_of(logits)
+        return reliability.cpu().numpy(), choice.cpu().numpy()
+
+    def observation(
+        self,
+        view: View,
+        nearest: NearestLandmarks,
+        reliability: NDArray[np.float32],
+        choice: NDArray[np.int64],
+    ) -> Observation:
+        """Return the points of the chosen columns (N,) of the candidates."""
+        landmark_idx = nearest.landmark_idx[np.arange(len(choice)), choice]
+        coordinates = SceneCoordinates(
+            self.points_in_map[landmark_idx],
+            reliability,
+            self.covariances[landmark_idx],
+            landmark_idx,
+        )
+        candidates = Candidates(
+            nearest.landmark_idx, nearest.similarity, self.points_in_map, self.covariances
+        )
+        return Observation(view, coordinates, candidates)

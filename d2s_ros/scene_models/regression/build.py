@@ -1,0 +1,149 @@
+"""From a reconstruction, and the pixels of its images, to the network of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2s_ros import distributed
+from d2s_ros.geometry.noise import scaled_px
+from d2s_ros.geometry.reprojection import reprojection_residuals
+from d2s_ros.geometry.statistics import subsample
+from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext, Observation, View
+from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
+from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
+from d2s_ros.scene_models.regression.samples import (
+    CoordinateFrame,
+    samples_of_images,
+    samples_of_views,
+)
+from d2s_ros.scene_models.regression.trainer import (
+    RegressionTrainingConfig,
+    train_regression_network,
+)
+from d2s_ros.scene_models.shared_samples import pack_sample, share_training
+
+#: RANSAC threshold of the D2S authors, px at 1000 px focal length.
+MIN_ERROR_PX = 12.0
+
+
+@dataclass(frozen=True)
+class RegressionOptions:
+    """Options of a build that are of the regression head alone."""
+
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    regression_training: RegressionTrainingConfig = field(default_factory=RegressionTrainingConfig)
+
+
+def budget(name: str, recipe: str, seed: int) -> dict[str, Any]:
+    """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
+    steps, copies, max_images = {
+        'quick': (100, 1, 80),
+        'standard': (600, 2, 400),
+        'full': (50_000, 8, 2000),
+    }[name]
+    training = RegressionTrainingConfig(
+        steps=steps, seed=seed, augmentation=AugmentationConfig(copies=copies)
+    )
+    if recipe != 'paper':
+        training = replace(
+            training,
+            images_per_step=4,
+            keypoints_per_image=512,
+            learning_rate=5e-4,
+            schedule='one_cycle',
+            distance='plain',
+            center_targets=True,
+            clip_norm=100.0,
+        )
+    return {'regression_training': training, 'max_images': max_images}
+
+
+def train(context: BuildContext) -> tuple[D2SNetwork, dict[str, Any]]:
+    """Train a network in map coordinates; also return figures of the training."""
+    options: RegressionOptions = context.options
+    training, reconstruction = options.regression_training, context.reconstruction
+    frame = (
+        CoordinateFrame.of_points(reconstruction.points_in_map)
+        if training.center_targets
+        else CoordinateFrame.identity()
+    )
+    originals = samples_of_images(reconstruction, frame)
+    train_idx = _trained_on(context)
+    views = {}
+    if context.source is not None:
+        views = samples_of_views(
+            context.source,
+            reconstruction,
+            context.extractor,
+            frame,
+            training.augmentation,
+            image_idx=train_idx,
+            seed=training.seed,
+            progress=context.progress,
+        )
+    config = replace(options.regression, descriptor_dim=context.extractor.dim)
+    validation = subsample(context.held_out, MAX_VALIDATION_IMAGES)
+    samples = [[originals[index], *views.get(index, [])] for index in train_idx]
+    if distributed.world() > 1:
+        validation_samples = [[originals[index]] for index in validation]
+        keys = []
+        for index, variants in zip(
+            [*train_idx, *validation], [*samples, *validation_samples], strict=True
+        ):
+            keys.append([f'{index}/{number}' for number in range(len(variants))])
+            for key, sample in zip(keys[-1], variants, strict=True):
+                if key not in context.samples:
+                    context.samples.keep(key, pack_sample(sample))
+        validation_keys = [key for key, *_ in keys[len(train_idx) :]]
+        share_training(
+            'regression', config, training, keys[: len(train_idx)], validation_keys, context
+        )
+    network, figures = train_regression_network(
+        samples,
+        config,
+        training,
+        device=context.device,
+        checkpoint=context.checkpoint,
+        progress=context.progress,
+        held_out=[originals[index] for index in validation],
+    )
+    with torch.no_grad():
+        network.center.copy_(torch.from_numpy(frame.center))
+        network.scale.fill_(frame.scale)
+    return network, figures
+
+
+def _trained_on(context: BuildContext) -> list[int]:
+    images = context.reconstruction.images
+    return [index for index in range(len(images)) if index not in context.held_out]
+
+
+def noise_px(observe: Callable[[View], Observation], context: BuildContext) -> float:
+    """Return the residual of regressed coordinates in px, one axis, for a keypoint of scale 1.
+
+    Seen from the true poses of images that were not trained on; residuals that RANSAC would reject
+    do not count.
+    """
+    normalized = []
+    for index in context.held_out or _trained_on(context):
+        image = context.reconstruction.images[index]
+        if len(image.features) == 0:
+            continue
+        view = View.of(image)
+        coordinates = observe(view).coordinates
+        in_camera = image.map_from_camera.inverse().apply(coordinates.points_in_map)
+        residual = reprojection_residuals(image.camera, in_camera, image.ideal_keypoints)
+        with np.errstate(invalid='ignore'):
+            keep = np.linalg.norm(residual, axis=1) <= scaled_px(MIN_ERROR_PX, image.camera, 3.0)
+        keep &= coordinates.reliability >= context.reliability_threshold
+        normalized.append(residual[keep] / view.detection_sigmas[keep][:, None])
+    values = np.concatenate(normalized) if normalized else np.zeros((0, 2))
+    if len(values) < 20:
+        # Nothing to measure: as uncertain as RANSAC allows.
+        return MIN_ERROR_PX
+    return float(np.clip(1.4826 * np.median(np.abs(values)), 0.1, MIN_ERROR_PX))

@@ -1,0 +1,1 @@
+"""Feed mutated files to everything that reads what others wrote; see `python -m tools.fuzz -h`."""
