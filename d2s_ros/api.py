@@ -77,11 +77,12 @@ def build_map(
     from d2s_ros.data.sources import LogOptions, open_source
     from d2s_ros.features.extractor import FeatureConfig
     from d2s_ros.map_building import pipeline
+    from d2s_ros.map_building.config import budget as budget_of
 
-    options = LogOptions(calibration=calibration)
+    options = LogOptions(calibration=None if calibration is None else os.fspath(calibration))
     opened = open_source(source, poses=poses, image_list=image_list, options=options)
     chosen = None if features is None else FeatureConfig(name=features)
-    config = pipeline.budget(budget, features=chosen)
+    config = budget_of(budget, features=chosen)
     return pipeline.build_map(opened, os.fspath(map_path), config, device=device, progress=progress)
 
 

@@ -15,7 +15,8 @@ from d2s_ros.data.sources import open_source
 from d2s_ros.evaluation.baseline import MatchingBaseline
 from d2s_ros.evaluation.map_evaluation import evaluate_map, markdown_table, summary
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.map_building.pipeline import budget, build_map
+from d2s_ros.map_building.config import budget
+from d2s_ros.map_building.pipeline import build_map
 
 
 def main(mapping: str, queries: str, output: str) -> None:

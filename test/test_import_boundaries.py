@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md: who may import whom, and what importing costs."""
+"""The layers of docs/design/architecture.md: who may import whom, and what importing costs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = 'd2s_ros'
-#: From the bottom to the top, as in docs/architecture.md: a layer may import itself and every layer
-#: below it, and no file may import itself, also not through others.
+#: From the bottom to the top, as in docs/design/architecture.md: a layer may import itself and
+#: every layer below it, and no file may import itself, also not through others.
 LAYERS = (
     'errors',
     'config',
@@ -87,7 +87,7 @@ def is_ros(name: str) -> bool:
 
 def test_every_folder_is_a_layer(repo_root):
     found = {layer_of(module, repo_root) for module in modules(repo_root)} - {'__init__'}
-    assert found <= set(LAYERS), 'add the new folder to LAYERS and docs/architecture.md'
+    assert found <= set(LAYERS), 'add the new folder to LAYERS and docs/design/architecture.md'
 
 
 def test_layers_import_downwards_only(repo_root):

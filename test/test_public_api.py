@@ -117,3 +117,21 @@ def test_the_example_that_compares_with_matching(repo_root, colmap_folders, tmp_
         tmp_path,
     )
     assert '|' in output
+
+
+def test_the_example_that_compares_features(repo_root, colmap_folders):
+    image = colmap_folders['queries'] / 'images' / '000.png'
+    output = run_example(repo_root, 'custom_features.py', image)
+    assert output.count('RootSIFT ') == output.count('\nSIFT ') + 1 == output.count('are right') / 2
+
+
+def test_the_example_with_a_scene_model_of_its_own(repo_root, colmap_folders, tmp_path):
+    output = run_example(
+        repo_root,
+        'custom_scene_model.py',
+        colmap_folders['mapping'],
+        tmp_path / 'map',
+        colmap_folders['queries'],
+    )
+    assert 'mean descriptors' in output
+    assert output.count(': localized') >= 5

@@ -1,4 +1,4 @@
-"""README.md says what the nodes really declare."""
+"""docs/reference says what the nodes really declare."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope='module')
 def document(repo_root):
-    return (repo_root / 'README.md').read_text()
+    return (repo_root / 'docs' / 'reference' / 'ros_interface.md').read_text()
 
 
 def table(document, first_column):
@@ -96,11 +96,12 @@ def test_the_map_updater(spinner, client, document):
     wait_for(lambda: declared_by(client, 'map_updater', 'service') == services)
 
 
-def test_parameters(node, document):
-    assert describe.with_tables(document) == document, (
+def test_parameters(node, repo_root):
+    page = (repo_root / 'docs' / 'reference' / 'parameters.md').read_text()
+    assert describe.parameters_page() == page, (
         'write it again: python -m d2s_ros.ros.describe --write .'
     )
-    names = {row[0] for row in table(document, 'Parameter')}
+    names = {row[0] for row in table(page, 'Parameter')}
     declared = {
         name
         for name in node.get_parameters_by_prefix('')
