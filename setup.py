@@ -51,7 +51,7 @@ def shared_files(*folders: str) -> list:
     by_folder: dict = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob('*')):
-            if path.is_file() and path.suffix in ('.py', '.yaml', '.rviz', '.xml'):
+            if path.is_file() and path.suffix in ('.py', '.yaml', '.rviz', '.xml', '.service'):
                 relative = path.relative_to(ROOT)
                 by_folder.setdefault(relative.parent.as_posix(), []).append(relative.as_posix())
     return [(f'share/{PACKAGE}/{folder}', names) for folder, names in sorted(by_folder.items())]
@@ -65,6 +65,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     author='The d2s_ros authors',
+    maintainer='The d2s_ros authors',
+    maintainer_email='maintainers@example.org',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
         PACKAGE: ['py.typed'],
@@ -86,14 +88,16 @@ setup(
         # Before 2.6, torch.load(weights_only=True) can run code of the file (CVE-2025-32434).
         'torch>=2.6',
         'safetensors>=0.4',
-        'poselib>=2.0.4',
-        'pycolmap>=3.12',
+        # No wheels for ARM: OpenCV's RANSAC does there.
+        'poselib>=2.0.4; platform_machine != "aarch64"',
         'rosbags>=0.11',
         'tqdm>=4.60',
         'pyyaml>=5.4.1',
         'matplotlib>=3.5',
     ],
     extras_require={
+        # `d2s build-map`, `d2s update-map`; no wheels for ARM: build on a PC, copy the map.
+        'mapping': ['pycolmap>=3.12'],
         # `d2s simulate` and `d2s demo` take their textures from the photographs in these.
         'simulation': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
         # `d2s export`; where onnxruntime-gpu is wanted, install it instead of onnxruntime.

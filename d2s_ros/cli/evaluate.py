@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'cumulative errors, trajectory and reliability maps.'
     )
     parser.add_argument(
-        'judged', type=user_path, metavar='OUT.txt|MAP', help='TUM trajectory, or map folder'
+        'estimate', type=user_path, metavar='OUT.txt|MAP', help='TUM trajectory, or map folder'
     )
     parser.add_argument(
         'reference',
@@ -71,14 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print errors and recalls; returns the exit code."""
-    if Path(args.judged).is_dir():
-        return _judge_map(args)
+    if Path(args.estimate).is_dir():
+        return _evaluate_map(args)
     if args.output or args.compare:
-        raise InputError(f'{args.judged} is not a map folder; --output and --compare need one')
+        raise InputError(f'{args.estimate} is not a map folder; --output and --compare need one')
     from d2s_ros.data.tum import read_tum
     from d2s_ros.evaluation.metrics import evaluate_trajectory
 
-    estimate, truth = read_tum(args.judged), read_tum(args.reference)
+    estimate, truth = read_tum(args.estimate), read_tum(args.reference)
     metrics = evaluate_trajectory(
         dict(zip(map(int, estimate.stamps_ns), estimate.poses, strict=True)),
         dict(zip(map(int, truth.stamps_ns), truth.poses, strict=True)),
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _judge_map(args: argparse.Namespace) -> int:
+def _evaluate_map(args: argparse.Namespace) -> int:
     from d2s_ros.data.sources import open_source
     from d2s_ros.evaluation.map_evaluation import (
         OURS,
@@ -102,7 +102,7 @@ def _judge_map(args: argparse.Namespace) -> int:
         raise UsageError('give --output DIR, the folder of the table and the pictures')
     if (args.mapping_poses or args.mapping_list) and not args.compare:
         raise UsageError('--mapping-poses and --mapping-list need --compare')
-    localizer = Localizer.from_map(args.judged, device=args.device, weights=args.weights)
+    localizer = Localizer.from_map(args.estimate, device=args.device, weights=args.weights)
     if args.compare and not localizer.scene_map.manifest.metric:
         raise UsageError(
             'this map was built without poses: its frame cannot be made again to compare with'
@@ -126,7 +126,7 @@ def _judge_map(args: argparse.Namespace) -> int:
     methods = write_report(
         evaluation,
         Path(args.output),
-        title=f'{Path(args.judged).name}: {len(evaluation.outcomes)} queries',
+        title=f'{Path(args.estimate).name}: {len(evaluation.outcomes)} queries',
         points_in_map=localizer.scene_map.model.points_in_map + localizer.scene_map.origin,
     )
     if args.json:
@@ -135,7 +135,7 @@ def _judge_map(args: argparse.Namespace) -> int:
         print(markdown_table(methods, evaluation.unit), end='')
         print(f'pictures and page: {args.output}')
     if evaluation.without_truth:
-        print(f'not judged: {evaluation.without_truth} queries without a true pose')
+        print(f'without truth: {evaluation.without_truth} queries')
     if not methods[OURS]['num_localized']:
         raise NothingLocalizedError('nothing could be localized; is this the mapped place?')
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from d2s_ros.data.bag_messages import CAMERA_INFO, deserialize, stamp_ns
 from d2s_ros.data.bag_storage import Log
-from d2s_ros.data.calibration import CameraInfoValues, doubt_unrectified
+from d2s_ros.data.calibration import CameraInfoValues, rectification_problem
 from d2s_ros.errors import CalibrationError
 from d2s_ros.geometry.cameras import Camera
 
@@ -47,9 +47,9 @@ class CameraInfos:
                 self._cameras[key] = None, str(error)
         return self._cameras[key]
 
-    def doubt_unrectified(self, image_topic: str) -> str:
+    def rectification_problem(self, image_topic: str) -> str:
         """Return why the calibration cannot be that of the images; empty if nothing is wrong."""
         if self._rectified:
             return ''
-        problems = (doubt_unrectified(image_topic, values) for values in self._values)
+        problems = (rectification_problem(image_topic, values) for values in self._values)
         return next((problem for problem in problems if problem), '')

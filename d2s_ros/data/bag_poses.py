@@ -25,7 +25,7 @@ from d2s_ros.data.bag_storage import Log, Topic
 from d2s_ros.data.bag_topics import listing
 from d2s_ros.data.tum import MAX_POSE_DISTANCE_NS, Trajectory, format_stamp
 from d2s_ros.errors import BagError
-from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.geometry.transforms import RigidTransform, pose_error
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ _TF_CACHE_NS = 10 * 10**9
 _MAX_CHAIN = 100
 #: A source of poses that covers this share of the images is taken before a better one after it.
 _ENOUGH = 0.5
+#: Images at which two sources of poses are compared.
+_MAX_COMPARED = 100
 _POSE_KINDS = (POSE, POSE_WITH_COVARIANCE, TF, ODOMETRY)
 
 PoseLookup = Callable[[int], RigidTransform | None]
@@ -75,7 +77,8 @@ def find_poses(
     """Choose the poses of a log.
 
     Without `pose_topic`, the first kind counts that covers half of the images: PoseStamped,
-    PoseWithCovarianceStamped, TF below `map`, Odometry; else the source that covers most.
+    PoseWithCovarianceStamped, TF below `map`, Odometry; else the source that covers most. Where
+    the transforms show that a topic gives poses of another body on the robot, they are used.
 
     Args:
         path: The log, for messages.
@@ -132,6 +135,20 @@ def find_poses(
             None,
             f'several pose topics ({", ".join(sorted(rivals))}); choose one with --pose-topic',
         )
+    if kinds[first] in (POSE, POSE_WITH_COVARIANCE) and TF in kinds[first:]:
+        transforms_at = kinds.index(TF)
+        offset = _fixed_offset(candidates[first], candidates[transforms_at], stamps)
+        if offset:
+            # Such messages do not say whose poses they are; transforms do.
+            _logger.warning(
+                '%s: %s gives poses of another body than the camera (%s from it, by the '
+                'transforms); those of %s are used; choose with --pose-topic',
+                path,
+                candidates[first].name,
+                offset,
+                candidates[transforms_at].name,
+            )
+            return FoundPoses(candidates[transforms_at])
     for source, share in zip(candidates[:first], shares[:first], strict=True):
         _logger.warning(
             '%s: poses of %s cover %d of %d images; those of %s are used',
@@ -149,6 +166,24 @@ def coverage(source: PoseSource, stamps: NDArray[np.int64]) -> float:
     if not len(stamps):
         return 0.0
     return sum(source.at(int(stamp)) is not None for stamp in stamps) / len(stamps)
+
+
+def _fixed_offset(source: PoseSource, transforms: PoseSource, stamps: NDArray[np.int64]) -> str:
+    """Return how far apart two bodies are that move together; empty if they are one, or do not."""
+    pairs = [
+        (source.at(int(stamp)), transforms.at(int(stamp)))
+        for stamp in stamps[:: max(1, len(stamps) // _MAX_COMPARED)]
+    ]
+    offsets = [a.inverse() @ b for a, b in pairs if a is not None and b is not None]
+    if len(offsets) < 3:
+        return ''
+    middle = offsets[len(offsets) // 2]
+    spread = np.array([pose_error(offset, middle) for offset in offsets])
+    metres, degrees = pose_error(middle, RigidTransform.identity())
+    fixed = bool((np.percentile(spread, 80, axis=0) < (0.05, 2.0)).all())
+    if not fixed or (metres < 0.02 and degrees < 2.0):
+        return ''
+    return f'{metres:.2f} m and {degrees:.0f} deg'
 
 
 def _why_uncovered(sources: Sequence[PoseSource], stamps: NDArray[np.int64]) -> str:

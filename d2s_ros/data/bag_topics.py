@@ -21,8 +21,8 @@ _logger = logging.getLogger(__name__)
 
 #: Encodings of depth images; 16UC1 may be a thermal camera where it is the only one.
 _DEPTH_ENCODINGS = ('32FC1', '16UC1')
-#: What `format` of a CompressedImage that is no picture by itself contains, in lower case.
-_NO_PICTURE_FORMATS = ('compresseddepth', 'h264', 'h265', 'hevc', 'avc', 'av1', 'vp8', 'vp9')
+#: What `format` of a CompressedImage contains that carries packets of a video, in lower case.
+_VIDEO_FORMATS = ('h264', 'h265', 'hevc', 'avc', 'av1', 'vp8', 'vp9', 'mpeg')
 
 
 def first_message(log: Log, topic: Topic) -> Any:
@@ -37,7 +37,7 @@ def first_message(log: Log, topic: Topic) -> Any:
 def choose_image(path: Path, log: Log, wanted: str | None) -> Topic:
     """Return the topic of the images.
 
-    Topics are told apart by type and by what their first message holds: depth and video are left
+    Topics are distinguished by type and by what their first message holds: depth and video are left
     out where there are pictures. The raw and the transported forms of one camera count as one.
 
     Raises:
@@ -83,8 +83,13 @@ def _is_picture(log: Log, topic: Topic) -> bool:
         return True
     if topic.type == IMAGE:
         return message.encoding not in _DEPTH_ENCODINGS
-    form = str(message.format).lower()
-    return not any(word in form for word in _NO_PICTURE_FORMATS)
+    form = str(message.format)
+    return not is_video(form) and 'compresseddepth' not in form.lower()
+
+
+def is_video(form: str) -> bool:
+    """Return whether the `format` of a CompressedImage is that of a video, not of pictures."""
+    return any(word in form.lower() for word in _VIDEO_FORMATS)
 
 
 def choose_camera_info(

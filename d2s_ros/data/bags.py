@@ -26,7 +26,12 @@ from d2s_ros.data.bag_messages import (
 )
 from d2s_ros.data.bag_poses import FoundPoses, PoseSource, find_poses
 from d2s_ros.data.bag_storage import open_log
-from d2s_ros.data.bag_topics import choose_camera_info, choose_image, first_message
+from d2s_ros.data.bag_topics import (
+    choose_camera_info,
+    choose_image,
+    first_message,
+    is_video,
+)
 from d2s_ros.data.frames import Frame
 from d2s_ros.data.image_codec import decode_compressed, decode_image
 from d2s_ros.data.image_folder import fit_camera
@@ -80,7 +85,7 @@ class BagSource:
 
         Raises:
             BagError: unreadable logs, logs without images, topics that do not exist or cannot be
-                told apart, a rectified topic whose camera_info has distortion.
+                distinguished, a rectified topic whose camera_info has distortion.
         """
         self._path = Path(path)
         self._log = open_log(self._path, partial)
@@ -109,7 +114,7 @@ class BagSource:
         self.camera_info_topic = None if info is None else info.name
         self._infos = CameraInfos(self._log, self.camera_info_topic, rectified)
         if camera is None:
-            problem = self._infos.doubt_unrectified(image.name)
+            problem = self._infos.rectification_problem(image.name)
             if problem:
                 raise BagError(f'{path}: {problem}')
         if partial:
@@ -156,7 +161,12 @@ class BagSource:
         taken_ns = stamp_ns(message.header) or received_ns
         image, camera, error = None, None, ''
         try:
-            if self._image_type == COMPRESSED_IMAGE:
+            if self._image_type == COMPRESSED_IMAGE and is_video(str(message.format)):
+                error = (
+                    f'{self.image_topic} carries packets of a video (format {message.format!r}), '
+                    'which are no pictures; record raw images, JPEG or PNG'
+                )
+            elif self._image_type == COMPRESSED_IMAGE:
                 image = decode_compressed(message.data, message.format)
             else:
                 image = decode_image(

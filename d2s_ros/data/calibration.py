@@ -82,7 +82,7 @@ class CameraInfoValues:
         return camera.resized(width, height)
 
 
-def doubt_unrectified(image_topic: str, values: CameraInfoValues) -> str:
+def rectification_problem(image_topic: str, values: CameraInfoValues) -> str:
     """Return why D does not hold for the images of a topic; empty if nothing is wrong.
 
     image_proc publishes rectified images on topics named image_rect, beside the camera_info of

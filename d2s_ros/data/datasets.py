@@ -1,6 +1,6 @@
 """Public relocalization data sets in the layout in which they are published.
 
-Each loader returns the mapping frames and the query frames. Times are places in the list of all
+Each loader returns the mapping frames and the query frames. Times are positions in the list of all
 images of the scene, in whole seconds, so that they are unique over both parts.
 """
 
@@ -54,7 +54,7 @@ def load_cambridge(folder: str | os.PathLike[str], focal_px: float | None = None
     root = Path(folder)
     focals = _read_nvm_focals(root / 'reconstruction.nvm')
     parts = [_read_cambridge(root / f'dataset_{part}.txt') for part in ('train', 'test')]
-    stamps = _places(name for part in parts for name in part)
+    stamps = _list_times(name for part in parts for name in part)
     sizes: dict[str, tuple[int, int]] = {}
 
     def entry(name: str, pose: RigidTransform) -> ImageEntry:
@@ -109,7 +109,7 @@ def load_seven_scenes(
                 raise InputError(f'{sequence} holds no frame-XXXXXX.color.png')
             names += [path.relative_to(root).as_posix() for path in found]
         splits.append(names)
-    stamps = _places(name for names in splits for name in names)
+    stamps = _list_times(name for names in splits for name in names)
     known: list[Mapping[str, tuple[RigidTransform, float]] | None] = [None, None]
     if pseudo_ground_truth is not None:
         known = [_read_pseudo_ground_truth(path) for path in pseudo_ground_truth]
@@ -151,7 +151,7 @@ def load_indoor6(
     """
     images = Path(folder) / 'images'
     lists = [[line for _number, line in data_lines(path)] for path in (mapping_list, query_list)]
-    stamps = _places(name for names in lists for name in names)
+    stamps = _list_times(name for names in lists for name in names)
     sources = []
     for names in lists:
         entries = []
@@ -332,7 +332,7 @@ def _centred_camera(width: int, height: int, focal: float) -> Camera:
     return Camera.from_colmap('SIMPLE_PINHOLE', width, height, [focal, width / 2, height / 2])
 
 
-def _places(names: Iterable[str]) -> dict[str, int]:
+def _list_times(names: Iterable[str]) -> dict[str, int]:
     ordered = sorted(set(names), key=natural_key)
     return {name: (index + 1) * 10**9 for index, name in enumerate(ordered)}
 

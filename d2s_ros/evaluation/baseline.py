@@ -6,18 +6,30 @@ compressed or learned: this is the accuracy that a map of the whole database giv
 
 from __future__ import annotations
 
+import importlib
 import time
+from typing import Any
 
 import numpy as np
-import poselib
 import torch
 
+from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.maps.update_data import dequantise, quantise
 from d2s_ros.reconstruction.reconstruction import Reconstruction
+
+
+def _import_poselib() -> Any:
+    """Import poselib: it has no wheels for ARM, and localizing does without."""
+    try:
+        return importlib.import_module('poselib')
+    except ModuleNotFoundError as error:
+        raise InputError(
+            'the matching baseline needs poselib, which is not installed here: pip install poselib'
+        ) from error
 
 
 class MatchingBaseline:
@@ -93,6 +105,7 @@ class MatchingBaseline:
             return LocalizationResult(
                 LocalizationStatus.TOO_FEW_RELIABLE, f'{len(found)} matches', latency_ms=latency
             )
+        poselib = _import_poselib()
         pose, info = poselib.estimate_absolute_pose(
             ideal,
             self.points_in_map[found],

@@ -1,6 +1,6 @@
 """2D-3D correspondences to a camera pose with covariance.
 
-PnP-RANSAC is poselib's. The pose is then refined on whitened reprojection errors: each keypoint
+The pose of PnP-RANSAC (`ransac`) is refined on whitened reprojection errors: each keypoint
 weighs by its own detection noise and by the uncertainty of its scene coordinate, under a robust
 Cauchy loss. The covariance is that of the robust estimate under the noise which the residuals of
 the image show (the sandwich estimator), drawn towards the noise of the given size where they are
@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import poselib
 from numpy.typing import NDArray
 
 from d2s_ros import kernels
@@ -27,6 +26,7 @@ from d2s_ros.localization.covariance import (
     gradient_scatter,
     inverse_of,
 )
+from d2s_ros.localization.ransac import RansacConfig, find_pose
 
 Array = NDArray[np.float64]
 
@@ -172,29 +172,11 @@ def solve_pose(
     if len(ideal_keypoints) < 4:
         return None
     threshold = config.threshold_px(camera)
-    pose, info = poselib.estimate_absolute_pose(
-        ideal_keypoints,
-        points_in_map,
-        {
-            'model': 'PINHOLE',
-            'width': camera.width,
-            'height': camera.height,
-            'params': [camera.fx, camera.fy, camera.cx, camera.cy],
-        },
-        {
-            'max_reproj_error': threshold,
-            'max_iterations': config.max_iterations,
-            'min_iterations': config.min_iterations,
-            'progressive_sampling': True,
-            'seed': config.seed,
-        },
-        # Its last refinement is left to ours.
-        {'max_iterations': 0},
-    )
-    if info['num_inliers'] < 4 or not np.isfinite(pose.t).all() or not np.isfinite(pose.q).all():
+    search = RansacConfig(threshold, config.max_iterations, config.min_iterations, config.seed)
+    found = find_pose(ideal_keypoints, points_in_map, camera, search)
+    if found is None:
         return None
-    start = RigidTransform(np.asarray(pose.R), np.asarray(pose.t))
-    candidates = np.asarray(info['inliers'], dtype=bool)
+    start, candidates = found
     refined, uncertainty = refine_pose(
         start,
         ideal_keypoints,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from d2s_ros.data.calibration import CameraInfoValues, doubt_unrectified
+from d2s_ros.data.calibration import CameraInfoValues, rectification_problem
 from d2s_ros.errors import CalibrationError, D2SError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, RateController
@@ -340,6 +340,6 @@ class FramePipeline:
         if self._camera is None or key != self._camera_key:
             self._camera = key[0].camera(*size, self._rectified)
             self._camera_key = key
-            self._doubt = '' if self._rectified else doubt_unrectified(topic, key[0])
+            self._doubt = '' if self._rectified else rectification_problem(topic, key[0])
             self._focal_watch.reset()
         return self._camera

@@ -97,7 +97,7 @@ def run_loop(
         on_step: Called with (steps done, average loss) after each step; an exception ends training
             after a checkpoint was saved.
         evaluate: Returns the loss on held-out images; with `patience`, the weights of its lowest
-            value are kept.
+            value are kept, those before the first step among them.
 
     Returns:
         Figures of the run: steps, seconds, loss (None without a step); with `patience` also
@@ -138,7 +138,17 @@ def run_loop(
     already = seconds
     bar = tqdm(total=config.steps, initial=step, desc='training', unit='step', disable=not progress)
     between_steps = True
+
+    def evaluated() -> None:
+        if watch is not None:
+            network.eval()
+            with torch.no_grad():
+                best.judge(step, distributed.mean(watch()), network)
+            network.train()
+
     try:
+        if step == 0:
+            evaluated()
         while step < config.steps and not (watch and best.misses >= config.patience):
             between_steps = False
             loss = loss_of_step(step)
@@ -155,12 +165,12 @@ def run_loop(
             now = time.monotonic()
             seconds = already + now - started
             bar.update()
-            bar.set_postfix(loss=f'{loss_average:.3f}', refresh=False)
-            if watch and (step % config.evaluate_every == 0 or step == config.steps):
-                network.eval()
-                with torch.no_grad():
-                    best.judge(step, distributed.mean(watch()), network)
-                network.train()
+            if step % config.evaluate_every == 0 or step == config.steps:
+                evaluated()
+            postfix = {'loss': f'{loss_average:.3f}'}
+            if watch:
+                postfix['held_out'] = f'{best.last:.3f}'
+            bar.set_postfix(postfix, refresh=False)
             between_steps = True
             if on_step is not None:
                 on_step(step, loss_average)
@@ -192,11 +202,13 @@ class _Best:
     """The weights with the lowest loss on held-out images so far."""
 
     loss: float = math.inf
+    last: float = math.inf
     step: int = 0
     misses: int = 0
     network: dict[str, Tensor] | None = None
 
     def judge(self, step: int, loss: float, network: nn.Module) -> None:
+        self.last = loss
         if loss < self.loss:
             weights = {
                 name: value.detach().cpu().clone() for name, value in network.state_dict().items()

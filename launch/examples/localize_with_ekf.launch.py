@@ -26,6 +26,9 @@ def generate_launch_description() -> LaunchDescription:
         launch_arguments={
             'map': LaunchConfiguration('map'),
             'image_topic': LaunchConfiguration('image_topic'),
+            'camera_info_topic': LaunchConfiguration('camera_info_topic'),
+            'namespace': LaunchConfiguration('namespace'),
+            'tf_topic': LaunchConfiguration('tf_topic'),
             'use_sim_time': LaunchConfiguration('use_sim_time'),
             'tf_mode': 'none',
             'pose_frame': 'base',
@@ -35,17 +38,25 @@ def generate_launch_description() -> LaunchDescription:
         package='robot_localization',
         executable='ekf_node',
         name='ekf_map',
+        namespace=LaunchConfiguration('namespace'),
         parameters=[
             LaunchConfiguration('ekf_params'),
             {'use_sim_time': LaunchConfiguration('use_sim_time')},
         ],
-        remappings=[('odometry/filtered', 'odometry/map')],
+        remappings=[
+            ('odometry/filtered', 'odometry/map'),
+            ('/tf', LaunchConfiguration('tf_topic')),
+            ('/tf_static', [LaunchConfiguration('tf_topic'), '_static']),
+        ],
         output='screen',
     )
     return LaunchDescription(
         [
             DeclareLaunchArgument('map', description='folder of the map'),
             DeclareLaunchArgument('image_topic', default_value='/camera/image_raw'),
+            DeclareLaunchArgument('camera_info_topic', default_value=''),
+            DeclareLaunchArgument('namespace', default_value=''),
+            DeclareLaunchArgument('tf_topic', default_value='/tf'),
             DeclareLaunchArgument('use_sim_time', default_value='false'),
             DeclareLaunchArgument('ekf_params', default_value=filter_defaults),
             localizer,

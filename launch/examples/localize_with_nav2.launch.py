@@ -31,6 +31,9 @@ def generate_launch_description() -> LaunchDescription:
         launch_arguments={
             'map': LaunchConfiguration('map'),
             'image_topic': LaunchConfiguration('image_topic'),
+            'camera_info_topic': LaunchConfiguration('camera_info_topic'),
+            'namespace': LaunchConfiguration('namespace'),
+            'tf_topic': LaunchConfiguration('tf_topic'),
             'use_sim_time': LaunchConfiguration('use_sim_time'),
             'params_file': LaunchConfiguration('params_file'),
         }.items(),
@@ -39,6 +42,7 @@ def generate_launch_description() -> LaunchDescription:
         package='nav2_map_server',
         executable='map_server',
         name='map_server',
+        namespace=LaunchConfiguration('namespace'),
         parameters=[*parameters, {'yaml_filename': LaunchConfiguration('map_yaml')}],
         output='screen',
     )
@@ -46,6 +50,7 @@ def generate_launch_description() -> LaunchDescription:
         package='nav2_lifecycle_manager',
         executable='lifecycle_manager',
         name='lifecycle_manager_localization',
+        namespace=LaunchConfiguration('namespace'),
         parameters=parameters,
         output='screen',
     )
@@ -54,6 +59,9 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument('map', description='folder of the D2S map'),
             DeclareLaunchArgument('map_yaml', description='occupancy grid for planning'),
             DeclareLaunchArgument('image_topic', default_value='/camera/image_raw'),
+            DeclareLaunchArgument('camera_info_topic', default_value=''),
+            DeclareLaunchArgument('namespace', default_value=''),
+            DeclareLaunchArgument('tf_topic', default_value='/tf'),
             DeclareLaunchArgument('use_sim_time', default_value='false'),
             DeclareLaunchArgument('params_file', default_value=defaults),
             localizer,

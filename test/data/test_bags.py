@@ -556,6 +556,14 @@ def test_video_packets_are_no_candidate_beside_pictures(tmp_path):
     assert source.image_topic == '/camera/image_raw/compressed'
 
 
+def test_video_packets_alone_are_told_by_name(tmp_path):
+    packet = compressed_message(START_NS, b'\x00\x00\x00\x01\x67\x42' + bytes(100), 'h264')
+    log = [('/camera/h264', 'compressed', START_NS, packet)]
+    (frame,) = BagSource(write_bag(tmp_path / 'bag', log))
+    assert frame.image is None
+    assert "video (format 'h264')" in frame.error
+
+
 def test_the_only_images_are_taken_even_if_they_are_of_16_bits(tmp_path):
     log = [('/thermal', 'image', START_NS, depth_message(START_NS))]
     assert BagSource(write_bag(tmp_path / 'bag', log)).image_topic == '/thermal'
@@ -677,3 +685,40 @@ def test_localizing_reads_no_poses(tmp_path):
     source = BagSource(bag, want_poses=False)
     assert source.pose_problem == ''
     assert next(iter(source)).map_from_camera is None
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'), [('pose', pose_message), ('pose_cov', pose_cov_message)]
+)
+def test_poses_of_another_body_than_the_camera_are_noticed(tmp_path, kind, message, caplog):
+    """/amcl_pose is of the base, a stereo camera's /pose of its body: the transforms show it."""
+    base = [
+        (
+            '/base_pose',
+            kind,
+            START_NS + i * PERIOD_NS,
+            message(START_NS + i * PERIOD_NS, transform(50) @ transform(i)),
+        )
+        for i in range(5)
+    ]
+    bag = write_bag(tmp_path / 'bag', camera_log(5) + tf_log() + base)
+    source = BagSource(bag)
+    assert source.pose_topic == '/tf'
+    assert '/base_pose gives poses of another body than the camera' in caplog.text
+    for index, frame in enumerate(source):
+        expected = transform(50) @ transform(index) @ transform(90)
+        assert_pose(frame.map_from_camera, expected)
+    assert BagSource(bag, pose_topic='/base_pose').pose_topic == '/base_pose'
+    caplog.clear()
+    own = [
+        (
+            '/pose',
+            kind,
+            START_NS + i * PERIOD_NS,
+            message(START_NS + i * PERIOD_NS, transform(50) @ transform(i) @ transform(90)),
+        )
+        for i in range(5)
+    ]
+    source = BagSource(write_bag(tmp_path / 'own', camera_log(5) + tf_log() + own))
+    assert source.pose_topic == '/pose'
+    assert not caplog.text

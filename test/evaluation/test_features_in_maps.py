@@ -35,7 +35,8 @@ def test_degradations_change_light_and_sharpness_as_named(benchmark):
 
 def test_recall_adds_up_over_buildings_and_strengths(benchmark, tmp_path):
     table = benchmark.Table(tmp_path / 'a.json')
-    figures = {'localized': 9, 'wrong': 1, 'median_m': 0.01, 'median_deg': 0.1}
+    figures = {'localized': 9, 'wrong': 1, 'median_m': 0.01, 'median_deg': 0.1, 'p95_m': 0.03}
+    figures['relative'] = [0.1, 0.2, 0.4]
     for scene, condition, features, right in (
         ('building 1', 'night', 'rootsift', 4),
         ('building 2', 'night', 'rootsift', 6),
@@ -49,11 +50,25 @@ def test_recall_adds_up_over_buildings_and_strengths(benchmark, tmp_path):
     assert rows['simulated', 'night']['rootsift']['recall'] == 0.5
     assert rows['simulated', 'night']['superpoint']['recall'] == 0.9
     assert rows['simulated', 'night']['superpoint']['queries'] == 20
+    assert rows['simulated', 'night']['superpoint']['median'] == pytest.approx(0.2)
     assert rows['fox', 'blur']['rootsift']['recall'] == 0.45
-    assert '| simulated | 20 | night | 50.0% | 90.0% | +40.0 | 2 / 2 |' in benchmark.markdown(
-        table, {'simulated': 0.05}
-    )
+    # Only what all features have is added up; scenes that choose are told apart.
+    totals = benchmark.over_all(table.rows, {'building 1', 'building 2', 'fox'})
+    assert [totals[name]['right'] for name in ('rootsift', 'superpoint')] == [10, 18]
+    assert totals['rootsift']['median'] == pytest.approx(0.2)
+    text = benchmark.markdown(table, {'simulated': 0.05}, ['building 1'])
+    assert 'Scenes that choose: building 1.' in text
+    assert '| superpoint | 10 | 80.0% | 1 | 0.38 | 0.2 |' in text
     # An interrupted run goes on from the file.
     again = benchmark.Table(tmp_path / 'a.json')
     assert again.rows == table.rows
     assert json.loads((tmp_path / 'a.json').read_text())['summary']
+
+
+def test_other_weights_are_superpoint_by_another_name(benchmark):
+    args = benchmark.build_parser().parse_args(
+        ['--weights', 'a', '--also', 'new=b.safetensors', 'x=c', '--without', 'rootsift']
+    )
+    assert benchmark.contestants(args) == ['superpoint', 'new', 'x']
+    assert benchmark.weights_of(args, 'new') == 'b.safetensors'
+    assert benchmark.weights_of(args, 'superpoint') == 'a'

@@ -14,7 +14,9 @@ from d2s_ros.errors import InputError
 from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.warped_pairs import is_held_out
-from tools.superpoint_training import losses
+from d2s_ros.kernels.interface import REFINEMENT_FLOOR
+from d2s_ros.kernels.tensors import refine_keypoints, score_map
+from tools.superpoint_training import finishing, losses
 from tools.superpoint_training.__main__ import main
 from tools.superpoint_training.labels import HomographicAdaptation, cache_labels, read_labels
 from tools.superpoint_training.network import TrainableSuperPoint, save_weights
@@ -94,6 +96,98 @@ def test_frozen_stage_does_not_move():
     for name in ('norm1a.running_mean', 'norm1b.running_var'):
         torch.testing.assert_close(model.state_dict()[name], before[name], rtol=0, atol=0)
     assert not torch.equal(model.state_dict()['norm2a.running_mean'], before['norm2a.running_mean'])
+
+
+def test_finished_weights_are_taken_over_exactly():
+    torch.manual_seed(0)
+    plain = SuperPointNet().eval()
+    model = TrainableSuperPoint()
+    model.start_from(plain.state_dict())
+    image = torch.rand(2, 1, 48, 72)
+    with torch.no_grad():
+        for found, expected in zip(model.train()(image), plain(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for name, value in model.folded_state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def blobs(points, side=48):
+    """Logits whose scores have a peak at each of (K, 2) points."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 2, indexing='xy'), dim=-1)
+    gaps = (grid[None] - points[:, None, None]).square().sum(-1)
+    logits = torch.logsumexp(6.0 - 0.5 * gaps, dim=0)
+    cells = torch.nn.functional.pixel_unshuffle(logits[None, None], 8)
+    return torch.cat([cells, torch.zeros_like(cells[:, :1])], dim=1)
+
+
+def test_positions_are_compared_as_the_product_reads_them():
+    points = torch.tensor([[12.3, 14.8], [30.1, 20.4], [19.7, 33.2]])
+    logits = blobs(points)
+    scores = score_map(logits)
+    peaks, _ = losses.strongest_peaks(scores, 3)
+    found = losses.refined_peaks((scores + REFINEMENT_FLOOR).log(), peaks)[0]
+    torch.testing.assert_close(found, refine_keypoints(scores[0], peaks[0]), rtol=0, atol=1e-4)
+    same = torch.cat([logits, logits])
+    motion = torch.eye(3)[None]
+    near, _, _ = losses.position_losses(same, motion)
+    moved = torch.eye(3)[None].clone()
+    moved[0, 0, 2] = 0.5
+    far, _, median = losses.position_losses(same, moved)
+    assert float(near) == pytest.approx(0.1, abs=1e-4)
+    assert float(median) == pytest.approx(0.51, abs=0.02)
+    # And following the gradient brings the two views together.
+    both = same.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([both], lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss, _, _ = losses.position_losses(both, moved)
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.7 * float(far)
+
+
+def test_ranking_raises_what_the_other_view_confirms():
+    first = blobs(torch.tensor([[12.0, 12.0], [28.0, 20.0]]))
+    second = blobs(torch.tensor([[12.0, 12.0], [28.0, 36.0]]))
+    logits = torch.cat([first, second]).requires_grad_(True)
+    _, ranking, _ = losses.position_losses(logits, torch.eye(3)[None])
+    ranking.backward()
+    slope = torch.nn.functional.pixel_shuffle(logits.grad[:, :64], 8)[0, 0]
+    assert float(slope[12, 12]) < 0 < float(slope[20, 28])
+
+
+@pytest.mark.parametrize('layers', ['detector', 'all'])
+def test_last_layers_on_stored_maps_are_the_network(layers):
+    torch.manual_seed(0)
+    network = SuperPointNet().eval()
+    images = torch.rand(2, 1, 64, 80)
+    head = finishing.Head(network, layers)
+    with torch.no_grad():
+        entering = head.entering(finishing.pooled_maps(network, images))
+        for found, expected in zip(head(entering, describe=True), network(images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_finishing_moves_the_detector_alone_and_resumes(tmp_path, photographs):
+    torch.set_num_threads(1)
+    out = tmp_path / 'out'
+    # Names that are held out: what is measured is never trained on.
+    held = next(f'x{i}.png' for i in range(99) if is_held_out(f'x{i}'))
+    (photographs / held).write_bytes((photographs / 'p0.png').read_bytes())
+    arguments = ['--images', str(photographs), '--out', str(out), '--size', '64', '--batch', '2']
+    assert finishing.main([*arguments, '--pairs', '40', '--steps', '3']) == 0
+    old = SuperPoint.from_pretrained().network.state_dict()
+    extractor = SuperPoint.from_pretrained(out / 'superpoint.safetensors')
+    assert (extractor.dim, extractor.smoothing) == (128, pytest.approx(0.7))
+    new = extractor.network.state_dict()
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {'convPa.weight', 'convPa.bias', 'convPb.weight', 'convPb.bias'}
+    rows = [json.loads(line) for line in (out / 'curve.jsonl').read_text().splitlines()]
+    assert rows[0]['step'] == 0
+    assert rows[-1]['step'] == 3
+    assert finishing.main([*arguments, '--pairs', '40', '--steps', '4', '--resume']) == 0
+    assert json.loads((out / 'curve.jsonl').read_text().splitlines()[-1])['step'] == 4
+    assert finishing.main(['--out', str(tmp_path / 'none'), '--minutes', '1']) != 0
 
 
 def test_splat_keeps_the_centroid_and_the_weight():
@@ -345,6 +439,22 @@ def test_command_from_scratch_ends_with_weights(tmp_path, photographs):
     # With more steps it goes on from there.
     assert main([*arguments, '--steps', '6', '--resume']) == 0
     assert torch.load(out / 'checkpoint.pt', weights_only=True)['step'] == 4
+
+
+def test_command_goes_on_from_finished_weights(tmp_path, photographs):
+    out = tmp_path / 'out'
+    arguments = ['--images', str(photographs), '--out', str(out), '--start', 'packaged']
+    arguments += ['--batch', '2', '--size', '64', '--threads', '1', '--steps', '2']
+    assert main(arguments) == 0
+    labels = read_labels(out / 'labels' / 'p1.npz')
+    assert labels.descriptors.shape == (len(labels.keypoints), 256)
+    old = SuperPoint.from_pretrained().network.state_dict()
+    new = SuperPoint.from_pretrained(out / 'superpoint.safetensors').network.state_dict()
+    for name in ('conv1a.weight', 'conv1b.bias'):
+        torch.testing.assert_close(new[name], old[name], rtol=1e-2, atol=1e-4)
+    # Two careful steps: others have moved, but not far.
+    change = (new['convPa.weight'] - old['convPa.weight']).norm() / old['convPa.weight'].norm()
+    assert 1e-5 < float(change) < 0.05
 
 
 def test_projection_keeps_distances_between_descriptors_of_few_directions(rng):

@@ -11,6 +11,7 @@ import pytest
 
 from d2s_ros.config import to_dict
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.hypotheses import PoseSearch
@@ -279,8 +280,8 @@ def test_a_moved_object_does_not_outvote_the_scene(localizer, seen, rng):
     alone = solve_pose(ideal, points, camera.ideal, sigmas_px=np.ones(120))
     assert pose_error(alone.camera_from_map.inverse(), thing @ scene)[0] < 0.05
     # So does a localizer to which no spread is doubtful.
-    content = with_limits(localizer, doubtful_spread=0.0)
-    _, first = content._solve_best(features, camera, coordinates, np.arange(120), None)
+    content = LocalizerConfig(limits=Limits(doubtful_spread=0.0))
+    first = PoseSearch(observation, 1.0, content, PoseSolverConfig()).best(np.arange(120)).estimate
     assert pose_error(first.camera_from_map.inverse(), thing @ scene)[0] < 0.05
 
 
@@ -371,3 +372,17 @@ def test_the_report_is_json(localizer, seen):
 
 def test_the_options_survive_a_dictionary():
     assert to_dict(LocalizerConfig())['solver']['seed'] == 0
+
+
+def test_keypoints_are_undistorted_once_a_frame(localizer, seen, monkeypatch):
+    calls = []
+    normalize = Camera.normalize
+
+    def counted(camera, keypoints):
+        calls.append(len(keypoints))
+        return normalize(camera, keypoints)
+
+    monkeypatch.setattr(Camera, 'normalize', counted)
+    result = localizer.localize(seen.image, seen.camera)
+    assert result.localized
+    assert calls == [result.num_keypoints]

@@ -16,6 +16,7 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
+from d2s_ros.localization import ransac
 from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.covariance import covariance_of_pose
 from d2s_ros.localization.focal_length import focal_error
@@ -34,6 +35,15 @@ from d2s_ros.localization.pose_solver import (
 from d2s_ros.localization.result import first_failure
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 325.0, 236.0)
+
+
+@pytest.fixture(autouse=True, params=sorted(ransac.SOLVERS))
+def solver(request, monkeypatch):
+    """Run every test with each implementation of RANSAC."""
+    if request.param == 'poselib':
+        pytest.importorskip('poselib')
+    monkeypatch.setattr(ransac, 'solver_name', lambda: request.param)
+    return request.param
 
 
 def random_pose(rng):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import py_compile
 import re
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 import yaml
@@ -143,7 +144,7 @@ def test_examples_use_real_parameters(repo_root):
     from d2s_ros.config import from_dict
 
     text = (repo_root / 'config' / 'examples' / 'nav2_localizer.yaml').read_text()
-    values = yaml.safe_load(text)['localizer']['ros__parameters']
+    values = yaml.safe_load(text)['/**/localizer']['ros__parameters']
     assert from_dict(LocalizerNodeConfig, values).tf_mode == 'map_to_odom'
     text = (repo_root / 'config' / 'examples' / 'realtime.yaml').read_text()
     values = yaml.safe_load(text)['/**']['ros__parameters']
@@ -166,3 +167,25 @@ def test_rviz_shows_topics_that_exist(repo_root, document):
     assert topics
     assert topics <= published
     assert view['Visualization Manager']['Global Options']['Fixed Frame'] == 'map'
+
+
+def test_the_security_policy_has_all_names(repo_root, document):
+    """What the nodes publish, subscribe to and serve is what the example allows."""
+    path = repo_root / 'config' / 'examples' / 'sros2' / 'localizer.policy.xml'
+    root = ElementTree.parse(path).getroot()
+
+    def allowed(enclave, kind, rule):
+        (found,) = [item for item in root.iter('enclave') if item.get('path') == enclave]
+        groups = [item for item in found.iter(f'{kind}s') if item.get(rule) == 'ALLOW']
+        return {item.text.replace('~', enclave.strip('/')) for item in groups[0].iter(kind)}
+
+    def names(heading):
+        return {row[0].strip('/') for row in table(document, heading)}
+
+    assert names('Published topic') <= allowed('/localizer', 'topic', 'publish')
+    assert names('Subscribed topic') <= allowed('/localizer', 'topic', 'subscribe')
+    assert names('Service') <= allowed('/localizer', 'service', 'reply')
+    assert names('Published by map_updater') <= allowed('/map_updater', 'topic', 'publish')
+    assert names('Service of map_updater') <= allowed('/map_updater', 'service', 'reply')
+    every = names('Service') | names('Service of map_updater')
+    assert every <= allowed('/operator', 'service', 'request')

@@ -28,6 +28,7 @@ from d2s_ros.ros.parameters import (
     declare_from_dataclass,
     parameter_fields,
     read_dataclass,
+    unknown_overrides,
 )
 
 
@@ -92,6 +93,18 @@ def test_wrong_overrides_are_named(make_node):
         node = make_node(**values)
         with pytest.raises(ConfigError, match=words):
             declare_and_read(node)
+
+
+@pytest.mark.parametrize('dumped', ['null', 'None', ''])
+def test_what_dump_writes_can_be_loaded_again(make_node, dumped):
+    """`ros2 param dump` writes null for a list that is not set, which is read as text."""
+    assert declare_and_read(make_node(pose=dumped)) == Example()
+
+
+def test_unknown_names_are_told(make_node):
+    node = make_node(cuont=4, count=5)
+    declare_from_dataclass(node, Example)
+    assert unknown_overrides(node) == ['unknown parameter cuont is ignored; did you mean count?']
 
 
 def test_descriptors_tell_people_everything(make_node):

@@ -208,9 +208,11 @@ def test_the_published_schedule_learns():
     assert unreliable > 0.7
 
 
-@pytest.mark.parametrize('stop', [1, 7])
-def test_a_resumed_run_equals_an_uninterrupted_one(samples, tmp_path, stop):
-    config = RegressionTrainingConfig(steps=12, images_per_step=2, keypoints_per_image=50)
+@pytest.mark.parametrize(('stop', 'start'), [(1, 'random'), (7, 'random'), (7, 'points')])
+def test_a_resumed_run_equals_an_uninterrupted_one(samples, tmp_path, stop, start):
+    config = RegressionTrainingConfig(
+        steps=12, images_per_step=2, keypoints_per_image=50, start=start
+    )
     variants = [[variant[0], make_shorter(variant[0], 60)] for variant in samples]
     whole, _ = train_regression_network(variants, TINY, config)
     path = tmp_path / 'checkpoint'

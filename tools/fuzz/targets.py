@@ -219,7 +219,7 @@ def _images() -> tuple[bytes, ...]:
     grey16 = picture[..., 0].astype(np.uint16) * 200
     encoded = [
         cv2.imencode(suffix, picture)[1].tobytes()
-        for suffix in ('.jpg', '.png', '.webp', '.bmp', '.tiff', '.ppm')
+        for suffix in ('.jpg', '.png', '.webp', '.bmp', '.tiff')
     ]
     progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
     encoded.append(cv2.imencode('.jpg', picture, progressive)[1].tobytes())
@@ -244,6 +244,7 @@ def _map() -> dict[str, bytes]:
     from d2s_ros.maps.manifest import Calibration, MapManifest
     from d2s_ros.maps.scene_map import SceneMap
     from d2s_ros.maps.store import MapStore
+    from d2s_ros.scene_models.landmark.model import LandmarkModel
     from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
     from d2s_ros.scene_models.landmark.table import LandmarkTable
 
@@ -267,7 +268,9 @@ def _map() -> dict[str, bytes]:
     update = {'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10), 'poses': np.eye(4)}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / 'map'
-        MapStore(root).write(SceneMap(manifest, table, LandmarkNetwork(config).eval()), update)
+        MapStore(root).write(
+            SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval())), update
+        )
         return {
             file.relative_to(root).as_posix(): file.read_bytes()
             for file in root.rglob('*')

@@ -3,6 +3,9 @@
 With a teacher (ALIKED-n16):
     python -m tools.superpoint_training --images DIR --out DIR --teacher aliked-n16.pth --minutes 90
 
+From finished weights, for precision; they are the teacher unless there is another:
+    python -m tools.superpoint_training --images DIR --out DIR --start packaged --minutes 90
+
 From scratch (synthetic shapes, homographic adaptation, then everything together):
     python -m tools.superpoint_training --images DIR --out DIR --device cuda --minutes 60
 
@@ -25,18 +28,20 @@ from d2s_ros import distributed
 from d2s_ros.errors import D2SError, UsageError
 from d2s_ros.features.superpoint.extractor import checked_device
 from d2s_ros.features.superpoint.network import SuperPointNet
-from d2s_ros.features.superpoint.weights import load_network, projection_path
+from d2s_ros.features.superpoint.weights import default_weights_path, load_network, projection_path
 from d2s_ros.features.warped_pairs import is_held_out
 from tools.superpoint_training.labels import (
     AlikedTeacher,
     HomographicAdaptation,
+    SuperPointTeacher,
     cache_labels,
     photograph_names,
     read_photograph,
 )
 from tools.superpoint_training.losses import LossWeights
 from tools.superpoint_training.network import save_weights
-from tools.superpoint_training.projection import fit_projection, save_projection
+from tools.superpoint_training.pairs import Augmentation
+from tools.superpoint_training.projection import SMOOTHING, fit_projection, save_projection
 from tools.superpoint_training.trainer import (
     Budget,
     PhotographPairs,
@@ -64,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--images', type=Path, required=True, help='folder of photographs')
     parser.add_argument('--out', type=Path, required=True, help='labels, checkpoints and weights')
     parser.add_argument('--teacher', type=Path, help='weights of ALIKED-n16; without: from scratch')
+    parser.add_argument('--start', help='weights to begin with, a file or "packaged"')
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument('--minutes', type=float, help='time to train, labels not counted')
     budget.add_argument('--steps', type=int, help='updates of the weights')
@@ -74,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--size', type=int, default=defaults.size, help='side of a view, px')
     parser.add_argument('--workers', type=int, default=defaults.workers, help='loader processes')
     parser.add_argument('--warps', type=int, default=32, help='of homographic adaptation')
+    fine = parser.add_argument_group('with --start')
+    fine.add_argument('--muon-lr', type=float, default=0.006)
+    fine.add_argument('--adam-lr', type=float, default=3e-4)
+    fine.add_argument('--decay', type=float, default=0.5, help='share of falling rates, at the end')
+    fine.add_argument('--detector', type=float, default=5.0, help='weight of the labels')
+    fine.add_argument('--precision', type=float, default=2.0, help='weight of distances')
+    fine.add_argument('--ranking', type=float, default=0.5, help='weight of what is exact on top')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all')
     return parser
 
@@ -107,9 +120,15 @@ def train(options: argparse.Namespace, device: str) -> Path:
         batch=options.batch, size=options.size, workers=options.workers, seed=options.seed
     )
     budget = Budget(steps=options.steps, minutes=options.minutes)
-    labeller: AlikedTeacher | HomographicAdaptation
+    start: SuperPointNet | None = None
+    if options.start is not None:
+        config = finishing(config, options)
+        start = _starting_network(options.start)
+    labeller: AlikedTeacher | HomographicAdaptation | SuperPointTeacher
     if options.teacher is not None:
         labeller = AlikedTeacher(options.teacher, device=device)
+    elif start is not None:
+        labeller = SuperPointTeacher(start, smoothing=config.augmentation.smoothing, device=device)
     else:
         detector = _train_detector(options, config, _part(budget, SYNTHETIC_SHARE), device)
         labeller = HomographicAdaptation(detector, warps=options.warps, device=device)
@@ -120,6 +139,11 @@ def train(options: argparse.Namespace, device: str) -> Path:
     distributed.wait()
     names = cache_labels(options.images, labels, labeller, labeller.name)
     trainer = Trainer(config, teacher_dim=labeller.dim, out=options.out, device=device)
+    if start is not None:
+        trainer.start_from(start.state_dict())
+        if labeller.dim == 256:
+            # Its own descriptors: nothing to turn them by.
+            torch.nn.init.eye_(trainer.projection.data)
     if options.resume and (options.out / 'checkpoint.pt').is_file():
         trainer.load()
     # Another seed after a resume: the same pairs would come again otherwise.
@@ -131,6 +155,28 @@ def train(options: argparse.Namespace, device: str) -> Path:
         _write_projection(path, options.images, device)
         _logger.info('wrote %s after %d steps', path, trainer.step)
     return path
+
+
+def finishing(config: TrainingConfig, options: argparse.Namespace) -> TrainingConfig:
+    """Return how to go on from finished weights: smaller steps, and a loss on positions."""
+    return dataclasses.replace(
+        config,
+        muon_lr=options.muon_lr,
+        adam_lr=options.adam_lr,
+        decay_share=options.decay,
+        freeze_share=0.0,
+        augmentation=Augmentation(scale=(1.0, 2.2), clean=0.4, grain=2.5, smoothing=SMOOTHING),
+        weights=LossWeights(
+            detector=options.detector, precision=options.precision, ranking=options.ranking
+        ),
+    )
+
+
+def _starting_network(name: str) -> SuperPointNet:
+    path = default_weights_path() if name == 'packaged' else Path(name)
+    if path is None:
+        raise UsageError('the package has no superpoint weights; give --start a file')
+    return load_network(path)[0]
 
 
 def _write_projection(weights: Path, images: Path, device: str) -> None:

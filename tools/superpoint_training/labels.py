@@ -14,13 +14,15 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from tqdm import tqdm
 
 from d2s_ros.errors import InputError, WeightsError
+from d2s_ros.features.superpoint.dense_maps import read_descriptors
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.warped_pairs import sample_homography
 from d2s_ros.kernels.interface import CELL
-from d2s_ros.kernels.tensors import score_map, suppress_non_maxima
+from d2s_ros.kernels.tensors import refine_keypoints, score_map, suppress_non_maxima
 from tools.superpoint_training.pairs import Labels
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +66,71 @@ class AlikedTeacher:
             found.keypoints.cpu().numpy().astype(np.float32),
             found.keypoint_scores.cpu().numpy().astype(np.float32),
             found.descriptors.cpu().numpy().astype(np.float16),
+        )
+
+
+class SuperPointTeacher:
+    """Finished SuperPoint weights: what they see in the photograph as it is.
+
+    Scores are averaged over two places of the cells, half a cell apart, which makes positions more
+    exact. Several times as fast as ALIKED on a CPU.
+
+    Args:
+        network: With finished weights.
+        smoothing: Sigma of the Gaussian that the weights want, px.
+        keypoints: At most this many.
+        threshold: Least score of a keypoint.
+        device: 'cpu' or 'cuda'.
+    """
+
+    dim = 256
+
+    def __init__(
+        self,
+        network: SuperPointNet,
+        *,
+        smoothing: float = 0.0,
+        keypoints: int = 1024,
+        threshold: float = 0.005,
+        device: str = 'cpu',
+    ) -> None:
+        self.network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device, self.smoothing = torch.device(device), smoothing
+        self.keypoints, self.threshold = keypoints, threshold
+        digest = hashlib.sha256(
+            b''.join(value.cpu().numpy().tobytes() for value in network.state_dict().values())
+        )
+        self.name = f'superpoint-{smoothing:g}-{digest.hexdigest()[:16]}'
+
+    def __call__(self, photograph: NDArray[np.uint8]) -> Labels:
+        """Detect and describe."""
+        height, width = photograph.shape
+        if self.smoothing > 0:
+            photograph = np.asarray(cv2.GaussianBlur(photograph, (0, 0), self.smoothing), np.uint8)
+        half = CELL // 2
+        total = torch.zeros(height, width, device=self.device)
+        shifts = ((half, half), (0, 0))
+        for down, right in shifts:
+            pad = ((down, -(height + down) % CELL), (right, -(width + right) % CELL))
+            padded = torch.from_numpy(np.pad(photograph, pad, mode='edge')).to(self.device)
+            with torch.inference_mode():
+                logits, raw = self.network(padded[None, None].float() / 255.0)
+                total += score_map(logits)[0, down : down + height, right : right + width]
+        total = total / len(shifts)
+        peaks = suppress_non_maxima(total[None], CELL // 2)[0]
+        edge = torch.zeros_like(peaks)
+        edge[CELL:-CELL, CELL:-CELL] = peaks[CELL:-CELL, CELL:-CELL]
+        strength, index = edge.flatten().topk(min(self.keypoints, edge.numel()))
+        index = index[strength > self.threshold]
+        pixels = torch.stack([index % width, index // width], dim=1)
+        # A position between pixels spreads over several: what is around it counts.
+        mass = functional.avg_pool2d(total[None], 3, stride=1, padding=1, divisor_override=1)[0]
+        points = refine_keypoints(total, pixels)
+        described = read_descriptors(raw[0].float(), points)
+        return Labels(
+            points.cpu().numpy().astype(np.float32),
+            mass.flatten()[index].clamp(max=1.0).cpu().numpy().astype(np.float32),
+            described.cpu().numpy().astype(np.float16),
         )
 
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+#: Pixels of an image of twice the size, whose 2x2 blocks are this one's.
+_TWICE = np.array([[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]])
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -53,16 +56,22 @@ class Pair:
         views: The two views.
         source_keypoints: (K, 2) float32 px in the photograph.
         descriptors: (K, D) float16, the teacher's.
+        second_from_first: (3, 3) homography between the views' pixels.
     """
 
     views: tuple[View, View]
     source_keypoints: Array
     descriptors: NDArray[np.float16]
+    second_from_first: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much views differ. Angles in degrees, the rest relative to the view's side."""
+    """How much views differ. Angles in degrees, the rest relative to the view's side.
+
+    `clean` is the share of pairs without any degradation but `grain`, the noise (grey levels, at
+    most) that every view has. `smoothing` is the sigma, px, that the product smooths images with.
+    """
 
     scale: tuple[float, float] = (0.75, 1.7)
     view_scale: float = 0.25
@@ -70,6 +79,9 @@ class Augmentation:
     perspective: float = 0.16
     shift: float = 0.12
     photometric: float = 1.0
+    clean: float = 0.0
+    grain: float = 0.0
+    smoothing: float = 0.0
 
 
 def transform_points(homography: NDArray[np.float64], points: Array) -> Array:
@@ -166,7 +178,7 @@ def degrade(rng: np.random.Generator, image: Array, strength: float = 1.0) -> Ar
         image = np.power(np.clip(image, 0, 1), float(np.exp(rng.uniform(-0.5, 0.5))))
     if rng.random() < 0.5:
         image = image + rng.normal(size=image.shape).astype(np.float32) * float(
-            rng.uniform(0.0, 0.05) * rng.random()
+            rng.uniform(0.0, 0.05 if rng.random() < 0.7 else 0.1) * rng.random()
         )
     # The camera delivers 8 bits; in the dark that is a loss that must be learned too.
     return np.asarray(np.round(np.clip(image, 0, 1) * 255) / 255, dtype=np.float32)
@@ -207,6 +219,17 @@ def _motion_blur(rng: np.random.Generator, image: Array) -> Array:
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 
 
+def _photographed(rng: np.random.Generator, image: Array, config: Augmentation) -> Array:
+    """Add what every camera adds, and smooth as the product does before the network."""
+    if config.grain > 0:
+        noise = rng.normal(size=image.shape) * rng.uniform(0.0, config.grain) / 255
+        levels = np.round(np.clip(image + noise, 0, 1) * 255) / 255
+        image = np.asarray(levels, np.float32)
+    if config.smoothing > 0:
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), config.smoothing), np.float32)
+    return image
+
+
 def splat(size: int, points: Array, weights: Array) -> Array:
     """Spread each weight over the four pixels around its sub-pixel point; (size, size).
 
@@ -222,6 +245,46 @@ def splat(size: int, points: Array, weights: Array) -> Array:
             inside = (x >= 0) & (y >= 0) & (x < size) & (y < size)
             np.maximum.at(heatmap, (y[inside], x[inside]), (share * weights)[inside])
     return heatmap
+
+
+def _warped(
+    photograph: NDArray[np.uint8], homography: NDArray[np.float64], size: int
+) -> NDArray[np.uint8]:
+    # At twice the size and averaged: what is made smaller would be aliased.
+    twice = cv2.warpPerspective(
+        photograph,
+        _TWICE @ homography,
+        (2 * size, 2 * size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=float(photograph.mean()),
+    )
+    return np.asarray(cv2.resize(twice, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def draw_views(
+    rng: np.random.Generator, photograph: NDArray[np.uint8], size: int, config: Augmentation
+) -> tuple[tuple[Array, Array], NDArray[np.float64], bool]:
+    """Draw two views without labels.
+
+    Returns:
+        Two (S, S) images, the homography from the first to the second, and whether neither is
+        degraded.
+    """
+    height, width = photograph.shape
+    first, second = sample_homographies(rng, width, height, size, config)
+    clean = bool(rng.random() < config.clean)
+    views = []
+    for homography in (first, second):
+        plain = np.asarray(_warped(photograph, homography, size) / np.float32(255), np.float32)
+        image = degrade(rng, plain, 0.0 if clean else config.photometric)
+        views.append(_photographed(rng, image, config))
+    return (views[0], views[1]), _motion(first, second), clean
+
+
+def _motion(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    motion = second @ np.linalg.inv(first)
+    return np.asarray(motion / motion[2, 2])
 
 
 def make_pair(
@@ -254,16 +317,10 @@ def make_pair(
     if len(pool) > keypoints:
         weight = 0.1 + labels.scores[pool]
         pool = rng.choice(pool, keypoints, replace=False, p=weight / weight.sum())
+    photometric = 0.0 if rng.random() < config.clean else config.photometric
     views = []
     for homography, points, seen in zip(homographies, mapped, inside, strict=True):
-        warped = cv2.warpPerspective(
-            photograph,
-            homography,
-            (size, size),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=float(photograph.mean()),
-        )
+        warped = _warped(photograph, homography, size)
         outside = cv2.warpPerspective(
             np.zeros_like(photograph), homography, (size, size), borderValue=255.0
         )
@@ -272,6 +329,10 @@ def make_pair(
         near = ((points > -1) & (points < size)).all(axis=1)
         heatmap = splat(size, points[near], labels.scores[near])
         plain = np.asarray(np.asarray(warped, np.float32) / 255, np.float32)
-        image = degrade(rng, plain, config.photometric)
+        image = degrade(rng, plain, photometric)
+        image = _photographed(rng, image, config)
         views.append(View(image, heatmap, cells, points[pool], seen[pool]))
-    return Pair((views[0], views[1]), labels.keypoints[pool], labels.descriptors[pool])
+    return Pair(
+        (views[0], views[1]), labels.keypoints[pool], labels.descriptors[pool],
+        _motion(*homographies),
+    )  # fmt: skip

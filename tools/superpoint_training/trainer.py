@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from d2s_ros import distributed
+from d2s_ros.device import has_fast_bfloat16
 from d2s_ros.errors import InputError
 from d2s_ros.features.superpoint.network import LINEAR_LAYERS
 from d2s_ros.features.warped_pairs import is_held_out
@@ -106,6 +107,9 @@ def collate(pairs: list[Pair]) -> Batch:
         visible=torch.from_numpy(visible),
         source_keypoints=torch.from_numpy(places),
         descriptors=torch.from_numpy(descriptors),
+        second_from_first=torch.from_numpy(
+            np.stack([pair.second_from_first for pair in pairs]).astype(np.float32)
+        ),
     )
 
 
@@ -235,6 +239,12 @@ class Trainer:
                     self.save()
         self.save()
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Begin with finished weights, and leave the two layers at full resolution as they are."""
+        for network in (self.model, self.ema):
+            network.start_from(state)
+        self.model.freeze_first_stage()
+
     def freeze_first_stage(self) -> None:
         """Keep the first stage as its average is now: each further step costs half."""
         if self.model.first_stage_frozen:
@@ -257,7 +267,9 @@ class Trainer:
                 group['lr'] = rate * factor
         self.model.train()
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        # Where bfloat16 is emulated a step takes seven times as long.
+        fast = has_fast_bfloat16(self.device.type)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             logits, raw = self.model(images)
         loss, terms = total_loss(
             logits,
@@ -295,6 +307,7 @@ class Trainer:
             'muon': self.muon.state_dict(),
             'adam': self.adam.state_dict(),
             'frozen': self.model.first_stage_frozen,
+            'statistics_frozen': self.model.statistics_frozen,
             'step': self.step,
             'seconds': self.seconds,
             'config': json.dumps(asdict(self.config)),
@@ -319,6 +332,8 @@ class Trainer:
             self.adam.load_state_dict(state['adam'])
             if state['frozen']:
                 self.model.freeze_first_stage()
+            for network in (self.model, self.ema):
+                network.statistics_frozen = bool(state.get('statistics_frozen', False))
             self.step, self.seconds = int(state['step']), float(state['seconds'])
         except (OSError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
             reason = str(error).strip().split('\n')[0]

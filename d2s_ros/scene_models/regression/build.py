@@ -47,7 +47,12 @@ def budget(name: str, recipe: str, seed: int) -> dict[str, Any]:
         'full': (50_000, 8, 2000),
     }[name]
     training = RegressionTrainingConfig(
-        steps=steps, seed=seed, augmentation=AugmentationConfig(copies=copies)
+        steps=steps,
+        start='points',
+        evaluate_every=max(5, steps // 20),
+        patience=20,
+        seed=seed,
+        augmentation=AugmentationConfig(copies=copies),
     )
     if recipe != 'paper':
         training = replace(

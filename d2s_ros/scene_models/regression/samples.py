@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class RegressionSample:
 
     Attributes:
         descriptors: (N, D) float32.
+        tracks: (N,) int64 point of the reconstruction, -1 without a label.
         targets: (N, 3) float32, zero without a label.
         z: (N,) float32, 1 with a label, 0 without: the true reliability.
         pixels: (N, 2) float32 undistorted px, zero where unknown.
@@ -43,6 +44,7 @@ class RegressionSample:
     """
 
     descriptors: Tensor
+    tracks: Tensor
     targets: Tensor
     z: Tensor
     pixels: Tensor
@@ -53,6 +55,17 @@ class RegressionSample:
 
     def __len__(self) -> int:
         return len(self.descriptors)
+
+    def labelled_only(self, points: Tensor) -> RegressionSample:
+        """Return the sample with the labels of some points (L,) alone."""
+        keep = torch.isin(self.tracks, points)
+        return replace(
+            self,
+            tracks=torch.where(keep, self.tracks, -1),
+            targets=self.targets * keep[:, None],
+            z=keep.to(self.z.dtype),
+            depths=torch.where(keep, self.depths, 1.0),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +126,7 @@ def make_regression_sample(
 
     return RegressionSample(
         torch.from_numpy(features.descriptors),
+        torch.from_numpy(np.where(labelled, point_idx, -1)),
         tensor(targets),
         tensor(labelled),
         tensor(np.nan_to_num(ideal)),

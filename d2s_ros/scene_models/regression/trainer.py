@@ -23,6 +23,7 @@ from d2s_ros.scene_models.regression.losses import (
 )
 from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
 from d2s_ros.scene_models.regression.samples import RegressionSample
+from d2s_ros.scene_models.regression.start import start_from_points
 from d2s_ros.scene_models.training_loop import halving, new_network, one_cycle, run_loop
 
 _PER_KEYPOINT = ('descriptors', 'targets', 'z', 'pixels', 'depths')
@@ -39,6 +40,11 @@ class RegressionTrainingConfig:
     learning_rate: float = option(1e-4, 'Of Adam, at its highest.', minimum=0.0)
     schedule: str = option(
         'halving', 'Learning rate over the run.', choices=('halving', 'one_cycle')
+    )
+    start: str = option(
+        'random',
+        "Weights before training: random, or such that the network knows the scene's best points.",
+        choices=('random', 'points'),
     )
     distance: str = option(
         'squared', 'Distance of coordinates in the loss.', choices=('squared', 'plain')
@@ -144,17 +150,23 @@ def paper_loss(
         step + 1, config.steps, config.reprojection_start
     )
     if alpha_r:
-        errors = reprojection_errors(
-            points,
-            batch['rotation'],
-            batch['translation'],
-            batch['intrinsics'],
-            batch['pixels'],
-            (config.min_depth_share * batch['depths']).clamp_min(1e-6),
-        )
+        errors = _errors_px(points, batch, config)
         tau = curriculum_tau((step + 1) / config.steps, config.tau_max_px, config.tau_min_px)
         loss = loss + alpha_r * robust_reprojection_loss(errors, z, tau)
     return loss
+
+
+def _errors_px(
+    points: Tensor, batch: dict[str, Tensor], config: RegressionTrainingConfig
+) -> Tensor:
+    return reprojection_errors(
+        points,
+        batch['rotation'],
+        batch['translation'],
+        batch['intrinsics'],
+        batch['pixels'],
+        (config.min_depth_share * batch['depths']).clamp_min(1e-6),
+    )
 
 
 def train_regression_network(
@@ -168,6 +180,7 @@ def train_regression_network(
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
     held_out: Sequence[RegressionSample] = (),
+    on_evaluation: Callable[[D2SNetwork], None] | None = None,
 ) -> tuple[D2SNetwork, dict[str, Any]]:
     """Train from scratch, from given weights, or on from a checkpoint of the same run.
 
@@ -181,13 +194,22 @@ def train_regression_network(
             an uninterrupted one.
         progress: Show a progress bar.
         on_step: Called with (step, loss) after each step; an exception ends training.
-        held_out: Samples that are not trained on, for the early stop (`patience`).
+        held_out: Samples that are not trained on. With `patience`, the weights with the lowest
+            `held_out_error_px` are kept, those before training among them.
+        on_evaluation: Called with the network at each of these evaluations.
 
     Returns:
         The network on the CPU in eval mode, in the coordinates of the samples, and figures of the
-        run (steps, seconds, loss).
+        run (steps, seconds, loss, held_out_px, and known_points of the start).
     """
-    network = new_network(D2SNetwork, network_config, config.seed, initial).to(device)
+    network = new_network(D2SNetwork, network_config, config.seed, initial)
+    figures: dict[str, Any] = {}
+    if config.start == 'points' and samples and initial is None:
+        known = start_from_points(network, [variants[0] for variants in samples])
+        samples = [[sample.labelled_only(known) for sample in variants] for variants in samples]
+        held_out = [sample.labelled_only(known) for sample in held_out]
+        figures['known_points'] = len(known)
+    network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     share = halving if config.schedule == 'halving' else one_cycle
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, config.steps))
@@ -200,17 +222,12 @@ def train_regression_network(
         batch = {name: value[own].to(device) for name, value in batch.items()}
         return paper_loss(network, batch, config, step)
 
-    def held_out_loss() -> float:
-        losses = []
-        for sample in held_out:
-            points, p = network(sample.descriptors[None].to(device))
-            targets, z = sample.targets[None].to(device), sample.z[None].to(device)
-            loss = config.alpha_m * coordinate_loss(points, targets, z, squared=False)
-            loss = loss + config.alpha_u * reliability_loss(network.reliability(p), z)
-            losses.append(float(loss) / len(sample))
-        return sum(losses) / len(losses)
+    def error_px() -> float:
+        if on_evaluation is not None:
+            on_evaluation(network)
+        return held_out_error_px(network, held_out, config, device)
 
-    figures = run_loop(
+    figures |= run_loop(
         network,
         optimizer,
         scheduler,
@@ -221,6 +238,33 @@ def train_regression_network(
         checkpoint=checkpoint,
         progress=progress,
         on_step=on_step,
-        evaluate=held_out_loss if held_out else None,
+        evaluate=error_px if held_out else None,
     )
+    if held_out:
+        figures['held_out_px'] = round(held_out_error_px(network, held_out, config), 2)
     return network, figures
+
+
+@torch.no_grad()
+def held_out_error_px(
+    network: D2SNetwork,
+    samples: Sequence[RegressionSample],
+    config: RegressionTrainingConfig,
+    device: str = 'cpu',
+) -> float:
+    """Return how far labelled keypoints are from where their predicted coordinates project, px.
+
+    The mean over the keypoints of all samples. Those that are further off than `tau_max_px`, or
+    that the network calls less than half reliable, count as that much.
+    """
+    found = []
+    for sample in samples:
+        batch = {
+            name: getattr(sample, name)[None].to(device) for name in (*_PER_KEYPOINT, *_PER_IMAGE)
+        }
+        points, p = network(batch['descriptors'])
+        errors = _errors_px(points, batch, config).clamp_max(config.tau_max_px)
+        errors[network.reliability(p) < 0.5] = config.tau_max_px
+        found.append(errors[batch['z'] > 0])
+    errors = torch.cat(found)
+    return float(errors.mean()) if len(errors) else config.tau_max_px
