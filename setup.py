@@ -64,6 +64,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    url='https://example.org/d2s_ros',
     author='The d2s_ros authors',
     maintainer='The d2s_ros authors',
     maintainer_email='maintainers@example.org',

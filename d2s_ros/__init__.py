@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from d2s_ros.localization.localizer import Localizer as Localizer
     from d2s_ros.localization.result import LocalizationResult as LocalizationResult
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 #: Public name to the module that defines it.
 _HOMES = {

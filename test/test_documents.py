@@ -25,3 +25,13 @@ def test_the_files_that_documents_link_to_are_there():
             if '://' not in target and not (path.parent / target).exists():
                 missing.append(f'{path.name}: {target}')
     assert missing == []
+
+
+def test_every_refusal_says_what_to_do():
+    def statuses(path):
+        text = (ROOT / 'docs' / path).read_text().partition('| Status |')[2]
+        rows = text.partition('\n\n')[0]
+        return re.findall(r'^\| `(\w+)` \|', rows, re.MULTILINE)
+
+    # test/ros/test_interface_docs.py compares the reference with the code.
+    assert statuses('operate/refusals.md') == statuses('reference/ros_interface.md')

@@ -134,4 +134,5 @@ def test_the_example_with_a_scene_model_of_its_own(repo_root, colmap_folders, tm
         colmap_folders['queries'],
     )
     assert 'mean descriptors' in output
-    assert output.count(': localized') >= 5
+    # Without training it refuses more than the packaged model does.
+    assert output.count(': localized') >= 3

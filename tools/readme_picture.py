@@ -51,11 +51,10 @@ def main(map_path: str, queries: str, output: str) -> None:
         right.arrow(x, y, *ahead, head_width=0.2, color=color, zorder=3 + this)
     right.plot([], [], '-', color='#2c7bb6', label='cameras localized')
     right.plot([], [], '-', color='#d7191c', label='the image on the left')
-    # Few points are far off: their images saw them at a small angle.
-    low, high = np.percentile(points[:, :2], [8, 92], axis=0)
-    margin = 0.3 * (high - low)
-    right.set_xlim(low[0] - margin[0], high[0] + margin[0])
-    right.set_ylim(low[1] - margin[1], high[1] + margin[1])
+    centres = np.stack([pose.translation[:2] for pose in poses])
+    low, high = centres.min(axis=0) - 4.0, centres.max(axis=0) + 4.0
+    right.set_xlim(low[0], high[0])
+    right.set_ylim(low[1], high[1])
     right.set_aspect('equal')
     right.set_xlabel('map x [m]')
     right.set_ylabel('map y [m]')
