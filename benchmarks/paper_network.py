@@ -254,7 +254,11 @@ def main() -> int:
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False
     ).stdout.strip()
     document: dict[str, Any] = {
-        'command': ' '.join(['python', 'benchmarks/paper_network.py', 'DATA', *sys.argv[2:]]),
+        'command': 'python benchmarks/paper_network.py DATA --work FOLDER '
+        f'--features {args.features} --scenes {" ".join(args.scenes)} '
+        f'--rows {" ".join(args.rows)} --steps {args.steps} '
+        f'--keypoints {args.keypoints} --evaluations {args.evaluations} '
+        f'--threads {args.threads}',
         'commit': commit,
         'machine': f'{platform.machine()}, {args.threads} threads, torch {torch.__version__}',
         'rows': [],

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_log_options(parser)
     parser.add_argument(
+        '--suggest',
+        action='store_true',
+        help='write what is good enough without making it live',
+    )
+    parser.add_argument(
         '--dry-run', action='store_true', help='say what would happen, write nothing to the map'
     )
     parser.add_argument(
@@ -89,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             config,
             log_options=log_options(args),
             dry_run=args.dry_run,
+            suggest=args.suggest,
             work_dir=args.work_dir,
             device=args.device,
             weights=args.weights,

@@ -53,6 +53,7 @@ def update_map(
     *,
     log_options: LogOptions | None = None,
     dry_run: bool = False,
+    suggest: bool = False,
     work_dir: str | os.PathLike[str] | None = None,
     device: str = 'auto',
     weights: str | None = None,
@@ -70,6 +71,7 @@ def update_map(
         config: Options.
         log_options: Topics and calibration of all logs.
         dry_run: Do everything but write to the map.
+        suggest: Write the candidate, but leave it to somebody to make it live.
         work_dir: Folder for what a resumed run needs; in the map's folder if None.
         device: 'auto', 'cpu' or 'cuda'.
         weights: Weight file of network features.
@@ -106,7 +108,7 @@ def update_map(
                 store, paths, config, log_options, work_dir, status, device, weights, show_progress
             )
             try:
-                result = run.execute(dry_run)
+                result = run.execute(dry_run, suggest)
             finally:
                 if run.bad_logs and not dry_run:
                     ledger.record(run.bad_logs, UNREADABLE, '', log_options)
@@ -195,7 +197,7 @@ class _Run:
             for other in folder.parent.glob('run-*'):
                 shutil.rmtree(other, ignore_errors=True)
 
-    def execute(self, dry_run: bool) -> UpdateResult:
+    def execute(self, dry_run: bool, suggest: bool) -> UpdateResult:
         context = self.context
         incumbent, status = context.incumbent, context.status
         read = read_logs(context, self.logs)
@@ -250,6 +252,7 @@ class _Run:
                     'logs': [Path(log['path']).name for log in self.used_logs],
                     'recipe': context.config.recipe,
                     'promoted': decision.promote,
+                    'suggested': decision.promote and suggest,
                     'reasons': list(decision.reasons),
                     'gate': decision.metrics,
                     **figures,
@@ -273,11 +276,11 @@ class _Run:
                     *decision.reasons,
                 ),
             )
-        written = self.store.write(
-            replace(candidate, manifest=manifest), update_data, promote=decision.promote
-        )
+        live = decision.promote and not suggest
+        written = self.store.write(replace(candidate, manifest=manifest), update_data, promote=live)
+        verdict = 'promoted' if live else 'suggested' if decision.promote else 'refused'
         return self._result(
-            'promoted' if decision.promote else 'refused',
+            verdict,
             decision.reasons,
             decision,
             written.manifest.version,

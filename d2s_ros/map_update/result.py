@@ -18,8 +18,8 @@ class UpdateResult:
     """What an update did.
 
     Attributes:
-        verdict: 'promoted', 'refused' (the candidate is kept aside), 'nothing_usable' (there is no
-            candidate) or 'dry_run' (nothing was written).
+        verdict: 'promoted', 'suggested' (good enough, waiting to be promoted by hand), 'refused'
+            (kept aside), 'nothing_usable' (no candidate) or 'dry_run' (nothing was written).
         reasons: Why, one line each.
         version: The live version afterwards.
         candidate_version: The version written; empty without.

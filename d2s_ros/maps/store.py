@@ -169,6 +169,20 @@ class MapStore:
         with self._locked():
             self._set_current(version)
 
+    def suggested(self) -> str:
+        """Return the newest version that an update suggests in place of the live one.
+
+        Raises:
+            MapFormatError: no version of the live one's children waits to be promoted.
+        """
+        current = self.current()
+        for version in reversed(self.versions()):
+            manifest = read_manifest(self.root / 'versions' / version)
+            update = manifest.metrics.get('update', {})
+            if version != current and manifest.parent == current and update.get('suggested'):
+                return version
+        raise MapFormatError(f'no version of {self.root} waits to be promoted')
+
     def rollback(self) -> str:
         """Make the parent of the live version live and return its name.
 

@@ -21,6 +21,13 @@ class MapUpdaterConfig:
         "Folder of log files and reports, one pair for each job; empty: in the map's folder.",
         read_only=True,
     )
+    update_mode: str = option(
+        'auto',
+        'Whether updates go live: never updated, suggested (what is good enough waits for '
+        'd2s/promote_map), or live at once.',
+        choices=('frozen', 'suggest', 'auto'),
+        read_only=True,
+    )
     recipe: str = option(
         'verified',
         'How frames are labelled: checked by the pose the labels imply, or as published.',

@@ -68,6 +68,7 @@ class MapUpdaterNode(Node):
             ('d2s/update_map', self._on_update),
             ('d2s/cancel_update', self._on_cancel),
             ('d2s/rollback_map', self._on_rollback),
+            ('d2s/promote_map', self._on_promote),
         ):
             self.create_service(Trigger, name, callback)
         self._timer = self.create_timer(self.config.status_period, self._look, clock=self._steady)
@@ -102,6 +103,15 @@ class MapUpdaterNode(Node):
 
         return self._answer(response, rollback)
 
+    def _on_promote(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        def promote() -> tuple[bool, str]:
+            store = MapStore(self.config.map)
+            version = store.suggested()
+            store.promote(version)
+            return True, version
+
+        return self._answer(response, promote)
+
     def _answer(self, response: Trigger.Response, action: Any) -> Trigger.Response:
         try:
             response.success, response.message = action()
@@ -113,6 +123,8 @@ class MapUpdaterNode(Node):
 
     def _start(self) -> tuple[bool, str]:
         config = self.config
+        if config.update_mode == 'frozen':
+            return False, 'the map is not updated: update_mode is frozen'
         if self._job is not None and self._job.running:
             return False, f'{self._job.id} is running already'
         root = Path(config.map)

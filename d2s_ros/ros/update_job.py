@@ -68,6 +68,8 @@ class UpdateJob:
             str(self.files.report),
             '--quiet',
         ]
+        if config.update_mode == 'suggest':
+            command.append('--suggest')
         if config.weights:
             command += ['--weights', config.weights]
         command += ['--', config.map, *map(str, self.logs)]

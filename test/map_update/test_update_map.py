@@ -89,8 +89,15 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
 
 def test_where_training_would_lose_frames_a_candidate_only_adds(logs, map_path):
     ruinous = replace(CONFIG, learning_rate=3.0)
-    result = update_map(map_path, [logs / 'dusk'], ruinous, device='cpu')
-    assert result.verdict == 'promoted'
+    result = update_map(map_path, [logs / 'dusk'], ruinous, suggest=True, device='cpu')
+    # What is only suggested waits for somebody to make it live.
+    assert result.verdict == 'suggested'
+    store = MapStore(map_path)
+    assert (store.current(), store.suggested()) == ('0001', '0002')
+    store.promote(store.suggested())
+    assert store.current() == '0002'
+    with pytest.raises(MapFormatError, match='waits to be promoted'):
+        store.suggested()
     assert 'only adds; with training: recall on the old map falls' in result.reasons[-1]
     before, after = (SceneMap.open(map_path / 'versions' / name) for name in ('0001', '0002'))
     kept = {point.tobytes() for point in before.model.table.points_in_map}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import numpy as np
@@ -56,7 +57,7 @@ def map_path(tmp_path):
 
 
 @pytest.fixture
-def updater(spinner, client, tmp_path, map_path):
+def updater(spinner, client, tmp_path, map_path, request):
     logs = tmp_path / 'logs'
     logs.mkdir()
     settings = {
@@ -64,6 +65,7 @@ def updater(spinner, client, tmp_path, map_path):
         'log_dir': str(logs),
         'status_period': 0.05,
         'niceness': 0,
+        **getattr(request, 'param', {}),
     }
     node = spinner.add(
         MapUpdaterNode(
@@ -82,7 +84,7 @@ class Caller:
         self.status = Collector(client, DiagnosticArray, '/d2s/update_status', LATCHED)
         self._clients = {
             name: client.create_client(Trigger, f'/d2s/{name}')
-            for name in ('update_map', 'cancel_update', 'rollback_map')
+            for name in ('update_map', 'cancel_update', 'rollback_map', 'promote_map')
         }
 
     def __call__(self, name):
@@ -163,6 +165,28 @@ def test_no_peer_has_it_write_elsewhere(updater, call, map_path, tmp_path):
     assert call('update_map').success
     assert call('cancel_update').success
     assert not (tmp_path / 'elsewhere').exists()
+
+
+@pytest.mark.parametrize('updater', [{'update_mode': 'frozen'}], indirect=True)
+def test_a_frozen_map_is_not_updated(updater, call):
+    make_log(updater.logs / 'bag')
+    answer = call('update_map')
+    assert not answer.success
+    assert 'frozen' in answer.message
+
+
+def test_what_was_suggested_is_promoted_by_hand(updater, call, map_path):
+    answer = call('promote_map')
+    assert not answer.success
+    assert 'waits to be promoted' in answer.message
+    store = MapStore(map_path)
+    live = SceneMap.open(map_path)
+    manifest = dataclasses.replace(live.manifest, metrics={'update': {'suggested': True}})
+    store.write(dataclasses.replace(live, manifest=manifest), promote=False)
+    assert store.current() == '0002'
+    answer = call('promote_map')
+    assert answer.success
+    assert answer.message == store.current() == '0003'
 
 
 def test_rollback(updater, call, map_path):

@@ -11,6 +11,7 @@ import torch
 from d2s_ros.scene_models.regression.losses import (
     coordinate_loss,
     curriculum_tau,
+    log_reprojection_loss,
     reliability_loss,
     reprojection_errors,
     reprojection_loss,
@@ -116,6 +117,13 @@ def test_tanh_forgives_outliers():
     assert far.grad.item() == pytest.approx(0.0, abs=1e-12)
     one_large = robust_reprojection_loss(torch.tensor([[1000.0, 5.0]]), torch.ones(1, 2), 20.0)
     assert one_large.item() == pytest.approx(20 + 20 * math.tanh(0.25))
+
+
+def test_logarithm_of_the_error_by_hand():
+    errors, z = torch.tensor([[0.0, 3.0, 9.0, 5.0]]), torch.tensor([[1.0, 1, 1, 0]])
+    assert log_reprojection_loss(errors, z, 3.0).item() == pytest.approx(
+        3 * math.log(2) + 3 * math.log(4)
+    )
 
 
 def test_reprojection_comes_late():

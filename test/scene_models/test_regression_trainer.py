@@ -114,6 +114,34 @@ def test_total_loss_switches_the_reprojection_on(samples):
     assert losses[8] > losses[9]
 
 
+def test_coordinates_in_pixels(samples):
+    """`pixels` puts the logarithm of the error in px in the place of equation (8)."""
+    torch.manual_seed(0)
+    network = D2SNetwork(TINY)
+    config = RegressionTrainingConfig(steps=10, distance='pixels', scale_px=2.0, alpha_u=0.0)
+    batch = draw_regression_batch([samples[0]], config, torch.Generator())
+    with torch.no_grad():
+        # Near the true points: the network's own lie behind the camera.
+        network.mlp[-1].weight.zero_()
+        network.mlp[-1].bias[:3] = torch.tensor([0.1, 0.2, 4.0])
+    points, _ = network(batch['descriptors'])
+    errors = reprojection_px(samples[0][0], points[0])
+    expected = (batch['z'][0] * 2 * torch.log1p(errors / 2)).sum()
+    assert paper_loss(network, batch, config, 0).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_noise_of_descriptors(samples):
+    """Drawn anew for each batch, of the length that is asked for; as published there is none."""
+    config = RegressionTrainingConfig(descriptor_noise=0.3)
+    plain = draw_regression_batch(samples, RegressionTrainingConfig(), torch.Generator())
+    noisy = draw_regression_batch(samples, config, torch.Generator())
+    assert torch.equal(plain['targets'], noisy['targets'])
+    difference = noisy['descriptors'] - plain['descriptors']
+    assert torch.linalg.vector_norm(difference, dim=-1).mean().item() == pytest.approx(
+        0.3, rel=0.05
+    )
+
+
 def test_padded_batches_equal_single_images(reconstruction):
     """A batch of images of different lengths has the mean of their losses."""
     samples = samples_of_images(reconstruction, CoordinateFrame.identity())
@@ -142,7 +170,7 @@ def test_padded_batches_equal_single_images(reconstruction):
 
 
 def make_shorter(sample, count):
-    names = ('descriptors', 'targets', 'z', 'pixels', 'depths')
+    names = ('descriptors', 'tracks', 'targets', 'z', 'pixels', 'depths')
     return replace(sample, **{name: getattr(sample, name)[:count] for name in names})
 
 

@@ -59,11 +59,13 @@ def budget(name: str, recipe: str, seed: int) -> dict[str, Any]:
             training,
             images_per_step=4,
             keypoints_per_image=512,
-            learning_rate=5e-4,
+            learning_rate=1e-5,
             schedule='one_cycle',
-            distance='plain',
+            distance='pixels',
+            descriptor_noise=0.3,
+            alpha_u=3.0,
+            alpha_r=0.0,
             center_targets=True,
-            clip_norm=100.0,
         )
     return {'regression_training': training, 'max_images': max_images}
 

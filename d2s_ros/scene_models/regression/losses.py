@@ -89,6 +89,20 @@ def robust_reprojection_loss(errors: Tensor, z: Tensor, tau: float) -> Tensor:
     return (z * tau * torch.tanh(errors / tau)).sum(dim=-1).mean()
 
 
+def log_reprojection_loss(errors: Tensor, z: Tensor, scale: float) -> Tensor:
+    """Return scale log(1 + e / scale) per keypoint, summed as in (8); not of the paper.
+
+    The gradient of an error falls as its inverse: keypoints whose coordinates are unknown do not
+    outweigh those that are known to a pixel.
+
+    Args:
+        errors: (B, N) in px.
+        z: (B, N).
+        scale: px.
+    """
+    return (z * scale * torch.log1p(errors / scale)).sum(dim=-1).mean()
+
+
 def reprojection_weight(step: int, total: int, start: float = 0.8) -> float:
     """Return alpha_r: 1 once more than `start` of all steps are done, 0 before."""
     return 1.0 if step > start * total else 0.0

@@ -16,6 +16,7 @@ from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
 from d2s_ros.scene_models.regression.losses import (
     coordinate_loss,
     curriculum_tau,
+    log_reprojection_loss,
     reliability_loss,
     reprojection_errors,
     reprojection_weight,
@@ -47,7 +48,15 @@ class RegressionTrainingConfig:
         choices=('random', 'points'),
     )
     distance: str = option(
-        'squared', 'Distance of coordinates in the loss.', choices=('squared', 'plain')
+        'squared',
+        'Of coordinates in the loss: as published, not squared, or the logarithm of it in px.',
+        choices=('squared', 'plain', 'pixels'),
+    )
+    scale_px: float = option(
+        3.0, 'Errors far above it count by their logarithm (pixels).', unit='px', minimum=0.1
+    )
+    descriptor_noise: float = option(
+        0.0, 'Length of the noise added to descriptors, which are of length 1.', minimum=0.0
     )
     alpha_m: float = option(1.0, 'Weight of the coordinates.', minimum=0.0)
     alpha_u: float = option(1.0, 'Weight of the reliability.', minimum=0.0)
@@ -121,6 +130,11 @@ def draw_regression_batch(
         batch[name] = torch.stack([getattr(sample, name) for sample in chosen])
     lengths = torch.tensor([len(subset) for subset in subsets])
     batch['mask'] = torch.arange(count)[None, :] < lengths[:, None]
+    if config.descriptor_noise:
+        descriptors = batch['descriptors']
+        noise = torch.randn(descriptors.shape, generator=generator)
+        scale = config.descriptor_noise / descriptors.shape[-1] ** 0.5
+        batch['descriptors'] = descriptors + scale * noise
     return batch
 
 
@@ -142,9 +156,12 @@ def paper_loss(
     # Attention without a mask is faster, and exact where nothing is padded.
     points, p = network(batch['descriptors'], None if bool(mask.all()) else mask)
     z = batch['z']
-    loss = config.alpha_m * coordinate_loss(
-        points, batch['targets'], z, squared=config.distance == 'squared'
-    )
+    if config.distance == 'pixels':
+        loss = log_reprojection_loss(_errors_px(points, batch, config), z, config.scale_px)
+    else:
+        squared = config.distance == 'squared'
+        loss = coordinate_loss(points, batch['targets'], z, squared=squared)
+    loss = config.alpha_m * loss
     loss = loss + config.alpha_u * reliability_loss(network.reliability(p), z, mask)
     alpha_r = config.alpha_r * reprojection_weight(
         step + 1, config.steps, config.reprojection_start
