@@ -6,6 +6,7 @@
 # make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
 # make fuzz        mutated files for everything that reads what others wrote (MINUTES=10)
 # make updates     map updates in a simulated building: table and plot
+# make results-status  which records of benchmarks are older than the code they measure
 # make docs        the documents as a site in build/site, with all links checked
 # make picture     the picture of the README
 # make colcon      build with colcon into build/colcon
@@ -38,7 +39,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
-.PHONY: help venv kernels demo accuracy updates fuzz test test-slow check format-check lint types fast-tests format docs picture colcon clean
+.PHONY: help venv kernels demo accuracy updates fuzz test test-slow check format-check lint types fast-tests format docs picture results-status colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -119,6 +120,9 @@ $(DOCS_VENV)/.requirements: requirements/docs.txt
 docs: $(DOCS_VENV)/.requirements
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+results-status:
+	@PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/records.py
 
 PICTURE := build/picture
 PICTURE_SIZE := --seed 11 --width 480 --height 360 --quiet
