@@ -1,7 +1,9 @@
 # make demo        the whole path, from a rendered log to a localized query (see README.md)
 # make test        all tests but the slow ones
-# make test-slow   the slow tests: packaging, training, long runs
+# make test-slow   all slow tests: packaging, training, long runs
+# make test-reference  as make test, with the reference kernels instead of the compiled ones
 # make check       format, lint, types, fast tests
+# make static      format, lint, types
 # make format      format the code
 # make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
 # make fuzz        mutated files for everything that reads what others wrote (MINUTES=10)
@@ -39,7 +41,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
-.PHONY: help venv kernels demo accuracy updates fuzz test test-slow check format-check lint types fast-tests format docs picture results-status colcon clean
+.PHONY: help venv kernels demo accuracy updates fuzz test test-slow test-reference check static format-check lint types fast-tests format docs picture results-status colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -90,7 +92,13 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-check: format-check lint types fast-tests
+# PYTEST_FLAGS may name folders, as .ci/run does.
+test-reference: $(STAMP)
+	D2S_KERNELS=reference $(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)
+
+check: static fast-tests
+
+static: format-check lint types
 
 format-check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -98,8 +106,11 @@ format-check: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
 
+# Not test/: most of what mypy says there is access to what may be None, which fails a test anyway.
 types: $(STAMP)
 	$(BIN)/mypy
+	MYPYPATH=.:benchmarks $(BIN)/mypy --explicit-package-bases --allow-untyped-defs \
+		--allow-incomplete-defs $(wildcard benchmarks tools examples)
 
 # Fast: neither slow, nor nodes over DDS, nor a GPU.
 fast-tests: $(STAMP)

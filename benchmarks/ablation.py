@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # First: it decides how threads wait, before any is started.
 from accuracy import (
@@ -50,7 +51,7 @@ from d2s_ros.maps.store import MapStore
 from d2s_ros.scene_models.regression.trainer import RegressionTrainingConfig
 
 
-def training(**changes: float) -> Callable[[BuildConfig], BuildConfig]:
+def training(**changes: Any) -> Callable[[BuildConfig], BuildConfig]:
     """Return a change of the paper recipe's training."""
 
     def change(config: BuildConfig) -> BuildConfig:
@@ -140,6 +141,7 @@ def coordinate_error_px(built: Built, scene: Scene, extractor: FeatureExtractor)
         return None
     errors: list[np.ndarray] = []
     for frame in scene.queries:
+        assert frame.image is not None
         assert frame.camera is not None
         assert frame.map_from_camera is not None
         features = extractor.extract(frame.image)

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 from records import write_record
 
@@ -173,6 +173,8 @@ def localize_queries(
     extractor = create_extractor(features, weights=weights)
     outcomes: Outcomes = {'ours': [], 'baseline': list(known['baseline']) if known else []}
     for frame in scene.queries:
+        assert frame.image is not None
+        assert frame.map_from_camera is not None
         found = extractor.extract(frame.image)
         for name, method in methods.items():
             outcome = method.localize_features(found, frame.camera)

@@ -16,10 +16,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 import numpy as np
 
@@ -42,7 +43,9 @@ def log_queries(folder: Path) -> Iterator[Query]:
     """Yield frames with their true poses."""
     truth = read_tum(folder / 'groundtruth_tum.txt')
     for frame in open_source(folder):
-        yield frame, truth.at(frame.stamp_ns)
+        pose = truth.at(frame.stamp_ns)
+        if pose is not None:
+            yield frame, pose
 
 
 def scene_queries(folder: Path) -> Iterator[Query]:
@@ -85,7 +88,7 @@ def errors(localizers: list[Localizer], queries: list[Query]) -> np.ndarray:
 def compare(found: np.ndarray, reference: np.ndarray) -> dict:
     """Return medians, their ratio to the reference's, and where one of both refused."""
     localized, before = (np.isfinite(e[:, 0]) for e in (found, reference))
-    row = {
+    row: dict[str, Any] = {
         'queries': len(found),
         'localized': int(localized.sum()),
         'refused here only': int((before & ~localized).sum()),

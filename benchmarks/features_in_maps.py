@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 import cv2
 import numpy as np

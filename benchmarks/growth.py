@@ -15,17 +15,18 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import limit_threads, wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import limit_threads, set_passive_omp_wait
 
-wait_passively()
-keep_freed_memory()
+set_passive_omp_wait()
+tune_malloc()
 
 import cv2
 import torch
@@ -38,6 +39,8 @@ from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.scene_models.base import View
+from d2s_ros.scene_models.landmark.model import LandmarkModel
+from d2s_ros.scene_models.landmark.observer import LandmarkObserver
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.maps.scene_map import SceneMap
@@ -59,6 +62,7 @@ def cpu_ms(call: Callable[[], Any], repetitions: int) -> float:
 def stages(localizer: Localizer, features: LocalFeatures, camera: Any, repetitions: int) -> Row:
     """Return the cost of search, network and pose."""
     observer = localizer.observer
+    assert isinstance(observer, LandmarkObserver)
     search = cpu_ms(lambda: observer.find_nearest(View(features, camera)), repetitions)
     observed = cpu_ms(lambda: observer.observe(View(features, camera)), repetitions)
     whole = cpu_ms(lambda: localizer.localize_features(features, camera), repetitions)
@@ -82,7 +86,9 @@ def by_keypoints(localizer: Localizer, frame: Any, counts: list[int], repetition
 def with_landmarks(localizer: Localizer, count: int) -> Localizer:
     """Return a localizer whose map has `count` landmarks: the map's, then made-up ones."""
     scene_map = localizer.scene_map
-    table = scene_map.model.table
+    model = scene_map.model
+    assert isinstance(model, LandmarkModel)
+    table = model.table
     rng = np.random.default_rng(0)
     source = rng.integers(0, len(table), max(0, count - len(table)))
     made_up = rng.normal(size=(len(source), table.keys.shape[1])).astype(np.float32)
@@ -94,7 +100,7 @@ def with_landmarks(localizer: Localizer, count: int) -> Localizer:
         table.center,
         table.extent,
     )
-    changed = SceneMap(scene_map.manifest, replace(scene_map.model, table=larger))
+    changed = SceneMap(scene_map.manifest, replace(model, table=larger))
     return Localizer(changed, localizer.extractor, device='cpu')
 
 
@@ -115,12 +121,13 @@ def by_image_size(localizer: Localizer, frame: Any, widths: list[int], repetitio
     rows = {}
     for width in widths:
         height = round(grey.shape[0] * width / grey.shape[1] / 8) * 8
-        image = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
-        rows[width * height] = {'features': cpu_ms(lambda i=image: extractor.extract(i), 3)}
+        resized = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
+        image = np.asarray(resized, np.uint8)
+        rows[width * height] = {'features': cpu_ms(partial(extractor.extract, image), 3)}
         if isinstance(extractor, SuperPoint):
             with torch.inference_mode():
                 rows[width * height]['bare forward pass'] = cpu_ms(
-                    lambda i=image: extractor.forward(i), 3
+                    partial(extractor.forward, image), 3
                 )
     return rows
 
@@ -150,7 +157,7 @@ def by_map_images(localizer: Localizer, frame: Any, counts: list[int], repetitio
     for count in counts:
         baseline = MatchingBaseline(seen)
         baseline.fill_up_to(count * len(features))
-        matching = cpu_ms(lambda b=baseline: b._search(features), 1)
+        matching = cpu_ms(partial(baseline._search, features), 1)
         rows[count] = {'matching the whole database': matching, 'our search': ours['search']}
     return rows
 

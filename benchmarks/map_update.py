@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,14 +45,14 @@ from d2s_ros.map_update.report import write_report
 from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
 
 @dataclass(frozen=True)
 class Condition:
     """A state of the building: options of the simulation, seed and length of its query log."""
 
-    change: dict[str, str]
+    change: dict[str, Any]
     seed: int
     frames: int
 
@@ -365,7 +366,7 @@ def main() -> int:
     parser.add_argument('--rebuild', action='store_true', help='build the maps in DIR again')
     parser.add_argument('--progress', action='store_true')
     args = parser.parse_args()
-    wait_passively()
+    set_passive_omp_wait()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
-keep_freed_memory()
+set_passive_omp_wait()
+tune_malloc()
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -56,10 +56,18 @@ class Client:
         self.infos = self.node.create_publisher(
             CameraInfo, '/camera/camera_info', qos_profile_sensor_data
         )
-        self.node.create_subscription(PoseWithCovarianceStamped, 'd2s/pose', self._on_pose, 100)
+        # rclpy gives the time of reception to callbacks of two arguments; its types know one only.
+        self.node.create_subscription(
+            PoseWithCovarianceStamped,
+            'd2s/pose',
+            self._on_pose,  # type: ignore[arg-type]
+            100,
+        )
         self.node.create_subscription(DiagnosticArray, 'd2s/status', self._on_status, 100)
         # Messages are made beforehand: a camera driver does not convert either.
-        self.messages = [(image_to_msg(f.image, 0, 'camera'), info_of(f)) for f in frames]
+        self.messages = [
+            (image_to_msg(f.image, 0, 'camera'), info_of(f)) for f in frames if f.image is not None
+        ]
         self.poses: dict[int, float] = {}
         self.handled: dict[int, float] = {}
         self.status: dict[int, dict[str, float]] = {}
@@ -111,6 +119,7 @@ class Client:
 def info_of(frame: Frame) -> CameraInfo:
     """Return the calibration of a frame as a message."""
     camera = frame.camera
+    assert camera is not None
     return CameraInfo(
         width=camera.width,
         height=camera.height,
@@ -130,7 +139,8 @@ def percentiles(values: list[float]) -> dict[str, float] | None:
 
 def report(client: Client) -> dict[str, Any]:
     """Return what happened to the images that were sent."""
-    latency, added, waits, called, by_stage = [], [], [], [], {}
+    latency, added, waits, called = [], [], [], []
+    by_stage: dict[str, list[float]] = {}
     for stamp in client.sent:
         if stamp not in client.poses or stamp not in client.status:
             continue

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import Frame, FrameSource
@@ -29,7 +30,7 @@ from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 
 #: Logs of a simulated building: the map, what is asked of it, and another building.
-LOGS = {
+LOGS: dict[str, dict[str, Any]] = {
     'map': {'frames': 60},
     'query_day': {'frames': 40, 'trajectory_seed': 21},
     'query_dusk': {'frames': 120, 'trajectory_seed': 22, 'lighting': 'dusk'},
@@ -116,7 +117,7 @@ def photographs(folder: Path) -> Iterator[Frame]:
         height = round(640 * image.shape[0] / image.shape[1])
         image = cv2.resize(image, (640, height), interpolation=cv2.INTER_CUBIC)
         camera = Camera('pinhole', 640, height, 460.8, 460.8, 319.5, (height - 1) / 2)
-        yield Frame(path.stem, 0, image, camera, None)
+        yield Frame(path.stem, 0, np.asarray(image, np.uint8), camera, None)
 
 
 def _save(path: Path, frames: FrameSource | Iterator[Frame], extractor: FeatureExtractor) -> None:

@@ -39,7 +39,7 @@ from d2s_ros.maps.verification import verify
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.log_writer import LogWriter
 from d2s_ros.simulation.simulate import simulate_log
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
 ROOT = Path(__file__).resolve().parent.parent
 RECALL = '0.05m/5deg'
@@ -302,7 +302,7 @@ def main() -> int:
     parser.add_argument('--query-frames', type=int, default=40)
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     args = parser.parse_args()
-    wait_passively()
+    set_passive_omp_wait()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import set_passive_omp_wait
 
 # As the command line does.
-wait_passively()
-keep_freed_memory()
+set_passive_omp_wait()
+tune_malloc()
 
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.features.types import LocalFeatures
@@ -60,6 +60,10 @@ class MadeUpFeatures:
     config = FeatureConfig()
     dim = DIM
     weights_hash = 'made-up'
+
+    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> LocalFeatures:
+        """Refuse: features are made up."""
+        raise NotImplementedError('these features are made up')
 
 
 class Watch:
@@ -151,17 +155,18 @@ def simulate(count: int, keypoints: int, stages: BuildStages) -> tuple[list, Rec
     renumber = np.where(good, np.cumsum(good) - 1, -1)
     inputs, mapped = [], []
     for index, (pose, point_idx) in enumerate(zip(poses, seen_of, strict=True)):
-        features = load_features(log, str(index))
+        stored = load_features(log, str(index))
+        assert stored is not None
         name = f'{index:06d}'
-        inputs.append(ImageInput(name, index, CAMERA, pose, features))
+        inputs.append(ImageInput(name, index, CAMERA, pose, stored))
         mapped.append(
             MappedImage(
                 name,
                 index,
                 CAMERA,
                 pose,
-                features,
-                features.keypoints.astype(np.float64),
+                stored,
+                stored.keypoints.astype(np.float64),
                 np.where(point_idx >= 0, renumber[point_idx], -1),
             )
         )

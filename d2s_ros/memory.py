@@ -12,7 +12,7 @@ _MMAP_BYTES = 1 << 30
 _TRIM_BYTES = (1 << 31) - 1
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Let the process keep freed memory for its next frame; call once, early in a process.
 
     By default glibc gives large blocks back when they are freed: each frame then faults in every

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 
-def wait_passively() -> None:
+def set_passive_omp_wait() -> None:
     """Let OpenMP threads sleep at barriers instead of spinning; call before torch is imported.
 
     A spinning thread holds the core that the thread it waits for needs. On a computer shared with

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = 'd2s_ros'
+MAX_LINES = 400
+#: The building of the simulator, in one piece.
+LONG = {'simulation/scene.py'}
 #: From the bottom to the top, as in docs/design/architecture.md: a layer may import itself and
 #: every layer below it, and no file may import itself, also not through others.
 LAYERS = (
@@ -138,6 +142,25 @@ def circles(root: Path) -> list[list[str]]:
         if file in reached[file]
     }
     return [[str(file.relative_to(root)) for file in group] for group in sorted(groups)]
+
+
+def test_modules_stay_short(repo_root):
+    lengths = {
+        module.relative_to(repo_root / PACKAGE).as_posix(): len(module.read_text().splitlines())
+        for module in modules(repo_root)
+    }
+    long = {name for name, length in lengths.items() if length > MAX_LINES}
+    assert long == LONG, 'split a module by subject'
+
+
+def test_the_document_has_the_layers_in_their_order(repo_root):
+    text = (
+        (repo_root / 'docs' / 'design' / 'architecture.md')
+        .read_text()
+        .partition('## From a log')[0]
+    )
+    rows = re.findall(r'^\| (`.*?`) \|', text, re.M)
+    assert [name for row in rows for name in re.findall(r'`(\w+)`', row)] == list(LAYERS)
 
 
 def test_no_files_import_each_other(repo_root):

@@ -15,8 +15,8 @@ from typing import Any
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError, UsageError
-from d2s_ros.memory import keep_freed_memory
-from d2s_ros.threads import wait_passively
+from d2s_ros.memory import tune_malloc
+from d2s_ros.threads import set_passive_omp_wait
 
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
 _COMMANDS = {
@@ -78,8 +78,8 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    wait_passively()
-    keep_freed_memory()
+    set_passive_omp_wait()
+    tune_malloc()
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.command is None and args.print_completion is None:

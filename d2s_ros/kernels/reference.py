@@ -87,8 +87,8 @@ def cells_around(keypoints: Floats, height: int, width: int) -> tuple[Indices, I
         rows, weights = tensors.neighbouring_cells(torch.from_numpy(keypoints), height, width)
         used = torch.zeros(height * width, dtype=torch.bool)
         used[rows.flatten()] = True
-        places = used.cumsum(0) - 1
-        return used.nonzero()[:, 0].numpy(), places[rows].numpy(), weights.numpy()
+        positions = used.cumsum(0) - 1
+        return used.nonzero()[:, 0].numpy(), positions[rows].numpy(), weights.numpy()
 
 
 def gather_around(values: Bytes, cells: Indices, num_rows: int, *, threads: int) -> Bytes:

@@ -69,7 +69,7 @@ class RateController:
     Args:
         rate: Frames per second to hold.
         steps: Budgets, full first.
-        window: Frames that are judged together.
+        window: Frames whose times are looked at together.
         margin: Share of the period that a frame may take.
     """
 
@@ -90,7 +90,7 @@ class RateController:
         self._patience = 4
         self._held_windows = 0
         self._trying = False
-        #: Median of the last judged frames, ms; NaN before.
+        #: Median of the last window of frames, ms; NaN before.
         self.median_ms = math.nan
 
     @property
@@ -100,7 +100,7 @@ class RateController:
 
     @property
     def holds(self) -> bool:
-        """Whether the last judged frames were fast enough, or none were judged."""
+        """Whether the last window of frames was fast enough, or there was none yet."""
         return not self.median_ms > self._limit_ms
 
     @property

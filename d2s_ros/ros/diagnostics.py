@@ -142,8 +142,8 @@ class NodeFacts:
         transforms_sent, transforms_missed, transforms_resent: Counts.
         transform_end: Why map -> odom is not sent any more; empty while it is.
         conflict: Who else sends the same transform.
-        effort: What a held rate leaves of the work; empty for all of it.
-        rate_missed: The rate cannot be held with the least effort.
+        budget: What a held rate leaves of the work; empty for all of it.
+        rate_missed: The rate cannot be held with the least budget.
         hint: The last initial pose, for people.
         subscribers: Connected subscribers by output topic.
     """
@@ -174,7 +174,7 @@ class NodeFacts:
     transforms_resent: int = 0
     transform_end: str = ''
     conflict: str = ''
-    effort: str = ''
+    budget: str = ''
     rate_missed: bool = False
     hint: str = ''
     subscribers: dict[str, int] = field(default_factory=dict)
@@ -334,7 +334,7 @@ def _latency(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapshot) -
     values: dict[str, Any] = {}
     if config.target_rate > 0:
         values['target rate [Hz]'] = config.target_rate
-        values['effort'] = facts.effort or 'all'
+        values['effort'] = facts.budget or 'all'
     for stage, numbers in stages.items():
         values[f'{stage} median [ms]'] = float(np.median(numbers))
         values[f'{stage} 95 % [ms]'] = float(np.percentile(numbers, 95))
@@ -345,8 +345,8 @@ def _latency(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapshot) -
         return WARN, f'{median:.0f} ms, more than {1e3 * config.warn_latency:.0f} ms', values
     if facts.rate_missed:
         return WARN, f'{median:.0f} ms, {config.target_rate:g} Hz cannot be held', values
-    if facts.effort:
-        return OK, f'{median:.0f} ms with {facts.effort}', values
+    if facts.budget:
+        return OK, f'{median:.0f} ms with {facts.budget}', values
     return OK, f'{median:.0f} ms', values
 
 

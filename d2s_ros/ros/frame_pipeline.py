@@ -215,7 +215,7 @@ class FramePipeline:
         self._rectified = rectified
         self._camera_key: tuple[CameraInfoValues, tuple[int, int]] | None = None
         self._camera: Camera | None = None
-        self._doubt = ''
+        self._unrectified_problem = ''
         #: What is suspicious about the calibration of the last image, for people; empty if nothing.
         self.info_problem = ''
         self._focal_watch = FocalWatch()
@@ -233,9 +233,9 @@ class FramePipeline:
         self.stamps.jump = config.time_jump_threshold
         self.stamps.max_future = config.max_future
         self.stamps.max_age = config.max_image_age
-        self.hold(config.target_rate)
+        self.set_target_rate(config.target_rate)
 
-    def hold(self, rate: float) -> None:
+    def set_target_rate(self, rate: float) -> None:
         """Hold a rate in Hz from now on; 0 for none."""
         if rate <= 0:
             self.rate = None
@@ -314,8 +314,8 @@ class FramePipeline:
             )
             outcome.refuse(status.value, str(error))
             return
-        if self._doubt:
-            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self._doubt)
+        if self._unrectified_problem:
+            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self._unrectified_problem)
             return
         outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
         controller = self.rate
@@ -327,9 +327,9 @@ class FramePipeline:
             controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result
         outcome.status, outcome.reason = result.status.value, result.reason
-        doubt = self._focal_watch.check(result, self.max_focal_error)
-        if doubt and result.localized:
-            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, doubt)
+        problem = self._focal_watch.check(result, self.max_focal_error)
+        if problem and result.localized:
+            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, problem)
         for stage in ('features', 'network', 'pose'):
             if stage in result.latency_ms:
                 outcome.latency_ms[stage] = result.latency_ms[stage]
@@ -340,6 +340,8 @@ class FramePipeline:
         if self._camera is None or key != self._camera_key:
             self._camera = key[0].camera(*size, self._rectified)
             self._camera_key = key
-            self._doubt = '' if self._rectified else rectification_problem(topic, key[0])
+            self._unrectified_problem = (
+                '' if self._rectified else rectification_problem(topic, key[0])
+            )
             self._focal_watch.reset()
         return self._camera

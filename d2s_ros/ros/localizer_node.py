@@ -14,7 +14,7 @@ from rclpy.duration import Duration
 from sensor_msgs.msg import CompressedImage, Image
 
 from d2s_ros import kernels
-from d2s_ros.memory import keep_freed_memory
+from d2s_ros.memory import tune_malloc
 from d2s_ros.ros import diagnostics, map_loader, node_facts, tf
 from d2s_ros.ros.frame_pipeline import CameraInfos, FrameOutcome, QueuedImage
 from d2s_ros.ros.frame_resolver import FrameResolver
@@ -37,7 +37,7 @@ from d2s_ros.ros.services import LocalizerServices
 from d2s_ros.ros.spinning import spin_node
 from d2s_ros.ros.state_reporter import StateReporter
 from d2s_ros.ros.transform_sender import TransformSender
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
 _PATH_PERIOD = _REPORT_PERIOD = 1.0
 
@@ -342,8 +342,8 @@ def main(
     args: list[str] | None = None, *, localizer_factory: LocalizerFactory = map_loader.load_map
 ) -> int:
     """Run the node until it is told to stop; return the exit status."""
-    wait_passively()
-    keep_freed_memory()
+    set_passive_omp_wait()
+    tune_malloc()
     return spin_node(
         lambda: LocalizerNode(localizer_factory=localizer_factory), args, end_in_time=True
     )

@@ -37,7 +37,7 @@ def gather(
         facts.received, facts.dropped = work.counts
         facts.input_problem = work.info_problem
         if work.rate is not None:
-            facts.effort = '' if work.rate.budget.is_full else str(work.rate.budget)
+            facts.budget = '' if work.rate.budget.is_full else str(work.rate.budget)
             facts.rate_missed = work.rate.exhausted
     if keeper is not None:
         facts.map_problem, facts.reloading = keeper.problem, keeper.reloading

@@ -45,7 +45,7 @@ class StateReporter:
         self._lock = threading.Lock()
         self._refused = 0
         self._any_pose = False
-        self._told: dict[str, float] = {}
+        self._last_logged: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self.state = UNKNOWN
         on_state(UNKNOWN)
@@ -129,9 +129,9 @@ class StateReporter:
     def _tell(self, kind: str, text: str, repeat: float = _REPEAT) -> bool:
         """Warn unless that was done a short while ago; return whether it was done now."""
         now = self._clock()
-        if now - self._told.get(kind, float('-inf')) < repeat:
+        if now - self._last_logged.get(kind, float('-inf')) < repeat:
             return False
-        self._told[kind] = now
+        self._last_logged[kind] = now
         self._logger.warning(text)
         return True
 

@@ -143,7 +143,7 @@ def run_loop(
         if watch is not None:
             network.eval()
             with torch.no_grad():
-                best.judge(step, distributed.mean(watch()), network)
+                best.update(step, distributed.mean(watch()), network)
             network.train()
 
     try:
@@ -207,7 +207,7 @@ class _Best:
     misses: int = 0
     network: dict[str, Tensor] | None = None
 
-    def judge(self, step: int, loss: float, network: nn.Module) -> None:
+    def update(self, step: int, loss: float, network: nn.Module) -> None:
         self.last = loss
         if loss < self.loss:
             weights = {

@@ -165,8 +165,8 @@ def test_warm_frames_need_no_new_pages(repo_root):
     """In a process of its own: the allocator is set for a whole process."""
     program = """
 import resource, sys
-from d2s_ros.memory import keep_freed_memory
-if not keep_freed_memory():
+from d2s_ros.memory import tune_malloc
+if not tune_malloc():
     sys.exit(77)
 import torch
 torch.set_num_threads(1)

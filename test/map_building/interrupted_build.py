@@ -6,9 +6,9 @@ import logging
 import sys
 from dataclasses import replace
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 from d2s_ros.data.sources import open_source  # noqa: E402
 from d2s_ros.features.types import FeatureConfig  # noqa: E402

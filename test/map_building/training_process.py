@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from d2s_ros.threads import wait_passively
+from d2s_ros.threads import set_passive_omp_wait
 
-wait_passively()
+set_passive_omp_wait()
 
 import torch  # noqa: E402
 from scene_models.made_up_scene import made_up_reconstruction  # noqa: E402

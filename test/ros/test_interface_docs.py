@@ -16,7 +16,7 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 from rclpy.parameter import Parameter
 
 from d2s_ros.localization.result import LocalizationStatus
-from d2s_ros.ros import describe, diagnostics
+from d2s_ros.ros import diagnostics, parameter_docs
 from d2s_ros.ros.frame_pipeline import NodeRefusal
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.localizer_node import LocalizerNode
@@ -99,8 +99,8 @@ def test_the_map_updater(spinner, client, document):
 
 def test_parameters(node, repo_root):
     page = (repo_root / 'docs' / 'reference' / 'parameters.md').read_text()
-    assert describe.parameters_page() == page, (
-        'write it again: python -m d2s_ros.ros.describe --write .'
+    assert parameter_docs.parameters_page() == page, (
+        'write it again: python -m d2s_ros.ros.parameter_docs --write .'
     )
     names = {row[0] for row in table(page, 'Parameter')}
     declared = {

@@ -19,7 +19,7 @@ from d2s_ros.features.types import FeatureConfig  # noqa: E402
 from d2s_ros.maps.manifest import MapManifest  # noqa: E402
 from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
 from d2s_ros.maps.store import MapStore  # noqa: E402
-from d2s_ros.ros import describe  # noqa: E402
+from d2s_ros.ros import parameter_docs  # noqa: E402
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
 from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402
 from d2s_ros.scene_models.landmark.model import LandmarkModel  # noqa: E402
@@ -201,4 +201,4 @@ def test_rollback(updater, call, map_path):
 
 def test_the_parameter_file_is_up_to_date(repo_root):
     text = (repo_root / 'config' / 'map_updater.yaml').read_text()
-    assert text == describe.yaml_text(MapUpdaterConfig, 'map_updater')
+    assert text == parameter_docs.yaml_text(MapUpdaterConfig, 'map_updater')

@@ -16,7 +16,7 @@ from d2s_ros.config import option, to_dict
 from d2s_ros.errors import ConfigError
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.limits import Limits
-from d2s_ros.ros import describe
+from d2s_ros.ros import parameter_docs
 from d2s_ros.ros.localizer_config import (
     SHOWN_LIMITS,
     LocalizerNodeConfig,
@@ -148,7 +148,9 @@ def test_updates_are_validated_and_committed(make_node):
 
 def test_yaml_file_is_what_the_options_say(repo_root):
     text = (repo_root / 'config' / 'localizer.yaml').read_text()
-    assert text == describe.yaml_text(), 'write it again: python -m d2s_ros.ros.describe --write .'
+    assert text == parameter_docs.yaml_text(), (
+        'write it again: python -m d2s_ros.ros.parameter_docs --write .'
+    )
     values = yaml.safe_load(text)['/**']['ros__parameters']
 
     def flatten(group, prefix=''):
@@ -163,8 +165,8 @@ def test_yaml_file_is_what_the_options_say(repo_root):
 
 def test_limits_file_is_what_the_limits_say(repo_root):
     text = (repo_root / 'config' / 'limits.yaml').read_text()
-    assert text == describe.limits_text(), (
-        'write it again: python -m d2s_ros.ros.describe --write .'
+    assert text == parameter_docs.limits_text(), (
+        'write it again: python -m d2s_ros.ros.parameter_docs --write .'
     )
     expected = to_dict(Limits())
     shown = {name: expected.pop(name) for name in SHOWN_LIMITS}

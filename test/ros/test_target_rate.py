@@ -50,14 +50,14 @@ def test_less_work_holds_the_rate():
     loaded = LoadedMap(localizer, 'map', '1', 'cpu')
     show(pipeline, loaded, 6)
     assert set(localizer.budgets) == {FULL}
-    pipeline.hold(30.0)
+    pipeline.set_target_rate(30.0)
     show(pipeline, loaded, 12, 6)
     assert pipeline.rate.budget in STEPS[2:]
     assert localizer.budgets[-1] == pipeline.rate.budget
     controller = pipeline.rate
-    pipeline.hold(30.0)
+    pipeline.set_target_rate(30.0)
     assert pipeline.rate is controller
-    pipeline.hold(0.0)
+    pipeline.set_target_rate(0.0)
     show(pipeline, loaded, 1, 18)
     assert localizer.budgets[-1] == FULL
 
@@ -66,8 +66,8 @@ def test_less_work_holds_the_rate():
     ('facts', 'level', 'words'),
     [
         ({}, diagnostics.OK, '100 ms'),
-        ({'effort': str(STEPS[3])}, diagnostics.OK, '100 ms with 50 % of the keypoints, 80 %'),
-        ({'effort': str(STEPS[-1]), 'rate_missed': True}, diagnostics.WARN, '10 Hz cannot be held'),
+        ({'budget': str(STEPS[3])}, diagnostics.OK, '100 ms with 50 % of the keypoints, 80 %'),
+        ({'budget': str(STEPS[-1]), 'rate_missed': True}, diagnostics.WARN, '10 Hz cannot be held'),
     ],
 )
 def test_diagnostics_say_what_is_left_out(facts, level, words):
@@ -80,4 +80,4 @@ def test_diagnostics_say_what_is_left_out(facts, level, words):
     assert words in status.message
     values = {item.key: item.value for item in status.values}
     assert values['target rate [Hz]'] == '10'
-    assert values['effort'] == facts.get('effort', 'all')
+    assert values['effort'] == facts.get('budget', 'all')

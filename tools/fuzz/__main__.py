@@ -145,7 +145,9 @@ def report(results: dict[str, Result], save: Path | None) -> int:
         out.write(f'{name}: {result.inputs} inputs, found: {told}\n')
         for finding in result.findings[:5]:
             out.write(f'   seed {finding["seed"]}: {finding["kind"]} {finding.get("text", "")}\n')
-        for finding in result.findings if save else ():
+        for finding in result.findings:
+            if save is None:
+                break
             folder = save / name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / str(finding['seed'])).write_bytes(make_input(TARGETS[name], finding['seed']))

@@ -157,7 +157,7 @@ def _read_calibration(data: bytes, folder: Path) -> None:
 
     (folder / 'calibration.yaml').write_bytes(data)
     camera = read_calibration(folder / 'calibration.yaml')
-    camera.normalize([[1.0, 2.0], [camera.width, camera.height]])
+    camera.normalize(np.array([[1.0, 2.0], [camera.width, camera.height]]))
 
 
 _CAMERAS_TXT = b'1 PINHOLE 64 48 50 51 32 24.5\n2 OPENCV 64 48 50 51 32 24 0.1 0 0 0\n'
@@ -265,7 +265,10 @@ def _map() -> dict[str, bytes]:
         (Camera('pinhole', 64, 48, 50.0, 50.0, 32.0, 24.0),),
         calibration=Calibration(0.4, 1.5, 0.3),
     )  # fmt: skip
-    update = {'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10), 'poses': np.eye(4)}
+    update: dict[str, np.ndarray] = {
+        'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10),
+        'poses': np.eye(4),
+    }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / 'map'
         MapStore(root).write(

@@ -408,9 +408,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--pairs', type=int, default=1000, help='pairs of views to store')
     length = parser.add_mutually_exclusive_group()
     length.add_argument('--minutes', type=float, help='time to train')
-    length.add_argument(
-        '--steps', type=int, help='the same for a busy machine; neither: only store'
-    )
+    length.add_argument('--steps', type=int, help='for a busy machine; neither: only store pairs')
     parser.add_argument('--checkpoint-every', type=int, default=defaults.checkpoint_every)
     parser.add_argument('--layers', default=defaults.layers, choices=tuple(LAYERS))
     parser.add_argument('--resume', action='store_true')

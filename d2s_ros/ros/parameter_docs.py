@@ -1,6 +1,6 @@
 """Writes what is derived from the nodes' options: config/ and docs/reference/parameters.md.
 
-python -m d2s_ros.ros.describe --write ROOT
+python -m d2s_ros.ros.parameter_docs --write ROOT
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def yaml_text(config: type[Any] = LocalizerNodeConfig, node: str = 'localizer') 
     """Return config/<node>.yaml: every parameter with its default and a comment."""
     lines = [
         f'# Every parameter of the {node} node with its default; written by',
-        '# python -m d2s_ros.ros.describe --write. Copy it and change what you need.',
+        '# python -m d2s_ros.ros.parameter_docs --write. Copy it and change what you need.',
         '/**:',
         '  ros__parameters:',
     ]
@@ -77,7 +77,7 @@ def _entry(
 def limits_text() -> str:
     """Return config/limits.yaml: every limit that is no parameter, with its default."""
     head = (
-        'Limits of acceptance with their defaults; written by python -m d2s_ros.ros.describe '
+        'Limits of acceptance with their defaults; written by python -m d2s_ros.ros.parameter_docs '
         '--write. Name a file with those that you change in the parameter localizer.limits_file. '
         f'{", ".join(SHOWN_LIMITS)} are parameters of the node. A source such as E001 is a row of '
         'docs/design/experiments.md.'
@@ -114,7 +114,7 @@ def parameters_page() -> str:
     """Return docs/reference/parameters.md: the parameters of both nodes."""
     return f"""# Parameters
 
-Written by `python -m d2s_ros.ros.describe --write .` from the options that the nodes declare.
+Written by `python -m d2s_ros.ros.parameter_docs --write .` from the options that the nodes declare.
 [Tuning](../integrate/tuning.md) says which ones a robot needs.
 
 ## localizer
@@ -142,7 +142,7 @@ def write(root: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the files."""
-    parser = argparse.ArgumentParser(prog='describe', description=__doc__)
+    parser = argparse.ArgumentParser(prog='parameter_docs', description=__doc__)
     parser.add_argument('--write', metavar='ROOT', required=True, help='root of a checkout')
     write(pathlib.Path(parser.parse_args(arguments).write))
     return 0
