@@ -48,10 +48,18 @@ class Sift:
         )
 
 
+def read(path: str) -> NDArray[np.uint8]:
+    """Return a grey image."""
+    image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise SystemExit(f'{path} cannot be read as an image')
+    return np.asarray(image, np.uint8)
+
+
 def main(*images: str) -> None:
     """Print how many matches are right, by method and condition."""
     config = FeatureConfig(max_keypoints=512)
-    photographs = [cv2.imread(image, cv2.IMREAD_GRAYSCALE) for image in images]
+    photographs = [read(image) for image in images]
     methods = {'SIFT': Sift(config), 'RootSIFT': create_extractor(config)}
     for method, by_condition in evaluate_warps(photographs, methods).items():
         for condition, figures in by_condition.items():

@@ -22,19 +22,19 @@ def main(map_path: str, queries: str, output: str) -> None:
     best, poses = None, []
     for frame in open_source(queries):
         result = localizer.localize(frame.image, frame.camera, details=True)
-        if result.map_from_camera is None:
+        if result.map_from_camera is None or result.details is None or frame.image is None:
             continue
         poses.append(result.map_from_camera)
         if best is None or result.num_inliers > best[1].num_inliers:
-            best = frame, result
+            best = frame.image, result, result.details
     if best is None:
         raise SystemExit('nothing was localized')
-    frame, result = best
+    image, result, details = best
 
     figure = Figure(figsize=(10.5, 4.2), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    left.imshow(to_grey(frame.image), cmap='gray')
-    keypoints = result.details.keypoints[result.details.inlier]
+    left.imshow(to_grey(image), cmap='gray')
+    keypoints = details.keypoints[details.inlier]
     left.plot(keypoints[:, 0], keypoints[:, 1], '.', color='#31c45c', ms=4)
     left.set_axis_off()
     left.set_title(f'one image: {result.num_inliers} inliers (green) give the pose', fontsize=10)
