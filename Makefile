@@ -8,6 +8,9 @@
 # make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
 # make fuzz        mutated files for everything that reads what others wrote (MINUTES=10)
 # make updates     map updates in a simulated building: table and plot
+# make results-status  which records of benchmarks are older than the code they measure
+# make docs        the documents as a site in build/site, with all links checked
+# make picture     the picture of the README
 # make colcon      build with colcon into build/colcon
 # make venv        the virtual environment that all of these use
 # make kernels     the compiled kernels, in place (part of all of these)
@@ -34,11 +37,11 @@ REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.t
 # tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
 TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
 KERNELS := build/kernels.stamp
-STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS)
 BIN := $(VENV)/bin
-SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools)
+STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
+SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
-.PHONY: help venv kernels demo accuracy updates fuzz test test-slow test-reference check static format-check lint types fast-tests format colcon clean
+.PHONY: help venv kernels demo accuracy updates fuzz test test-slow test-reference check static format-check lint types fast-tests format docs picture results-status colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -62,6 +65,12 @@ $(VENV)/.d2s_ros_requirements: $(REQUIREMENTS) $(TYPE_SUPPORT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(addprefix -r ,$(REQUIREMENTS))
 	$(if $(TYPE_SUPPORT),$(BIN)/python -m d2s_ros.ros.tf2_msgs_support)
+	@touch $@
+
+# The command `d2s`, and `import d2s_ros` from everywhere, both of this folder.
+$(BIN)/d2s: setup.py $(VENV)/.d2s_ros_requirements
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)
@@ -111,6 +120,31 @@ fast-tests: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+# The site has an environment of its own, so that that of the tests stays small.
+DOCS_VENV ?= build/docs_venv
+
+$(DOCS_VENV)/.requirements: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+docs: $(DOCS_VENV)/.requirements
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+results-status:
+	@PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/records.py
+
+PICTURE := build/picture
+PICTURE_SIZE := --seed 11 --width 480 --height 360 --quiet
+
+picture: $(STAMP)
+	rm -rf $(PICTURE)
+	$(BIN)/d2s simulate $(PICTURE)/mapping --frames 40 --trajectory lawnmower $(PICTURE_SIZE)
+	$(BIN)/d2s simulate $(PICTURE)/queries --frames 16 --trajectory random --trajectory-seed 5 $(PICTURE_SIZE)
+	$(BIN)/d2s build-map $(PICTURE)/mapping --map $(PICTURE)/map --budget quick --quiet
+	$(BIN)/python tools/readme_picture.py $(PICTURE)/map $(PICTURE)/queries docs/images/localization.png
 
 colcon: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" colcon --log-base build/colcon/log build \

@@ -64,11 +64,13 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    url='https://example.org/d2s_ros',
     author='The d2s_ros authors',
     maintainer='The d2s_ros authors',
     maintainer_email='maintainers@example.org',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
+        PACKAGE: ['py.typed'],
         f'{PACKAGE}.features': ['weights/*.safetensors'],
         # The loader compares the sources with those that the compiled part was made from.
         f'{PACKAGE}.kernels': ['c/*.c', 'c/*.h', 'c/*.inc'],
@@ -101,6 +103,8 @@ setup(
         'simulation': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
         # `d2s export`; where onnxruntime-gpu is wanted, install it instead of onnxruntime.
         'export': ['onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
+        # `d2s --print-completion`.
+        'completion': ['shtab>=1.7'],
         # ROS 2 without a ROS installation; CPython 3.11 and 3.12 on Linux.
         'ros': ['ros-jazzy-rclpy[fastrtps]', 'ros-jazzy-common-interfaces'],
     },

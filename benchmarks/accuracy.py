@@ -30,6 +30,8 @@ from d2s_ros.threads import set_passive_omp_wait
 
 set_passive_omp_wait()
 
+from records import write_record
+
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.data.sources import open_source
@@ -261,6 +263,7 @@ def main() -> int:
     parser.add_argument('--weights')
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--progress', action='store_true')
     parser.add_argument(
         '--check',
@@ -269,6 +272,7 @@ def main() -> int:
         help='fail unless every query is localized and no ratio is above this',
     )
     args = parser.parse_args()
+    started = time.time()
     print(
         '| scene | images | build [s] | map [MB] | database [MB] | localized | '
         'recall ours | baseline | median ours | '
@@ -303,6 +307,8 @@ def main() -> int:
         )
     if args.json:
         args.json.write_text(json.dumps(finite(rows), indent=1))
+    if args.record and rows:
+        write_record(args.record, finite(rows), started)
     if not rows:
         print('no scene: give DATA with images and splits, or --simulated', file=sys.stderr)
         return 1

@@ -36,7 +36,7 @@ def option(
         minimum, maximum: Inclusive range of numbers.
         choices: Allowed strings.
         read_only: As a ROS parameter, not changeable while the node runs.
-        experiment: Where its value comes from: an id of docs/experiments.md, or words.
+        experiment: Where its value comes from: an id of docs/design/experiments.md, or words.
     """
     metadata = {
         'description': description,

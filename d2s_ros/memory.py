@@ -16,9 +16,9 @@ def tune_malloc() -> bool:
     """Let the process keep freed memory for its next frame; call once, early in a process.
 
     By default glibc gives large blocks back when they are freed: each frame then faults in every
-    page of its feature maps again (docs/performance.md). Blocks of 1 GiB and more are still given
-    back. One arena for all threads: what one thread freed serves the others. Settings made in the
-    environment are kept.
+    page of its feature maps again (docs/design/performance.md). Blocks of 1 GiB and more are still
+    given back. One arena for all threads: what one thread freed serves the others. Settings made in
+    the environment are kept.
 
     Returns:
         Whether the settings were made; False where the C library is not glibc.

@@ -11,8 +11,8 @@ def set_passive_omp_wait() -> None:
     """Let OpenMP threads sleep at barriers instead of spinning; call before torch is imported.
 
     A spinning thread holds the core that the thread it waits for needs. On a computer shared with
-    other processes this slows training by more than ten times (docs/experiments.md); on an idle one
-    it costs nothing measurable. Values that are set already are kept.
+    other processes this slows training by more than ten times (docs/design/experiments.md); on an
+    idle one it costs nothing measurable. Values that are set already are kept.
     """
     os.environ.setdefault('GOMP_SPINCOUNT', '0')
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')

@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md: who may import whom, and what importing costs."""
+"""The layers of docs/design/architecture.md: who may import whom, and what importing costs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PACKAGE = 'd2s_ros'
 MAX_LINES = 400
 #: The building of the simulator, in one piece.
 LONG = {'simulation/scene.py'}
-#: From the bottom to the top, as in docs/architecture.md: a layer may import itself and every layer
-#: below it, and no file may import itself, also not through others.
+#: From the bottom to the top, as in docs/design/architecture.md: a layer may import itself and
+#: every layer below it, and no file may import itself, also not through others.
 LAYERS = (
     'errors',
     'config',
@@ -39,6 +39,7 @@ LAYERS = (
     'evaluation',
     'map_building',
     'map_update',
+    'api',
     'ros',
     'cli',
 )
@@ -90,7 +91,7 @@ def is_ros(name: str) -> bool:
 
 def test_every_folder_is_a_layer(repo_root):
     found = {layer_of(module, repo_root) for module in modules(repo_root)} - {'__init__'}
-    assert found <= set(LAYERS), 'add the new folder to LAYERS and docs/architecture.md'
+    assert found <= set(LAYERS), 'add the new folder to LAYERS and docs/design/architecture.md'
 
 
 def test_layers_import_downwards_only(repo_root):
@@ -153,7 +154,11 @@ def test_modules_stay_short(repo_root):
 
 
 def test_the_document_has_the_layers_in_their_order(repo_root):
-    text = (repo_root / 'docs' / 'architecture.md').read_text().partition('## From a log')[0]
+    text = (
+        (repo_root / 'docs' / 'design' / 'architecture.md')
+        .read_text()
+        .partition('## From a log')[0]
+    )
     rows = re.findall(r'^\| (`.*?`) \|', text, re.M)
     assert [name for row in rows for name in re.findall(r'`(\w+)`', row)] == list(LAYERS)
 

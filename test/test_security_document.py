@@ -1,4 +1,4 @@
-"""The table of docs/security.md: each input gives the message that is written beside it."""
+"""The table of docs/integrate/security.md: each input gives the message written beside it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ INPUTS = {
 
 def table(repo_root):
     """Return file and message of each row by the input."""
-    text = (repo_root / 'docs' / 'security.md').read_text()
+    text = (repo_root / 'docs' / 'integrate' / 'security.md').read_text()
     rows = re.findall(r'^\| (.+?) \| `(.+?)` \| .*? ?\| `(.+)` \|$', text, re.MULTILINE)
     return {name: (file, said) for name, file, said in rows}
 

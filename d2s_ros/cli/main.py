@@ -11,9 +11,10 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from d2s_ros import __version__
-from d2s_ros.errors import D2SError
+from d2s_ros.errors import D2SError, UsageError
 from d2s_ros.memory import tune_malloc
 from d2s_ros.threads import set_passive_omp_wait
 
@@ -38,10 +39,17 @@ def make_parser() -> argparse.ArgumentParser:
         prog='d2s', description='Camera relocalization from one image with D2S maps.'
     )
     parser.add_argument('--version', action='version', version=f'd2s {__version__}')
+    parser.add_argument(
+        '--print-completion',
+        choices=('bash', 'zsh', 'tcsh'),
+        metavar='SHELL',
+        help='print the completion script for bash, zsh or tcsh, and exit',
+    )
+    _add_shared(parser, default=False)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument('--debug', action='store_true', help='show tracebacks and debug messages')
-    shared.add_argument('--quiet', action='store_true', help='no progress bars')
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    # A command that is not given them must not overwrite what stands before it.
+    _add_shared(shared, default=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
         implementation = importlib.import_module(module)
@@ -50,11 +58,33 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_shared(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add the options that may stand before and after the command."""
+    parser.add_argument(
+        '--debug', action='store_true', default=default, help='show tracebacks and debug messages'
+    )
+    parser.add_argument('--quiet', action='store_true', default=default, help='hide progress bars')
+
+
+def _completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    """Return the script that completes commands and options in a shell."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise UsageError('completion needs shtab: pip install shtab') from error
+    script: str = shtab.complete(parser, shell)
+    return script
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     set_passive_omp_wait()
     tune_malloc()
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None and args.print_completion is None:
+        parser.print_help(sys.stderr)
+        return UsageError.exit_code
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.WARNING,
         format='%(levelname)s: %(message)s',
@@ -62,12 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ('matplotlib', 'PIL'):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
+        if args.print_completion is not None:
+            print(_completion(parser, args.print_completion))
+            return 0
         return int(args.run(args))
     except (Exception, KeyboardInterrupt) as error:
         if args.debug:
             traceback.print_exc()
         text, code = _explain(error)
-        print(f'd2s {args.command}: {text}', file=sys.stderr)
+        name = 'd2s' if args.command is None else f'd2s {args.command}'
+        print(f'{name}: {text}', file=sys.stderr)
         return code
 
 

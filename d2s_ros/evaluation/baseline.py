@@ -35,7 +35,7 @@ def _import_poselib() -> Any:
 class MatchingBaseline:
     """Ratio test against the best descriptor of another point; poselib with a Cauchy loss.
 
-    Ratio, thresholds and loss are the best of a sweep over four scenes (docs/evaluation.md).
+    Ratio, thresholds and loss are the best of a sweep over four scenes (docs/design/evaluation.md).
     """
 
     def __init__(

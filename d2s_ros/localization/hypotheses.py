@@ -26,7 +26,7 @@ _MAX_HYPOTHESES = 3
 #: Correspondences of a lower reliability are never tried, however few there are.
 _LEAST_RELIABILITY = 0.1
 #: Covariances of such poses are larger by this: what an image hardly shows is placed less exactly
-#: than its residuals tell (docs/evaluation.md).
+#: than its residuals tell (docs/design/evaluation.md).
 _PRIOR_COVARIANCE = 4.0
 
 

@@ -17,10 +17,10 @@ import yaml
 from d2s_ros.config import from_dict, option, validate
 from d2s_ros.errors import ConfigError
 
-#: Of limits that have no row in docs/experiments.md.
+#: Of limits that have no row in docs/design/experiments.md.
 NOT_LOGGED = 'chosen before the log began'
-_EVALUATION = 'docs/evaluation.md, Which poses are published'
-_PRIOR = 'docs/evaluation.md, With a prior'
+_EVALUATION = 'docs/design/evaluation.md, Which poses are published'
+_PRIOR = 'docs/design/evaluation.md, With a prior'
 
 #: (smaller, larger): of two limits for the same value, which one must not be above the other.
 _ORDER = (

@@ -32,7 +32,7 @@ class KeyframeConfig:
 
 
 #: Of poses that labels imply. Labels are many and made from several images: less than this is
-#: wrong, and what is accepted teaches the map (E006 of docs/experiments.md).
+#: wrong, and what is accepted teaches the map (E006 of docs/design/experiments.md).
 LABEL_LIMITS = Limits(
     min_inliers=30,
     min_inliers_without_support=30,

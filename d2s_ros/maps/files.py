@@ -1,6 +1,6 @@
 """The files of a map folder: their names, which version is live, and writing to disk for good.
 
-Layout of a map folder, see docs/map_format.md:
+Layout of a map folder, see docs/reference/map_format.md:
 
     MAP/current                      name and digest of the live version, replaced atomically
     MAP/versions/0001/manifest.json

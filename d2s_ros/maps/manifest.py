@@ -62,7 +62,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class MapManifest:
-    """What a map says about itself; see docs/map_format.md.
+    """What a map says about itself; see docs/reference/map_format.md.
 
     All coordinates of a map are kept relative to `origin`, a point of the map frame in float64:
     float32 tells points apart by half a metre at 5,000 km from zero.

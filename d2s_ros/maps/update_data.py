@@ -1,6 +1,6 @@
 """What a map stores of its mapping images for updates: the one writer and the one reader.
 
-The tensors are listed in docs/map_format.md.
+The tensors are listed in docs/reference/map_format.md.
 """
 
 from __future__ import annotations

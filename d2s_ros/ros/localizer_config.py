@@ -1,6 +1,6 @@
 """Options of the localizer node: the only home of their defaults.
 
-config/localizer.yaml, the ROS parameters and the tables in README.md are compared with
+config/localizer.yaml, the ROS parameters and docs/reference/parameters.md are compared with
 this dataclass by tests. Options marked read-only describe the structure of the node; they can be
 set while the node is unconfigured and take effect when it is configured.
 """

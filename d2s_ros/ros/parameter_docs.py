@@ -1,4 +1,4 @@
-"""Writes what is derived from the nodes' options: the files of config/ and the README's tables.
+"""Writes what is derived from the nodes' options: config/ and docs/reference/parameters.md.
 
 python -m d2s_ros.ros.parameter_docs --write ROOT
 """
@@ -80,7 +80,7 @@ def limits_text() -> str:
         'Limits of acceptance with their defaults; written by python -m d2s_ros.ros.parameter_docs '
         '--write. Name a file with those that you change in the parameter localizer.limits_file. '
         f'{", ".join(SHOWN_LIMITS)} are parameters of the node. A source such as E001 is a row of '
-        'docs/experiments.md.'
+        'docs/design/experiments.md.'
     )
     lines = [f'# {line}' for line in textwrap.wrap(head, _WIDTH)]
     for name, field, _, default in parameter_fields(Limits):
@@ -110,27 +110,34 @@ def parameter_table(
     return '\n'.join(lines) + '\n'
 
 
-def with_tables(document: str) -> str:
-    """Return the README with the parameter tables of both nodes between their marks."""
-    for name, config, state_of in (
-        ('', LocalizerNodeConfig, 'While configured'),
-        ('map_updater ', MapUpdaterConfig, 'While running'),
-    ):
-        start, end = f'<!-- {name}parameters -->\n', f'<!-- end of {name}parameters -->\n'
-        before, _, rest = document.partition(start)
-        _, _, after = rest.partition(end)
-        document = f'{before}{start}{parameter_table(config, state_of)}{end}{after}'
-    return document
+def parameters_page() -> str:
+    """Return docs/reference/parameters.md: the parameters of both nodes."""
+    return f"""# Parameters
+
+Written by `python -m d2s_ros.ros.parameter_docs --write .` from the options that the nodes declare.
+[Tuning](../integrate/tuning.md) says which ones a robot needs.
+
+## localizer
+
+Fixed ones can be set while the node is unconfigured, the others at any time. All are in
+config/localizer.yaml, with their defaults.
+
+{parameter_table()}
+## map_updater
+
+All are in config/map_updater.yaml. Those that name files are fixed when the node starts, so that no
+peer can have it write elsewhere; the others can be changed for the next update.
+
+{parameter_table(MapUpdaterConfig, 'While running')}"""
 
 
 def write(root: pathlib.Path) -> None:
-    """Write the YAML files of config/ and the parameter tables of README.md."""
+    """Write the YAML files of config/ and docs/reference/parameters.md."""
     (root / 'config' / 'localizer.yaml').write_text(yaml_text())
     (root / 'config' / 'limits.yaml').write_text(limits_text())
     updater = yaml_text(MapUpdaterConfig, 'map_updater')
     (root / 'config' / 'map_updater.yaml').write_text(updater)
-    readme = root / 'README.md'
-    readme.write_text(with_tables(readme.read_text()))
+    (root / 'docs' / 'reference' / 'parameters.md').write_text(parameters_page())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -497,7 +497,7 @@ def test_checks_are_in_the_report():
 
 
 def test_each_limit_says_where_it_comes_from(repo_root):
-    log = (repo_root / 'docs' / 'experiments.md').read_text()
+    log = (repo_root / 'docs' / 'design' / 'experiments.md').read_text()
     rows = re.findall(r'^\| (E\d{3}): ', log, re.MULTILINE)
     assert len(rows) == len(set(rows))
     used = set()

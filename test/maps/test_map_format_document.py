@@ -1,4 +1,4 @@
-"""docs/map_format.md lists what is written, no more and no less; what is written is read back."""
+"""docs/reference/map_format.md lists what is written, no more, no less; what is written is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def written(data, tmp_path_factory):
 
 def documented(repo_root, heading):
     """Return names and types of the rows of the first table below a heading."""
-    text = (repo_root / 'docs' / 'map_format.md').read_text()
+    text = (repo_root / 'docs' / 'reference' / 'map_format.md').read_text()
     section = text[text.index(heading) :].split('\n## ')[0]
     found = {}
     for row in re.findall(r'^\| (`.*)\|$', section, re.MULTILINE):
@@ -65,7 +65,7 @@ def test_every_tensor_is_documented(written, repo_root, file):
 def test_every_key_of_the_manifest_is_documented(written, repo_root):
     document = json.loads((written / MANIFEST_FILE).read_bytes())
     assert set(document) == set(documented(repo_root, '## manifest.json'))
-    text = (repo_root / 'docs' / 'map_format.md').read_text()
+    text = (repo_root / 'docs' / 'reference' / 'map_format.md').read_text()
     assert f'# Map format, version {FORMAT_VERSION}\n' in text
 
 

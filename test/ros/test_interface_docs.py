@@ -1,4 +1,4 @@
-"""README.md says what the nodes really declare."""
+"""docs/reference says what the nodes really declare."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope='module')
 def document(repo_root):
-    return (repo_root / 'README.md').read_text()
+    return (repo_root / 'docs' / 'reference' / 'ros_interface.md').read_text()
 
 
 def table(document, first_column):
@@ -97,11 +97,12 @@ def test_the_map_updater(spinner, client, document):
     wait_for(lambda: declared_by(client, 'map_updater', 'service') == services)
 
 
-def test_parameters(node, document):
-    assert parameter_docs.with_tables(document) == document, (
+def test_parameters(node, repo_root):
+    page = (repo_root / 'docs' / 'reference' / 'parameters.md').read_text()
+    assert parameter_docs.parameters_page() == page, (
         'write it again: python -m d2s_ros.ros.parameter_docs --write .'
     )
-    names = {row[0] for row in table(document, 'Parameter')}
+    names = {row[0] for row in table(page, 'Parameter')}
     declared = {
         name
         for name in node.get_parameters_by_prefix('')

@@ -21,7 +21,7 @@ _ROUNDING = 1e-4
 
 
 def check_landmark_tensors(tensors: Mapping[str, NDArray[Any]], config: LandmarkConfig) -> None:
-    """Check the tensors that docs/map_format.md lists for landmarks, except the network's.
+    """Check the tensors that docs/reference/map_format.md lists, except the network's.
 
     Args:
         tensors: As read from a map.

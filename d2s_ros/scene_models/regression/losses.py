@@ -2,7 +2,7 @@
 
 Shapes: B images, N keypoints each. z (B, N) is 1 for keypoints with a 3D label and 0 for all
 others, padding included. As in the paper, sums run over the keypoints and means over the images.
-Where the paper leaves something open, docs/paper_decisions.md says what was decided.
+Where the paper leaves something open, docs/design/paper_decisions.md says what was decided.
 """
 
 from __future__ import annotations
