@@ -18,6 +18,10 @@ import numpy as np
 
 from tools.fuzz.mutations import mutate_bytes, mutate_text
 
+#: What reading one input may take.
+MAX_CPU_SECONDS = 10.0
+MAX_KILOBYTES = 2**20
+
 
 @dataclass(frozen=True)
 class Target:

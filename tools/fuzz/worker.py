@@ -20,11 +20,8 @@ from types import FrameType
 from typing import Any
 
 from d2s_ros.errors import D2SError
-from tools.fuzz.targets import TARGETS, Target, make_input
+from tools.fuzz.targets import MAX_CPU_SECONDS, MAX_KILOBYTES, TARGETS, Target, make_input
 
-#: What one input may take.
-MAX_CPU_SECONDS = 10.0
-MAX_KILOBYTES = 2**20
 #: Beyond this the process ends, for the sake of the computer.
 _ADDRESS_SPACE = 8 * 2**30
 
