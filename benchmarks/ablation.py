@@ -32,6 +32,7 @@ from accuracy import (
     simulated_scenes,
 )
 from places import Places
+from records import write_record
 
 import numpy as np
 
@@ -179,7 +180,9 @@ def main() -> int:
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     parser.add_argument('--steps', type=int)
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
+    started = time.time()
     rows = ROWS if args.row == ['all'] else args.row
     unknown = sorted(set(rows) - set(ROWS))
     if unknown:
@@ -199,11 +202,12 @@ def main() -> int:
     base = budget(args.budget, features=features)
     images, _ = collect_images(scene.mapping, extractor, base)
     reconstruction = reconstruct(images, base.reconstruction)
-    print(
+    lines = [
         '| row | queries | localized | baseline | median | ratio to baseline | median [deg] | '
-        'inlier share | coordinates [px] | map [MB] | train [s] |'
-    )
-    print('|' + 11 * '---|')
+        'inlier share | coordinates [px] | map [MB] | train [s] |',
+        '|' + 11 * '---|',
+    ]
+    print('\n'.join(lines))
     parts = [Scene('as mapped', [], scene.queries)]
     if args.changed:
         parts += changed(args.simulated, int(args.scene.split()[-1]))
@@ -224,17 +228,19 @@ def main() -> int:
             result['coordinates_px'] = pixels
             results.append({'row': row, 'budget': args.budget, **result})
             ours = result['ours']
-            print(
+            lines.append(
                 f'| {row} | {part.name} | {ours["localized"]} | '
                 f'{result["baseline"]["localized"]} | {ours["median"]:.5f} | '
                 f'{result["ratio"]:.2f} | {ours["median_deg"]:.4f} | '
                 f'{ours["inlier_share"] or 0:.2f} | '
                 f'{"-" if pixels is None else f"{pixels:.1f}"} | {result["map_mb"]:.2f} | '
-                f'{result["build_seconds"]:.0f} |',
-                flush=True,
+                f'{result["build_seconds"]:.0f} |'
             )
+            print(lines[-1], flush=True)
     if args.json:
         args.json.write_text(json.dumps(finite(results), indent=1) + '\n')
+    if args.record:
+        write_record(args.record, finite(results), started, tables={'rows': lines})
     return 0
 
 

@@ -273,13 +273,14 @@ def main() -> int:
     )
     args = parser.parse_args()
     started = time.time()
-    print(
+    lines = [
         '| scene | images | build [s] | map [MB] | database [MB] | localized | '
         'recall ours | baseline | median ours | '
         'median baseline | ratio | deg ours | deg baseline | inlier share ours | baseline | '
-        'search and pose ours [ms] | baseline [ms] |'
-    )
-    print('|' + 17 * '---|')
+        'search and pose ours [ms] | baseline [ms] |',
+        '|' + 17 * '---|',
+    ]
+    print('\n'.join(lines))
     rows = []
     features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
     config = budget(args.budget, features=features)
@@ -295,20 +296,20 @@ def main() -> int:
         row = row_of(name, builts, outcomes)
         rows.append(row)
         ours, base = row['ours'], row['baseline']
-        print(
+        lines.append(
             f'| {row["scene"]} | {row["mapping_images"]} | {row["build_seconds"]:.0f} | '
             f'{row["map_mb"]:.2f} | {row["database_mb"]:.1f} | {ours["localized"]} | '
             f'{100 * ours["recall"]:.1f} % | {100 * base["recall"]:.1f} % | '
             f'{ours["median"]:.5f} | {base["median"]:.5f} | **{row["ratio"]:.2f}** | '
             f'{ours["median_deg"]:.4f} | {base["median_deg"]:.4f} | '
             f'{ours["inlier_share"] or 0:.2f} | {base["inlier_share"] or 0:.2f} | '
-            f'{ours["search_and_pose_ms"]:.0f} | {base["search_and_pose_ms"]:.0f} |',
-            flush=True,
+            f'{ours["search_and_pose_ms"]:.0f} | {base["search_and_pose_ms"]:.0f} |'
         )
+        print(lines[-1], flush=True)
     if args.json:
         args.json.write_text(json.dumps(finite(rows), indent=1))
     if args.record and rows:
-        write_record(args.record, finite(rows), started)
+        write_record(args.record, finite(rows), started, tables={'scenes': lines})
     if not rows:
         print('no scene: give DATA with images and splits, or --simulated', file=sys.stderr)
         return 1

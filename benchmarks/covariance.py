@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 # First: it decides how threads wait, before any is started.
 from places import Places, is_building
+from records import write_record
 
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.calibration import pose_difference
@@ -68,44 +70,51 @@ def main() -> int:
     parser.add_argument('--logs', type=Path, help='rendered logs (default: in the work folder)')
     parser.add_argument('--data', type=Path, help='folder of fox and castle-P30')
     parser.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
-    parser.add_argument('--part', default='query_day', help='log of the buildings to judge')
+    parser.add_argument(
+        '--parts', nargs='+', default=['query_day'], help='logs of the buildings to judge'
+    )
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
     args = parser.parse_args()
+    started = time.time()
     places = Places(args.work, args.logs, args.data)
     names = [f'b{seed}' for seed in args.seeds]
     if args.data is not None:
         names += [name for name in ('fox', 'castle-P30') if (args.data / name).is_dir()]
-    print(
+    lines = [
         '| place | localized | mean NEES | median | translation (3) | rotation (3) | '
         + ' | '.join(f'in {100 * share:.0f} %' for share, _ in QUANTILES)
-        + ' |'
-    )
-    print('|---' * (6 + len(QUANTILES)) + '|')
-    rows, pooled, frames = [], [], 0
+        + ' |',
+        '|---' * (6 + len(QUANTILES)) + '|',
+    ]
+    print('\n'.join(lines))
+    rows: list[dict] = []
 
     def show(entry: dict) -> None:
         rows.append(entry)
-        print(
+        lines.append(
             f'| {entry["place"]} | {entry["localized"]}/{entry["frames"]} | {entry["mean"]:.2f} | '
             f'{entry["median"]:.2f} | {entry["mean_translation"]:.2f} | '
             f'{entry["mean_rotation"]:.2f} | '
             + ' | '.join(f'{100 * share:.0f} %' for share in entry['coverage'])
-            + ' |',
-            flush=True,
+            + ' |'
         )
+        print(lines[-1], flush=True)
 
-    for name in names:
-        values, count = normalised_errors(places, name, args.part if is_building(name) else 'query')
-        if is_building(name):
-            pooled.append(values)
-            frames += count
-        show(row(name, values, count))
-    if pooled:
-        show(row('all buildings', np.concatenate(pooled), frames))
+    for name in [name for name in names if not is_building(name)]:
+        show(row(name, *normalised_errors(places, name, 'query')))
+    buildings = [name for name in names if is_building(name)]
+    for part in args.parts if buildings else ():
+        found = [normalised_errors(places, name, part) for name in buildings]
+        values = np.concatenate([values for values, _ in found])
+        title = 'buildings, ' + part.removeprefix('query_').replace('_', ' at ')
+        show(row(title, values, sum(count for _, count in found)))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
-    if args.check and pooled:
+    if args.record:
+        write_record(args.record, rows, started, tables={'coverage': lines})
+    if args.check and buildings:
         total = rows[-1]
         off = [
             abs(found - share)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from d2s_ros.threads import set_passive_omp_wait
 set_passive_omp_wait()
 
 import numpy as np
+from records import write_record
 
 from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import Frame
@@ -118,6 +120,29 @@ def chance_of_medians(found: np.ndarray, reference: np.ndarray) -> list[float]:
     return [round(float(value), 3) for value in np.percentile(ratios, [5, 95])]
 
 
+def table(rows: dict[str, dict[str, dict]]) -> list[str]:
+    """Return a line for each log or scene and path."""
+    lines = [
+        '| queries | path | localized | refused here only | by the reference only | '
+        'ratio of medians, position (90 %) | rotation (90 %) |',
+        '|---' * 7 + '|',
+    ]
+    for name, paths in rows.items():
+        for path, row in paths.items():
+            ratios = [
+                f'{row[f"ratio_{unit}"]:.3f} ({", ".join(map(str, row[f"ratio_{unit}_90"]))})'
+                if f'ratio_{unit}' in row
+                else ''
+                for unit in ('m', 'deg')
+            ]
+            lines.append(
+                f'| {name} | {path} | {row["localized"]}/{row["queries"]} | '
+                f'{row["refused here only"]} | {row["refused by the reference only"]} | '
+                f'{ratios[0]} | {ratios[1]} |'
+            )
+    return lines
+
+
 def main() -> int:
     """Print a table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -128,7 +153,9 @@ def main() -> int:
     parser.add_argument('--copies', type=int, default=8, help='of each query of the scene')
     parser.add_argument('--every', type=int, default=1, help='use every n-th frame')
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
+    started = time.time()
     sources = {log.name: list(log_queries(log))[:: args.every] for log in args.logs}
     if args.scene is not None:
         sources[args.scene.name] = copied(list(scene_queries(args.scene)), args.copies)
@@ -147,6 +174,8 @@ def main() -> int:
                 print(name, path, json.dumps(row), flush=True)
         if args.json is not None:
             args.json.write_text(json.dumps(rows, indent=1) + '\n')
+    if args.record:
+        write_record(args.record, rows, started, tables={'paths': table(rows)})
     return 0
 
 

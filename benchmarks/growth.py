@@ -30,6 +30,7 @@ tune_malloc()
 
 import cv2
 import torch
+from records import write_record
 
 from d2s_ros.data.sources import open_source
 from d2s_ros.evaluation.baseline import MatchingBaseline
@@ -197,8 +198,10 @@ def main() -> int:
     parser.add_argument('input')
     parser.add_argument('--repetitions', type=int, default=7)
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--plot', type=Path)
     args = parser.parse_args()
+    started = time.time()
     limit_threads(1)
     localizer = Localizer.from_map(args.map, device='cpu')
     frame = next(f for f in open_source(args.input) if f.image is not None and f.camera is not None)
@@ -210,12 +213,14 @@ def main() -> int:
         'pixels': by_image_size(localizer, frame, [320, 480, 640, 960, 1280], 3),
         'mapping images': by_map_images(localizer, frame, [10, 30, 100, 300, 1000], 5),
     }
-    print('| quantity | stage | ' + 'value: CPU time [ms] | slope at the end |')
-    print('|---|---|---|---|')
+    lines = ['| quantity | stage | value: CPU time [ms] | slope at the end |', '|---|---|---|---|']
     for quantity, rows in result.items():
         for name in rows[min(rows)]:
             values = ', '.join(f'{v}: {rows[v][name]:.1f}' for v in sorted(rows))
-            print(f'| {quantity} | {name} | {values} | {slope(rows, name):.2f} |')
+            lines.append(f'| {quantity} | {name} | {values} | {slope(rows, name):.2f} |')
+    print('\n'.join(lines))
+    if args.record:
+        write_record(args.record, result, started, tables={'stages': lines})
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + '\n')
     if args.plot:

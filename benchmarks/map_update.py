@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import write_record
 
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.data.sources import open_source
@@ -352,6 +353,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--work', type=Path, help='folder to keep logs and maps in')
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--plot', type=Path)
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], help='buildings')
     parser.add_argument('--width', type=int, default=640)
@@ -366,6 +368,7 @@ def main() -> int:
     parser.add_argument('--rebuild', action='store_true', help='build the maps in DIR again')
     parser.add_argument('--progress', action='store_true')
     args = parser.parse_args()
+    started = time.time()
     set_passive_omp_wait()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
@@ -383,6 +386,11 @@ def main() -> int:
         print(f'{name}: at most {100 * loss:.1f} points below its best')
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
+    if args.record:
+        tables = {title: table(maps).splitlines() for title, maps in result['buildings'].items()}
+        if len(result['buildings']) > 1:
+            tables['all'] = table(result['maps']).splitlines()
+        write_record(args.record, result, started, tables=tables)
     if args.plot:
         plot(result, args.plot)
     return 0

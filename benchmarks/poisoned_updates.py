@@ -19,11 +19,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from records import write_record
 
 from d2s_ros.data.frames import Frame
 from d2s_ros.data.sources import open_source
@@ -295,6 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--work', type=Path, help='folder to keep logs and maps in')
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--width', type=int, default=640)
     parser.add_argument('--map-frames', type=int, default=60)
@@ -302,6 +305,7 @@ def main() -> int:
     parser.add_argument('--query-frames', type=int, default=40)
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
     args = parser.parse_args()
+    started = time.time()
     set_passive_omp_wait()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
@@ -310,6 +314,8 @@ def main() -> int:
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
+    if args.record:
+        write_record(args.record, rows, started, tables={'logs': table(rows).splitlines()})
     worse = [
         name
         for name, row in rows.items()

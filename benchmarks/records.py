@@ -15,14 +15,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
 #: What every record must have.
-KEYS = ('commit', 'machine', 'command')
+KEYS = ('commit', 'date', 'machine', 'command', 'seconds')
 
 
 def git(*arguments: str, root: Path = ROOT) -> str:
@@ -50,6 +50,7 @@ def write_record(
     figures: Any,
     started: float,
     *,
+    tables: Mapping[str, Sequence[str]] | None = None,
     measures: Sequence[str] = ('d2s_ros',),
     root: Path = ROOT,
 ) -> Path:
@@ -59,6 +60,7 @@ def write_record(
         name: Of the record; the file of an earlier run is replaced.
         figures: What was measured, JSON types.
         started: `time.time()` at the start of the run.
+        tables: By name, the lines of the Markdown tables that documents show (`tables.py`).
         measures: Paths of the repository whose changes make the record stale.
         root: Of the repository.
     """
@@ -67,15 +69,24 @@ def write_record(
         'clean': not git('status', '--porcelain', '--', *measures, root=root),
         'date': time.strftime('%Y-%m-%d', time.gmtime()),
         'machine': machine(),
-        'command': shlex.join(['python', *sys.argv]),
+        'command': shlex.join(['python', *map(_without_folder, sys.argv)]),
         'seconds': round(time.time() - started, 1),
         'measures': list(measures),
+        'tables': {title: list(lines) for title, lines in (tables or {}).items()},
         'figures': figures,
     }
     path = root / 'benchmarks' / 'results' / f'{name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + '\n')
     return path
+
+
+def _without_folder(argument: str) -> str:
+    """Return an argument of the command line without the folders of this machine."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def read_record(path: Path) -> dict[str, Any]:

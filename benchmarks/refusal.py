@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +32,7 @@ import numpy as np
 
 # First: it decides how threads wait, before any is started.
 from places import Observed, Places, is_building, photographs
+from records import write_record
 
 from d2s_ros.data.frames import Frame
 from d2s_ros.geometry.transforms import (
@@ -410,8 +412,10 @@ def main() -> int:
         '--runs', type=int, default=1, help='with --odometry: repetitions with other noise'
     )
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
     args = parser.parse_args()
+    started = time.time()
     places = Places(args.work, args.logs, args.data)
     names = [f'b{seed}' for seed in args.seeds]
     if args.data is not None:
@@ -447,11 +451,15 @@ def main() -> int:
         for kind in CHANGES if is_building(name) else ():
             frames = places.observed(name, kind, localizer.extractor)
             known += ask(localizer, name, kind.removeprefix('query_'), frames[:: args.every])
-    print('\n'.join(stranger_table(unknown)))
+    foreign = stranger_table(unknown)
+    print('\n'.join(foreign))
     lines, figures = query_table(known)
     print('\n' + '\n'.join(lines))
     if args.json:
         args.json.write_text(json.dumps({'strangers': unknown, 'queries': known}, indent=1))
+    if args.record:
+        tables = {'foreign': foreign, 'own': lines}
+        write_record(args.record, figures, started, tables=tables)
     accepted = sum(row['published'] for row in unknown)
     if args.check and (
         accepted > 1
