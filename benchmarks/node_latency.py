@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import write_record
 
 from d2s_ros.memory import tune_malloc
 from d2s_ros.threads import set_passive_omp_wait
@@ -237,7 +238,9 @@ def main() -> int:
     parser.add_argument('--images', type=int, default=20, help='most images of INPUT')
     parser.add_argument('--threads', type=int, default=0, help='parameter of the node')
     parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
+    started = time.time()
     frames = []
     for frame in open_source(args.input):
         if frame.image is not None and frame.camera is not None:
@@ -269,6 +272,8 @@ def main() -> int:
     print(text(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + '\n')
+    if args.record:
+        write_record(args.record, result, started, tables={'rates': text(result).splitlines()})
     return 0
 
 

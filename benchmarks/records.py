@@ -51,6 +51,7 @@ def write_record(
     started: float,
     *,
     tables: Mapping[str, Sequence[str]] | None = None,
+    command: Sequence[str] = (),
     measures: Sequence[str] = ('d2s_ros',),
     root: Path = ROOT,
 ) -> Path:
@@ -61,6 +62,7 @@ def write_record(
         figures: What was measured, JSON types.
         started: `time.time()` at the start of the run.
         tables: By name, the lines of the Markdown tables that documents show (`tables.py`).
+        command: What was run, if it is not this process.
         measures: Paths of the repository whose changes make the record stale.
         root: Of the repository.
     """
@@ -69,7 +71,7 @@ def write_record(
         'clean': not git('status', '--porcelain', '--', *measures, root=root),
         'date': time.strftime('%Y-%m-%d', time.gmtime()),
         'machine': machine(),
-        'command': shlex.join(['python', *map(_without_folder, sys.argv)]),
+        'command': shlex.join(map(_without_folder, command or ['python', *sys.argv])),
         'seconds': round(time.time() - started, 1),
         'measures': list(measures),
         'tables': {title: list(lines) for title, lines in (tables or {}).items()},
