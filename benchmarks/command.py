@@ -51,7 +51,8 @@ def main() -> int:
     if not tables:
         print('the command printed no table', file=sys.stderr)
         return 1
-    write_record(name, None, started, tables=tables, command=command)
+    shown = ['python' if part == sys.executable else part for part in command]
+    write_record(name, None, started, tables=tables, command=shown)
     return 0
 
 
