@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,24 @@ def row_of(name: str, builts: list[Built], outcomes: Outcomes) -> dict:
     return row
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of a short table."""
+    lines = [
+        '| scene | mapping images | localized, ours and peer | median error, ours | peer | map | '
+        "peer's database | search and pose, ours | peer |",
+        '|---' * 9 + '|',
+    ]
+    for row in rows:
+        ours, base = row['ours'], row['baseline']
+        lines.append(
+            f'| {row["scene"]} | {row["mapping_images"]} | {ours["localized"]}, '
+            f'{base["localized"]} | {ours["median"]:.5f} | {base["median"]:.5f} | '
+            f'{row["map_mb"]:.2f} MB | {row["database_mb"]:.1f} MB | '
+            f'{ours["search_and_pose_ms"]:.0f} ms | {base["search_and_pose_ms"]:.0f} ms |'
+        )
+    return lines
+
+
 def finite(document: Any) -> Any:
     """Return the document with null for numbers that JSON does not have."""
     if isinstance(document, dict):
@@ -309,7 +327,8 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(finite(rows), indent=1))
     if args.record and rows:
-        write_record(args.record, finite(rows), started, tables={'scenes': lines})
+        tables = {'scenes': lines, 'summary': summary(rows)}
+        write_record(args.record, finite(rows), started, tables=tables)
     if not rows:
         print('no scene: give DATA with images and splits, or --simulated', file=sys.stderr)
         return 1
