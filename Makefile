@@ -16,7 +16,7 @@
 # make kernels     the compiled kernels, in place (part of all of these)
 #
 # Variables: PYTHON (3.11 or 3.12), VENV (an environment to make or to use again),
-# PYTEST_FLAGS, DEMO_OUTPUT, MINUTES.
+# PYTEST_FLAGS, PARALLEL (empty: one process), DEMO_OUTPUT, MINUTES, SCENES.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -27,6 +27,9 @@ VENV ?= .venv
 DEMO_OUTPUT ?= demo_output
 DATA ?= ../shared/data
 PYTEST_FLAGS ?=
+# Tests of one file stay together: what a module's fixtures build is built once.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
+SCENES ?=
 MINUTES ?= 10
 # The first that runs: a name on the PATH may be an empty shell of a version manager.
 PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
@@ -77,7 +80,7 @@ demo: $(STAMP)
 	$(BIN)/python -m d2s_ros.cli.main demo --output $(DEMO_OUTPUT)
 
 accuracy: $(STAMP)
-	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py $(DATA) --check 1.5
+	PYTHONPATH=. $(BIN)/python benchmarks/accuracy.py $(DATA) --check 1.5 $(if $(SCENES),--scenes $(SCENES))
 
 updates: $(STAMP)
 	PYTHONPATH=. $(BIN)/python benchmarks/map_update.py --plot map_updates.png
@@ -87,14 +90,14 @@ fuzz: $(STAMP)
 	PYTHONPATH=. $(BIN)/python -m tools.fuzz --minutes $(MINUTES) --save build/fuzz
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu' $(PYTEST_FLAGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 # PYTEST_FLAGS may name folders, as .ci/run does.
 test-reference: $(STAMP)
-	D2S_KERNELS=reference $(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_FLAGS)
+	D2S_KERNELS=reference $(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu' $(PYTEST_FLAGS)
 
 check: static fast-tests
 

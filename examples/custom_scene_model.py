@@ -108,7 +108,9 @@ class NearestObserver(Observer):
 
     def _observe(self, view: View, points: NDArray[np.float64]) -> Observation:
         cosines = view.features.descriptors @ self.model.keys.T
-        landmarks = np.argsort(-cosines, axis=1, kind='stable')[:, :3]
+        best = np.argpartition(-cosines, 3, axis=1)[:, :3]
+        order = np.argsort(-np.take_along_axis(cosines, best, axis=1), axis=1, kind='stable')
+        landmarks = np.take_along_axis(best, order, axis=1)
         similarity = np.take_along_axis(cosines, landmarks, axis=1)
         margin = similarity[:, 0] - similarity[:, 1]
         reliability = np.clip(10 * margin, 0, 1).astype(np.float32)

@@ -14,6 +14,10 @@ import pytest
 from d2s_ros.threads import set_passive_omp_wait
 
 set_passive_omp_wait()
+if 'PYTEST_XDIST_WORKER_COUNT' in os.environ:
+    # Cores are shared out to the processes that test, and to those that their tests start.
+    share = len(os.sched_getaffinity(0)) // int(os.environ['PYTEST_XDIST_WORKER_COUNT'])
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, share)))
 ROOT = Path(__file__).resolve().parent.parent
 
 
