@@ -134,6 +134,8 @@ $(DOCS_VENV)/.requirements: requirements/docs.txt
 
 docs: $(DOCS_VENV)/.requirements
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@if grep -rlE '<(script|link|img|iframe)[^>]* src="https?://' --include=*.html build/site; then \
+		echo "these pages load something from elsewhere" >&2; exit 1; fi
 	@echo "build/site/index.html"
 
 results-status:
