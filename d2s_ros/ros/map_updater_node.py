@@ -138,9 +138,11 @@ class MapUpdaterNode(Node):
         found = find_logs(config.log_dir)
         if not found:
             return False, f'there is no rosbag2 log in {config.log_dir}'
-        logs = ledger.unused(found)
+        logs = ledger.unused(found, config.log_options())
         if not logs:
-            return False, f'nothing new: every log in {config.log_dir} was used already'
+            return False, (
+                f'nothing new: every log in {config.log_dir} was used already or cannot be read'
+            )
         free = shutil.disk_usage(root).free / 1e6
         if free < config.min_free_megabytes:
             return (
