@@ -591,7 +591,17 @@ def test_the_calibration_of_the_same_frame_is_preferred(tmp_path, caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize('name', ['image_rect', 'image_rect_color', 'rectified/image'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'image_rect',
+        'image_rect_color',
+        'rectified/image',
+        'imageRect',
+        'undistorted',
+        'left_undist/image',
+    ],
+)
 def test_a_rectified_topic_with_distortion_is_refused(tmp_path, name):
     p = np.array([[40.0, 0, 30, 0], [0, 41, 22, 0], [0, 0, 1, 0]]).reshape(-1)
     log = [
