@@ -158,6 +158,15 @@ class MapUpdaterNode(Node):
     # ---------------------------------------------------------------- status
 
     def _look(self) -> None:
+        """Tell what the job says; whatever that is, the node goes on."""
+        try:
+            self._tell_job()
+        except Exception as error:
+            self.get_logger().error(
+                f'the status of the update cannot be told: {error!r}', throttle_duration_sec=10.0
+            )
+
+    def _tell_job(self) -> None:
         if self._job is None:
             return
         status = self._job.status()

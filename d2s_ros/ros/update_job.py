@@ -128,7 +128,7 @@ class UpdateJob:
             status = json.loads(self.files.status.read_text())
         except (OSError, ValueError, RecursionError):
             status = None
-        if not isinstance(status, dict):
+        if not isinstance(status, dict) or not isinstance(status.get('state'), str):
             status = {'state': 'running', 'step': 'starting', 'percent': 0.0}
         if ended and status.get('state') not in FINAL_STATES:
             state = 'cancelled' if self._cancelled else 'failed'

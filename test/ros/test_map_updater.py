@@ -160,6 +160,20 @@ def test_cancel_stops_the_process(updater, call, map_path):
     assert MapStore(map_path).current() == '0002'
 
 
+@pytest.mark.parametrize(
+    'text', ['[' * 100_000, '[]', '{}', '{"state": 3}', '{"state": "done", "figures": [1]}', '\xff']
+)
+def test_a_status_file_that_somebody_broke(updater, call, text):
+    make_log(updater.logs / 'bag')
+    assert call('update_map').success
+    status = updater._job.files.status
+    updater._job.kill(5)
+    status.write_bytes(text.encode('latin-1'))
+    updater._look()
+    # The node still answers.
+    assert not call('cancel_update').success
+
+
 def test_no_peer_has_it_write_elsewhere(updater, call, map_path, tmp_path):
     for name in ('map', 'log_dir', 'job_dir', 'weights'):
         (result,) = updater.set_parameters([Parameter(name, value=str(tmp_path / 'elsewhere'))])
