@@ -115,7 +115,7 @@ class MapUpdaterNode(Node):
     def _answer(self, response: Trigger.Response, action: Any) -> Trigger.Response:
         try:
             response.success, response.message = action()
-        except (D2SError, OSError) as error:
+        except (D2SError, OSError, ValueError) as error:  # ValueError: a path with a zero byte
             response.success, response.message = False, str(error)
         if not response.success:
             self.get_logger().warning(response.message)
