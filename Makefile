@@ -7,6 +7,7 @@
 # make format      format the code
 # make accuracy    maps of real images against matching the whole database (DATA=folder of scenes)
 # make fuzz        mutated files for everything that reads what others wrote (MINUTES=10)
+# make sanitize    calls of the compiled kernels that do not fit, under GCC's sanitizers (CALLS=400)
 # make updates     map updates in a simulated building: table and plot
 # make results-status  which records of benchmarks are older than the code they measure
 # make docs        the documents as a site in build/site, with all links checked
@@ -16,7 +17,7 @@
 # make kernels     the compiled kernels, in place (part of all of these)
 #
 # Variables: PYTHON (3.11 or 3.12), VENV (an environment to make or to use again),
-# PYTEST_FLAGS, PARALLEL (empty: one process), DEMO_OUTPUT, MINUTES, SCENES.
+# PYTEST_FLAGS, PARALLEL (empty: one process), DEMO_OUTPUT, MINUTES, CALLS, SCENES.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -31,6 +32,7 @@ PYTEST_FLAGS ?=
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 SCENES ?=
 MINUTES ?= 10
+CALLS ?= 400
 # The first that runs: a name on the PATH may be an empty shell of a version manager.
 PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 	if $$candidate -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
@@ -44,7 +46,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
 SOURCES := d2s_ros test setup.py $(wildcard launch benchmarks tools examples)
 
-.PHONY: help venv kernels demo accuracy updates fuzz test test-slow test-reference check static format-check lint types fast-tests format docs picture results-status colcon clean
+.PHONY: help venv kernels demo accuracy updates fuzz sanitize test test-slow test-reference check static format-check lint types fast-tests format docs picture results-status colcon clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -88,6 +90,10 @@ updates: $(STAMP)
 # Ends with 1 if an input ended a process, raised what is not documented, or took too much.
 fuzz: $(STAMP)
 	PYTHONPATH=. $(BIN)/python -m tools.fuzz --minutes $(MINUTES) --save build/fuzz
+
+# Ends with 1 if a sanitizer ended a call, or one raised what is not documented.
+sanitize: $(STAMP)
+	PYTHONPATH=. $(BIN)/python -m tools.sanitize --calls $(CALLS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu' $(PYTEST_FLAGS)

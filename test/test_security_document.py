@@ -12,15 +12,22 @@ import numpy as np
 import pytest
 from data import bag_writing as bags
 from data.test_bag_storage import BOMBS, channel, file_of_zeros, mcap, message
+from maps.test_map_contents import rewrite
+from maps.test_scene_map import make_map
+from safetensors.numpy import load_file
 
 from d2s_ros.config import from_dict
 from d2s_ros.data.bags import BagSource
 from d2s_ros.data.colmap_model import ColmapSource, read_colmap_model
+from d2s_ros.data.image_codec import decode_compressed, decode_image
 from d2s_ros.data.image_folder import read_calibration
 from d2s_ros.data.sources import open_source
 from d2s_ros.data.tum import read_tum
 from d2s_ros.errors import D2SError
 from d2s_ros.map_building.pipeline import BuildConfig
+from d2s_ros.maps.files import LOCALIZATION_FILE
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.store import MapStore
 
 CALIBRATION = (
     'image_width: 640\nimage_height: 480\ndistortion_model: plumb_bob\n'
@@ -115,7 +122,58 @@ def text_fifo(folder):
     read_tum(folder / 'poses.txt')
 
 
+def image_of(width, height):
+    sides = struct.pack('>HH', height, width)
+    return b'\xff\xd8\xff\xc0\x00\x11\x08' + sides + b'\x03' * 9 + b'\xff\xd9'
+
+
+def cut_off(folder):
+    data = cv2.imencode('.jpg', bags.picture(0))[1].tobytes()
+    decode_compressed(data[: len(data) // 2], 'jpeg')
+
+
+def map_with(spoil):
+    def make(folder):
+        root = folder / 'map'
+        MapStore(root).write(make_map())
+        spoil(root)
+        SceneMap.open(root)
+
+    return make
+
+
+def pipe_for_current(root):
+    (root / 'current').unlink()
+    os.mkfifo(root / 'current')
+
+
+def tensors_with(change):
+    def spoil(root):
+        tensors = load_file(root / 'versions' / '0001' / LOCALIZATION_FILE)
+        rewrite(root, LOCALIZATION_FILE, {**tensors, **change(tensors)})
+
+    return spoil
+
+
+def changed_byte(root):
+    path = root / 'versions' / '0001' / LOCALIZATION_FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 INPUTS = {
+    'image: claims a gigapixel': lambda folder: decode_compressed(image_of(32000, 32000)),
+    'image: cut off': cut_off,
+    'image: no picture': lambda folder: decode_compressed(b'GIF89a' + bytes(100)),
+    'image: rows too short': lambda folder: decode_image('bgr8', 48, 64, 64, 0, bytes(100)),
+    'map: current': map_with(lambda root: (root / 'current').write_text('../../etc')),
+    'map: current is a pipe': map_with(pipe_for_current),
+    'map: fewer points than keys': map_with(tensors_with(lambda t: {'points': t['points'][:20]})),
+    'map: points that are no numbers': map_with(
+        tensors_with(lambda t: {'points': np.full_like(t['points'], np.nan)})
+    ),
+    'map: a byte changed': map_with(changed_byte),
     'log: not a file': fifo,
     'log: of ROS 1': ros1,
     'log: other encoding': protobuf,

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         'map': str(args.map),
         'map_version': manifest.version,
         'map_frame': manifest.map_frame,
+        'unit': 'm' if manifest.metric else 'arbitrary',
         'features': manifest.features.name,
         'device': localizer.device,
         **summarise(results),
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     for status, count in summary['refused'].items():
         reason = commonest_reason(results, status)
         print(f'refused: {count} x {status}{f": {reason}" if reason else ""}')
+    if not manifest.metric:
+        print('the map was built without poses: its scale is arbitrary, so that of these poses too')
     if repeated:
         print(
             f'{repeated} poses have the stamp of an earlier image; the trajectory has the first '

@@ -37,6 +37,8 @@ _TF_CACHE_NS = 10 * 10**9
 _MAX_CHAIN = 100
 #: A source of poses that covers this share of the images is taken before a better one after it.
 _ENOUGH = 0.5
+#: Metres and degrees within which a transform does not move.
+_SAME = 1e-4
 #: Images at which two sources of poses are compared.
 _MAX_COMPARED = 100
 _POSE_KINDS = (POSE, POSE_WITH_COVARIANCE, TF, ODOMETRY)
@@ -250,15 +252,19 @@ def _source(
             'camera with --poses'
         )
     if child is not None and child != camera:
-        child_from_camera = transforms.fixed(child, camera)
-        if child_from_camera is None:
+        carried = {}
+        fixed = transforms.fixed(child, camera)
+        for stamp, pose in zip(trajectory.stamps_ns.tolist(), trajectory.poses, strict=True):
+            # A camera on a mast that turns is where it was at that time.
+            child_from_camera = fixed or transforms.lookup(child, camera, stamp)
+            if child_from_camera is not None:
+                carried[stamp] = pose @ child_from_camera
+        if not carried:
             return (
-                f'{topic.name} gives poses of {child!r}, but the fixed transform from there '
+                f'{topic.name} gives poses of {child!r}, but the transform from there '
                 f'to the camera ({camera!r}) is not in the log; record /tf_static'
             )
-        trajectory = Trajectory(
-            trajectory.stamps_ns, tuple(pose @ child_from_camera for pose in trajectory.poses)
-        )
+        trajectory = _trajectory(carried)
     span = (int(trajectory.stamps_ns[0]), int(trajectory.stamps_ns[-1]))
     return PoseSource(topic.name, trajectory.at, span)
 
@@ -270,6 +276,17 @@ class _Edge:
     parent: str
     fixed: RigidTransform | None
     trajectory: Trajectory | None
+
+    def constant(self) -> RigidTransform | None:
+        """Return the transform if it is the same in the whole log.
+
+        Some drivers send what is fixed on /tf, again and again.
+        """
+        if self.fixed is not None or self.trajectory is None:
+            return self.fixed
+        first, *others = self.trajectory.poses
+        same = all(max(pose_error(first, other)) < _SAME for other in others)
+        return first if same and others else None
 
 
 class TransformTree:
@@ -310,8 +327,11 @@ class TransformTree:
 
         Between samples each transform is interpolated as tf2 does, however rarely it is sent.
         """
+        chain = self._chain(clean_frame(target), clean_frame(source))
+        if chain is None:
+            return None
         result = RigidTransform.identity()
-        for edge in self._chain(clean_frame(target), clean_frame(source)) or ():
+        for edge in chain:
             part = edge.fixed
             if part is None and edge.trajectory is not None:
                 part = edge.trajectory.at(time_ns, max_gap_ns=_TF_CACHE_NS)
@@ -321,11 +341,15 @@ class TransformTree:
         return result
 
     def fixed(self, target: str, source: str) -> RigidTransform | None:
-        """Return target_from_source if the chain between them is fixed."""
+        """Return target_from_source if the chain between them does not move in the log."""
         chain = self._chain(clean_frame(target), clean_frame(source))
-        if not chain or any(edge.fixed is None for edge in chain):
-            return None
-        return self.lookup(target, source, 0)
+        result = RigidTransform.identity()
+        for edge in chain or ():
+            part = edge.constant()
+            if part is None:
+                return None
+            result = part @ result
+        return result if chain else None
 
     def span(self, target: str, source: str) -> tuple[int, int] | None:
         """Return the time in ns that all transforms of a chain cover; None if all are fixed."""

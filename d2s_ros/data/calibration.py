@@ -11,6 +11,9 @@ import numpy as np
 from d2s_ros.errors import CalibrationError
 from d2s_ros.geometry.cameras import Camera
 
+#: Words in the names of topics whose images have no distortion.
+_RECTIFIED = frozenset(('rect', 'rectify', 'rectified', 'undistort', 'undistorted', 'undist'))
+
 
 @dataclass(frozen=True)
 class CameraInfoValues:
@@ -93,8 +96,9 @@ def rectification_problem(image_topic: str, values: CameraInfoValues) -> str:
         image_topic: Topic of the images.
         values: Calibration that would be used without `rectified`.
     """
-    words = re.split(r'[/_]', image_topic.lower())
-    if not any(values.d) or not {'rect', 'rectified'} & set(words):
+    # Words in snake_case and in camelCase.
+    words = {word.lower() for word in re.findall(r'[A-Z]*[a-z]+|[A-Z]+', image_topic)}
+    if not any(values.d) or not _RECTIFIED & words:
         return ''
     return (
         f'{image_topic} is named like a topic of rectified images, but its camera_info has '

@@ -105,7 +105,8 @@ def decode_compressed(data: Any, format: str = '') -> Image:
 
     Args:
         data: Buffer of bytes (bytes, array, memoryview or ndarray).
-        format: The `format` of a sensor_msgs/CompressedImage; only to refuse what is no picture.
+        format: The `format` of a sensor_msgs/CompressedImage: refuses what is no picture, and tells
+            that a grey file holds a colour mosaic ('bayer_rggb8; jpeg compressed bayer_rggb8').
 
     Returns:
         (H, W) uint8 grey or (H, W, 3) uint8 BGR, pixels as stored: a rotation noted in EXIF is not
@@ -148,7 +149,23 @@ def decode_compressed(data: Any, format: str = '') -> Image:
         image = image[:, :, :3]
     if image.ndim == 3 and image.shape[2] == 2:
         image = image[:, :, 0]
+    conversion = _mosaic_conversion(format) if image.ndim == 2 else None
+    if conversion is not None:
+        image = cv2.cvtColor(image, conversion)
     return _uint8(np.ascontiguousarray(image))
+
+
+def _mosaic_conversion(format: str) -> int | None:
+    """Return how the grey file of a raw colour mosaic becomes BGR; None if it is a grey picture.
+
+    image_transport writes "ENCODING; CODEC compressed STORED", where ENCODING is that of the raw
+    topic and STORED that of the pixels in the file. It compresses a mosaic as it is, and leaves
+    STORED empty or repeats ENCODING; a STORED of mono8 was made grey by the publisher.
+    """
+    encoding, _, rest = format.lower().partition(';')
+    stored = rest.partition('compressed')[2].strip() or encoding.strip()
+    pattern = stored.removeprefix('bayer_')
+    return _BAYER.get(pattern[:4]) if pattern != stored else None
 
 
 def _rows(

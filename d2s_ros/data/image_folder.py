@@ -35,6 +35,8 @@ CALIBRATION_NAMES = (
     'calibration.yml',
     'camera.yml',
 )
+#: Words in the names of files and folders of depth images.
+_DEPTH_WORDS = frozenset(('depth', 'depths', 'depthmap', 'depthmaps', 'disparity', 'disp'))
 #: A calibration has a few hundred bytes.
 _MAX_CALIBRATION_BYTES = 65_536
 #: An image takes the pose of a TUM file whose stamp is this near.
@@ -113,7 +115,7 @@ def photographs(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _named_depth(name: str) -> bool:
-    return 'depth' in re.split(r'[^a-z]+', name.rpartition('.')[0].lower())
+    return bool(_DEPTH_WORDS & set(re.split(r'[^a-z]+', name.rpartition('.')[0].lower())))
 
 
 def _is_16_bit_grey(path: Path) -> bool:

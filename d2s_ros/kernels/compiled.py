@@ -61,12 +61,13 @@ def strongest_maxima(
     `count` maxima, the next ones need only look at pixels that are as strong as these, which are
     few. Where they are not, the reference computes.
     """
-    checks.maxima(scores, count, border, threshold, allowed, threads)
+    checks.maxima(scores, radius, count, border, threshold, allowed, threads)
     found = _NOT_THIS_WAY
     if 0 < count <= scores.size and radius > 0:
         height, width = scores.shape
         result = np.empty(count, np.int64)
-        where = height, width, radius, border, threshold
+        # A larger square than the map suppresses no more.
+        where = height, width, min(radius, max(height, width)), border, threshold
         found = call('d2s_strongest_maxima', scores, *where, allowed, count, threads, result)
     if found == _NOT_THIS_WAY:
         from d2s_ros.kernels import reference
@@ -209,4 +210,5 @@ def first_close(
 
 def _packed_pose(rotation: Array, translation: Array) -> Array:
     """Return a pose as C takes it, (12,)."""
+    checks.pose(rotation, translation)
     return np.concatenate([rotation.reshape(9), translation])

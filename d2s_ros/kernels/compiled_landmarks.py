@@ -38,6 +38,9 @@ class ByteKeys:
     def __init__(self, keys: Floats, directions: Floats) -> None:
         if not len(keys):
             raise ValueError('there are no keys to search')
+        checks.dimensions(keys, 2, 'keys')
+        checks.dimensions(directions, 2, 'directions')
+        checks.fits(directions, keys.shape[1], directions.shape[1])
         self._keys = np.ascontiguousarray(keys)
         # Products take four components at a time.
         self._directions = np.pad(directions, ((0, 0), (0, -directions.shape[1] % 4)))
@@ -60,6 +63,9 @@ class ByteKeys:
 
     def replaced(self, rows: Indices, keys: Floats) -> ByteKeys:
         """As `KeyIndex.replaced`."""
+        checks.rows(rows, len(self._keys), 'keys')
+        checks.dimensions(rows, 1, 'rows')
+        checks.fits(keys, len(rows), self._keys.shape[1])
         result = copy.copy(self)
         result._keys, result._packed = self._keys.copy(), self._packed.copy()
         result._offsets = self._offsets.copy()
@@ -72,9 +78,10 @@ class ByteKeys:
         self, queries: Floats, count: int, *, threads: int
     ) -> tuple[Indices, Floats, Floats]:
         """As `KeyIndex.search`."""
-        (num, dim), width = queries.shape, len(self._keys)
+        width = len(self._keys)
         checks.search(count, min(_MOST_FOUND, width), threads)
-        checks.fits(queries, num, self._keys.shape[1])
+        checks.fits(queries, len(queries), self._keys.shape[1])
+        num, dim = queries.shape
         num_found = min(count + _SPARE_CANDIDATES, _MOST_FOUND, width)
         stride, groups = len(self._offsets), self._packed.shape[1]
         idx = np.empty((num, count), np.int64)
@@ -126,6 +133,7 @@ class LinearScorer:
 
         from d2s_ros.kernels.tensors import fourier
 
+        checks.scorer(parts)
         (weight, input_bias, final_weight, final_bias) = map(torch.from_numpy, parts[:4])
         self._parts = parts
         with torch.inference_mode():
@@ -157,6 +165,7 @@ class LinearScorer:
 
     def with_points(self, of_points: Floats) -> LinearScorer:
         """As `CandidateScorer.with_points`."""
+        checks.fits(of_points, *self._parts.of_points.shape)
         other = copy.copy(self)
         other._parts = self._parts._replace(of_points=of_points)
         rows = np.flatnonzero((of_points != self._parts.of_points).any(axis=(0, 2)))

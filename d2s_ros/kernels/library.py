@@ -66,22 +66,34 @@ def _functions() -> dict[str, Any] | None:
     """Return the functions by name, None where they were not built, or from other sources."""
     for path in sorted(_FOLDER.glob('_kernels*.so')):
         try:
-            found = ctypes.CDLL(str(path))
-            found.d2s_source_digest.restype = ctypes.c_char_p
-            digest = found.d2s_source_digest().decode()
+            found = load(path)
         except (OSError, AttributeError) as error:
             _logger.warning('%s cannot be used (%s); install the package again', path, error)
             continue
-        if digest != source_digest():
+        if found is None:
             _logger.warning('%s was built from other sources; install the package again', path)
             continue
-        functions = {name: found[name] for name in SIGNATURES}
-        for name, kinds in SIGNATURES.items():
-            functions[name].argtypes = [
-                ctypes.c_void_p if isinstance(kind, np.dtype) else kind for kind in kinds
-            ]
-        return functions
+        return found
     return None
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Return the functions of a library by name, None if it was built from other sources.
+
+    Raises:
+        OSError: it cannot be loaded.
+        AttributeError: it lacks a function.
+    """
+    found = ctypes.CDLL(str(path))
+    found.d2s_source_digest.restype = ctypes.c_char_p
+    if found.d2s_source_digest().decode() != source_digest():
+        return None
+    functions = {name: found[name] for name in SIGNATURES}
+    for name, kinds in SIGNATURES.items():
+        functions[name].argtypes = [
+            ctypes.c_void_p if isinstance(kind, np.dtype) else kind for kind in kinds
+        ]
+    return functions
 
 
 def is_built() -> bool:

@@ -40,8 +40,9 @@ def strongest_maxima(
     threads: int,
 ) -> Indices:
     """As `Kernels.strongest_maxima`."""
-    checks.maxima(scores, count, border, threshold, allowed, threads)
-    counts = _local_maxima(scores, radius) & (scores > threshold)
+    checks.maxima(scores, radius, count, border, threshold, allowed, threads)
+    # A larger square than the map suppresses no more.
+    counts = _local_maxima(scores, min(radius, max(scores.shape))) & (scores > threshold)
     if allowed is not None:
         counts &= allowed > 0
     inner = np.zeros(scores.shape, bool)

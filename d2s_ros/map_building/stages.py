@@ -168,7 +168,7 @@ class BuildStages:
             found = json.loads((self.folder / _DESCRIPTION_FILE).read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {'damaged': True}
         return found if isinstance(found, dict) else {'damaged': True}
 

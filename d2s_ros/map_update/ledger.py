@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from typing import Any
 from d2s_ros.data.sources import LogOptions
 from d2s_ros.errors import InputError
 from d2s_ros.maps.files import UPDATES_FOLDER, open_lock
+
+_logger = logging.getLogger(__name__)
 
 #: Verdict on a log that could not be read.
 UNREADABLE = 'unreadable'
@@ -39,12 +42,17 @@ class UpdateLedger:
         self.folder = Path(map_path).expanduser() / UPDATES_FOLDER
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return what is recorded, oldest first; a damaged ledger counts as empty."""
+        """Return what is recorded, oldest first; a damaged ledger is told and counts as empty."""
+        path = self.folder / _LEDGER
         try:
-            document = json.loads((self.folder / _LEDGER).read_text())
-        except (OSError, ValueError):
+            document = json.loads(path.read_text())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, RecursionError) as error:
+            _logger.warning('%s is damaged (%s): logs in it count as new', path, error)
             return []
         if not isinstance(document, list):
+            _logger.warning('%s is damaged (not a list): logs in it count as new', path)
             return []
         return [entry for entry in document if isinstance(entry, dict)]
 

@@ -22,6 +22,8 @@ from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform, skew
 
 Array = NDArray[np.float64]
+#: Nearer than this, rounding to float32 moves a coordinate by less than a millimetre.
+_FLOAT32_METRES = 2.0**14
 
 
 def ns_from_stamp(stamp: TimeMsg) -> int:
@@ -176,21 +178,33 @@ def covariance_of_body(
 def point_cloud(
     points_in_map: ArrayLike, intensity: ArrayLike, stamp_ns: int, frame_id: str
 ) -> PointCloud2:
-    """Return points (N, 3) with one intensity (N,) each as an unordered cloud."""
-    points = np.asarray(points_in_map, dtype=np.float32).reshape(-1, 3)
-    values = np.asarray(intensity, dtype=np.float32).reshape(-1, 1)
-    packed = np.ascontiguousarray(np.concatenate([points, values], axis=1), dtype='<f4')
+    """Return points (N, 3) with one intensity (N,) each as an unordered cloud.
+
+    Coordinates are float32, which is what viewers read, or float64 where float32 would move points
+    by more than a millimetre.
+    """
+    points = np.asarray(points_in_map, dtype=np.float64).reshape(-1, 3)
+    far = len(points) > 0 and np.nanmax(np.abs(points), initial=0.0) > _FLOAT32_METRES
+    kind, datatype = ('<f8', PointField.FLOAT64) if far else ('<f4', PointField.FLOAT32)
+    size = np.dtype(kind).itemsize
+    packed = np.empty(len(points), [('x', kind), ('y', kind), ('z', kind), ('intensity', '<f4')])
+    packed['x'], packed['y'], packed['z'] = points.T
+    packed['intensity'] = np.asarray(intensity, dtype=np.float32).reshape(-1)
+    fields = [
+        PointField(name=name, offset=size * index, datatype=datatype, count=1)
+        for index, name in enumerate('xyz')
+    ]
+    fields.append(
+        PointField(name='intensity', offset=3 * size, datatype=PointField.FLOAT32, count=1)
+    )
     return PointCloud2(
         header=header(stamp_ns, frame_id),
         height=1,
         width=len(points),
-        fields=[
-            PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
-            for index, name in enumerate(('x', 'y', 'z', 'intensity'))
-        ],
+        fields=fields,
         is_bigendian=False,
-        point_step=16,
-        row_step=16 * len(points),
+        point_step=packed.itemsize,
+        row_step=packed.nbytes,
         data=array.array('B', packed.tobytes()),
-        is_dense=bool(np.isfinite(packed).all()),
+        is_dense=bool(np.isfinite(points).all() and np.isfinite(packed['intensity']).all()),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from d2s_ros.config import option, validate
+from d2s_ros.data.sources import LogOptions
 from d2s_ros.ros.names import clean_names
 
 
@@ -19,6 +20,20 @@ class MapUpdaterConfig:
     job_dir: str = option(
         '',
         "Folder of log files and reports, one pair for each job; empty: in the map's folder.",
+        read_only=True,
+    )
+    image_topic: str = option(
+        '', 'Image topic of the logs; empty: the only one of its type.', read_only=True
+    )
+    camera_info_topic: str = option(
+        '', 'camera_info topic of the logs; empty: the one beside the images.', read_only=True
+    )
+    calibration: str = option(
+        '', "Calibration file to use instead of the logs' camera_info.", read_only=True
+    )
+    rectified: bool = option(
+        False,
+        'The images of the logs are rectified: P of camera_info is used, without distortion.',
         read_only=True,
     )
     update_mode: str = option(
@@ -51,4 +66,13 @@ class MapUpdaterConfig:
 
     def __post_init__(self) -> None:
         validate(self)
-        clean_names(self, paths=('map', 'log_dir', 'job_dir', 'weights'))
+        clean_names(self, paths=('map', 'log_dir', 'job_dir', 'weights', 'calibration'))
+
+    def log_options(self) -> LogOptions:
+        """Return how the logs are read."""
+        return LogOptions(
+            self.image_topic or None,
+            self.camera_info_topic or None,
+            self.calibration or None,
+            self.rectified,
+        )

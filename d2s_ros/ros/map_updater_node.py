@@ -115,7 +115,7 @@ class MapUpdaterNode(Node):
     def _answer(self, response: Trigger.Response, action: Any) -> Trigger.Response:
         try:
             response.success, response.message = action()
-        except (D2SError, OSError) as error:
+        except (D2SError, OSError, ValueError) as error:  # ValueError: a path with a zero byte
             response.success, response.message = False, str(error)
         if not response.success:
             self.get_logger().warning(response.message)
@@ -138,9 +138,11 @@ class MapUpdaterNode(Node):
         found = find_logs(config.log_dir)
         if not found:
             return False, f'there is no rosbag2 log in {config.log_dir}'
-        logs = ledger.unused(found)
+        logs = ledger.unused(found, config.log_options())
         if not logs:
-            return False, f'nothing new: every log in {config.log_dir} was used already'
+            return False, (
+                f'nothing new: every log in {config.log_dir} was used already or cannot be read'
+            )
         free = shutil.disk_usage(root).free / 1e6
         if free < config.min_free_megabytes:
             return (
@@ -156,6 +158,15 @@ class MapUpdaterNode(Node):
     # ---------------------------------------------------------------- status
 
     def _look(self) -> None:
+        """Tell what the job says; whatever that is, the node goes on."""
+        try:
+            self._tell_job()
+        except Exception as error:
+            self.get_logger().error(
+                f'the status of the update cannot be told: {error!r}', throttle_duration_sec=10.0
+            )
+
+    def _tell_job(self) -> None:
         if self._job is None:
             return
         status = self._job.status()

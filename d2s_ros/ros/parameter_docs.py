@@ -125,8 +125,8 @@ config/localizer.yaml, with their defaults.
 {parameter_table()}
 ## map_updater
 
-All are in config/map_updater.yaml. Those that name files are fixed when the node starts, so that no
-peer can have it write elsewhere; the others can be changed for the next update.
+All are in config/map_updater.yaml. Those that name files and topics are fixed when the node starts,
+so that no peer can have it write elsewhere; the others can be changed for the next update.
 
 {parameter_table(MapUpdaterConfig, 'While running')}"""
 

@@ -70,8 +70,13 @@ class UpdateJob:
         ]
         if config.update_mode == 'suggest':
             command.append('--suggest')
-        if config.weights:
-            command += ['--weights', config.weights]
+        for name in ('weights', 'image_topic', 'camera_info_topic', 'calibration'):
+            value = getattr(config, name)
+            if value:
+                # One word, since a value may begin with a dash.
+                command.append(f'--{name.replace("_", "-")}={value}')
+        if config.rectified:
+            command.append('--rectified')
         command += ['--', config.map, *map(str, self.logs)]
         package = Path(__file__).resolve().parents[2]
         environment = {
@@ -121,7 +126,9 @@ class UpdateJob:
         ended = not self.running
         try:
             status = json.loads(self.files.status.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            status = None
+        if not isinstance(status, dict) or not isinstance(status.get('state'), str):
             status = {'state': 'running', 'step': 'starting', 'percent': 0.0}
         if ended and status.get('state') not in FINAL_STATES:
             state = 'cancelled' if self._cancelled else 'failed'

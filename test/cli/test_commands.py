@@ -244,6 +244,12 @@ def test_image_folder_without_poses(small_map, tmp_path, capsys):
     aligned = align(np.array(found), np.array(truth))
     extent = np.linalg.norm(np.array(truth) - np.mean(truth, axis=0), axis=1).max()
     assert np.median(np.linalg.norm(aligned - truth, axis=1)) < 0.05 * extent
+    (tmp_path / 'two.txt').write_text(''.join(f'{frame.stamp_ns}.png\n' for frame in frames[:2]))
+    report = tmp_path / 'report.json'
+    only = ('--image-list', tmp_path / 'two.txt', '--report', report)
+    _, out, _ = run(capsys, 'localize', tmp_path / 'm', folder, '--quiet', *only)
+    assert 'scale is arbitrary' in out
+    assert json.loads(report.read_text())['summary']['unit'] == 'arbitrary'
 
 
 def align(points, targets):

@@ -287,6 +287,24 @@ def test_odometry_of_the_base_is_carried_to_the_camera(tmp_path):
         assert_pose(frame.map_from_camera, transform(index) @ base_from_camera)
 
 
+@pytest.mark.parametrize('moves', [False, True])
+def test_odometry_with_a_camera_that_is_mounted_on_tf(tmp_path, moves):
+    """Some drivers send what is fixed on /tf again and again; a mast may turn."""
+
+    def mast(index):
+        return transform(60 + index) if moves else transform(90)
+
+    log = static_log(('mast', 'camera_optical_frame', transform(91)))
+    # Where nothing moves, what is sent need not reach the last image.
+    for index in range(5 if moves else 2):
+        stamp = START_NS + index * PERIOD_NS
+        log.append(('/tf', 'tf', stamp, tf_message(stamp, ('base_link', 'mast', mast(index)))))
+    source = BagSource(write_bag(tmp_path / 'bag', log + camera_log(5) + odometry_log()))
+    assert source.pose_topic == '/odom'
+    for index, frame in enumerate(source):
+        assert_pose(frame.map_from_camera, transform(index) @ mast(index) @ transform(91))
+
+
 def test_odometry_of_the_camera_itself(tmp_path):
     log = camera_log(5) + odometry_log('camera_optical_frame')
     for index, frame in enumerate(BagSource(write_bag(tmp_path / 'bag', log))):
@@ -591,7 +609,17 @@ def test_the_calibration_of_the_same_frame_is_preferred(tmp_path, caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize('name', ['image_rect', 'image_rect_color', 'rectified/image'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'image_rect',
+        'image_rect_color',
+        'rectified/image',
+        'imageRect',
+        'undistorted',
+        'left_undist/image',
+    ],
+)
 def test_a_rectified_topic_with_distortion_is_refused(tmp_path, name):
     p = np.array([[40.0, 0, 30, 0], [0, 41, 22, 0], [0, 0, 1, 0]]).reshape(-1)
     log = [

@@ -318,6 +318,7 @@ def test_fox_folder(shared_data):
     ('colour', 'depth'),
     [
         ('rgb/{:d}.jpg', 'depth/{:d}.png'),
+        ('left/{:d}.png', 'disparity/{:d}.png'),
         ('color/{:d}.png', 'aligned/{:d}.png'),
         ('frame-{:d}.color.png', 'frame-{:d}.depth.png'),
     ],
@@ -330,7 +331,8 @@ def test_depth_images_beside_photographs_are_left_out(tmp_path, colour, depth, c
         cv2.imwrite(str(photograph), picture(index))
         measured = tmp_path / depth.format(index)
         measured.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(measured), np.full((48, 64), 1500, np.uint16))
+        kind = np.uint8 if 'disparity' in depth else np.uint16
+        cv2.imwrite(str(measured), np.full((48, 64), 150, kind))
     assert ImageFolderSource(tmp_path).names == tuple(colour.format(i) for i in (1, 2, 3))
     assert '3 depth images' in caplog.text
 

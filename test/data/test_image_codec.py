@@ -143,6 +143,54 @@ def test_bayer(pattern, bits):
     np.testing.assert_array_equal(image[1:-1, 1:-1], np.broadcast_to([40, 120, 220], (4, 6, 3)))
 
 
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_bayer_in_a_file(rng, pattern, bits):
+    """image_transport compresses a mosaic as it is: its pixels are those of the raw topic."""
+    mosaic = rng.integers(0, 256, (HEIGHT, WIDTH)).astype(np.uint8)
+    if bits == 16:
+        mosaic = (mosaic.astype(np.uint16) << 8) | 255
+    encoding = f'bayer_{pattern}{bits}'
+    expected = decode(encoding, mosaic)
+    for suffix in ('.png', '.tiff'):
+        data = encode(suffix, mosaic)
+        for stored in (encoding, '', f' {encoding.upper()} '):
+            image = decode_compressed(data, f'{encoding}; {suffix[1:]} compressed {stored}')
+            np.testing.assert_array_equal(image, expected)
+        np.testing.assert_array_equal(decode_compressed(data, encoding), expected)
+
+
+def test_a_flat_colour_survives_a_mosaic_in_a_jpeg():
+    mosaic = np.full((64, 64), 120, np.uint8)
+    mosaic[::2, ::2], mosaic[1::2, 1::2] = 130, 110
+    data = encode('.jpg', mosaic, cv2.IMWRITE_JPEG_QUALITY, 98)
+    image = decode_compressed(data, 'bayer_rggb8; jpeg compressed ')
+    np.testing.assert_allclose(image[4:-4, 4:-4].mean(axis=(0, 1)), [110, 120, 130], atol=2)
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        '',
+        'jpeg',
+        'mono8; png compressed mono8',
+        'mono8; png compressed ',
+        'bayer_rggb8; png compressed mono8',
+        'bayer_xxxx8; png compressed bayer_xxxx8',
+        ';;',
+        'bayer_',
+    ],
+)
+def test_other_grey_files_stay_grey(grey, form):
+    np.testing.assert_array_equal(decode_compressed(encode('.png', grey), form), grey)
+
+
+def test_a_mosaic_that_the_publisher_made_colour_stays_so(bgr):
+    data = encode('.png', bgr)
+    for form in ('bayer_rggb8; png compressed bgr8', 'bayer_rggb8; png compressed '):
+        np.testing.assert_array_equal(decode_compressed(data, form), bgr)
+
+
 def test_every_listed_encoding_decodes():
     for encoding in SUPPORTED_ENCODINGS:
         image = decode_image(encoding, HEIGHT, WIDTH, 0, 0, bytes(HEIGHT * WIDTH * 8))

@@ -28,12 +28,23 @@ def maxima(kernels, **changes):
         (lambda k: maxima(k, border=-1), 'at least 0'),
         (lambda k: maxima(k, threshold=float('nan')), 'at least 0'),
         (lambda k: maxima(k, allowed=zeros(9, 8, dtype=np.uint8)), 'allowed is'),
+        (lambda k: maxima(k, threads=10**5), '100000 threads'),
+        (lambda k: k.strongest_maxima(zeros(9, 9), -1, 3, 1, 0.0, None, 1), 'at least 0'),
+        (lambda k: k.refine_keypoints(zeros(81), np.array([13])), 'of 2 dimensions'),
+        (lambda k: k.refine_keypoints(zeros(9, 9), np.array([[13]])), 'of 1 dimensions'),
         (lambda k: k.refine_keypoints(zeros(9, 9), np.array([3])), 'edge'),
         (lambda k: k.refine_keypoints(zeros(9, 9), np.array([78])), 'edge'),
         (lambda k: k.cells_around(np.full((3, 2), np.nan, np.float32), 4, 5), 'not finite'),
         (lambda k: k.cells_around(np.full((3, 2), np.inf, np.float32), 4, 5), 'not finite'),
         (lambda k: k.cells_around(zeros(3, 2), 0, 5), 'no cells'),
         (lambda k: k.cells_around(zeros(3, 2), 4, 0), 'no cells'),
+        (lambda k: k.cells_around(zeros(3, 2), 2**20, 2**20), 'too many'),
+        (lambda k: k.cells_around(zeros(3), 4, 5), r'\(3, 2\), found \(3,\)'),
+        (
+            lambda k: k.gather_around(zeros(4, 5, dtype=np.uint8), np.array([1]), 1, threads=1),
+            '3 dim',
+        ),
+        (lambda k: gather(k, [0.0], 1), 'rows of cells'),
         (lambda k: gather(k, [6], 1), 'cells 6 to 6'),
         (lambda k: gather(k, [-1, 2], 2), 'cells -1 to 2'),
         (lambda k: gather(k, [0, 1, 2], 2), 'no room'),
@@ -61,6 +72,12 @@ def close(kernels, landmark_idx):
     return kernels.first_close(
         np.zeros((len(rows), 2)), np.ones((7, 3)), rows, np.eye(3), np.zeros(3), (1, 1, 0, 0), 9.0
     )
+
+
+def test_a_square_larger_than_the_map_suppresses_all_else(implementation):
+    scores = np.random.default_rng(0).random((9, 9)).astype(np.float32)
+    found = implementation.strongest_maxima(scores, 2**40, 1, 0, 0.0, None, 1)
+    np.testing.assert_array_equal(found, [scores.argmax()])
 
 
 def test_nothing_at_all_is_fine(implementation):

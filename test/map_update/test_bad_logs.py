@@ -66,7 +66,8 @@ def test_a_dry_run_remembers_nothing(map_path, bad_logs):
 
 
 @pytest.mark.parametrize(
-    'entry', ['[1, "x", null]', '{}', 'x', '[{"path": ["/"], "bytes": {}}]', '\ud800']
+    'entry',
+    ['[1, "x", null]', '{}', 'x', '[{"path": ["/"], "bytes": {}}]', '\ud800', '[' * 100_000],
 )
 def test_a_ledger_with_odd_contents_counts_as_empty(tmp_path, entry):
     ledger = UpdateLedger(tmp_path)

@@ -203,6 +203,28 @@ def test_point_cloud_can_be_read_back(rng):
     assert message.row_step == len(message.data)
 
 
+def test_a_cloud_far_from_zero_keeps_its_millimetres(rng):
+    points = rng.normal([500_123.0, 4_600_321.0, 112.0], size=(5, 3))
+    message = conversions.point_cloud(points, np.arange(5), 3, 'map')
+    kind = np.dtype(
+        {
+            'names': [field.name for field in message.fields],
+            'formats': [{7: '<f4', 8: '<f8'}[field.datatype] for field in message.fields],
+            'offsets': [field.offset for field in message.fields],
+            'itemsize': message.point_step,
+        }
+    )
+    values = np.frombuffer(message.data, kind)
+    read = np.stack([values[name] for name in 'xyz'], 1)
+    np.testing.assert_array_equal(read, points)
+    np.testing.assert_array_equal(values['intensity'], np.arange(5))
+    assert message.is_dense
+    assert message.row_step == len(message.data)
+    empty = conversions.point_cloud(np.zeros((0, 3)), [], 3, 'map')
+    assert empty.width == 0
+    assert not conversions.point_cloud([[np.nan, 0, 0]], [1], 3, 'map').is_dense
+
+
 @pytest.mark.parametrize(
     ('encoding', 'channels'),
     [('mono8', 1), ('bgr8', 3), ('rgb8', 3), ('bgra8', 4), ('rgba8', 4), ('bayer_rggb8', 1)],

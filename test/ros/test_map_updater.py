@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 
@@ -15,7 +16,11 @@ from rclpy.parameter import Parameter  # noqa: E402
 from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
+from d2s_ros.cli import update_map  # noqa: E402
+from d2s_ros.cli.options import log_options  # noqa: E402
+from d2s_ros.data.sources import LogOptions  # noqa: E402
 from d2s_ros.features.types import FeatureConfig  # noqa: E402
+from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity  # noqa: E402
 from d2s_ros.maps.manifest import MapManifest  # noqa: E402
 from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
 from d2s_ros.maps.store import MapStore  # noqa: E402
@@ -155,6 +160,20 @@ def test_cancel_stops_the_process(updater, call, map_path):
     assert MapStore(map_path).current() == '0002'
 
 
+@pytest.mark.parametrize(
+    'text', ['[' * 100_000, '[]', '{}', '{"state": 3}', '{"state": "done", "figures": [1]}', '\xff']
+)
+def test_a_status_file_that_somebody_broke(updater, call, text):
+    make_log(updater.logs / 'bag')
+    assert call('update_map').success
+    status = updater._job.files.status
+    updater._job.kill(5)
+    status.write_bytes(text.encode('latin-1'))
+    updater._look()
+    # The node still answers.
+    assert not call('cancel_update').success
+
+
 def test_no_peer_has_it_write_elsewhere(updater, call, map_path, tmp_path):
     for name in ('map', 'log_dir', 'job_dir', 'weights'):
         (result,) = updater.set_parameters([Parameter(name, value=str(tmp_path / 'elsewhere'))])
@@ -165,6 +184,50 @@ def test_no_peer_has_it_write_elsewhere(updater, call, map_path, tmp_path):
     assert call('update_map').success
     assert call('cancel_update').success
     assert not (tmp_path / 'elsewhere').exists()
+
+
+CAMERA = {
+    'image_topic': '/-odd/image',
+    'camera_info_topic': '/left/camera_info',
+    'calibration': '~/left.yaml',
+    'rectified': True,
+}
+
+
+@pytest.mark.parametrize('updater', [CAMERA], indirect=True)
+def test_logs_are_read_as_the_parameters_say(updater, call, map_path):
+    options = LogOptions(
+        CAMERA['image_topic'],
+        CAMERA['camera_info_topic'],
+        os.path.expanduser('~/left.yaml'),
+        rectified=True,
+    )
+    ledger = UpdateLedger(map_path)
+    make_log(updater.logs / 'bag')
+    ledger.record([identity(updater.logs / 'bag')], UNREADABLE, '', options)
+    answer = call('update_map')
+    assert not answer.success
+    assert 'cannot be read' in answer.message
+    # Another log: its update is told how to read it.
+    make_log(updater.logs / 'second')
+    assert call('update_map').success
+    command = updater._job._process.args
+    call('cancel_update')
+    parser = argparse.ArgumentParser()
+    update_map.add_arguments(parser)
+    told = parser.parse_args(
+        [word for word in command[command.index('update-map') + 1 :] if word != '--quiet']
+    )
+    assert log_options(told) == options
+    assert told.logs == [str(updater.logs / 'second')]
+
+
+def test_what_could_not_be_read_otherwise_is_tried(updater, call, map_path):
+    make_log(updater.logs / 'bag')
+    log = identity(updater.logs / 'bag')
+    UpdateLedger(map_path).record([log], UNREADABLE, '', LogOptions(rectified=True))
+    assert call('update_map').success
+    call('cancel_update')
 
 
 @pytest.mark.parametrize('updater', [{'update_mode': 'frozen'}], indirect=True)

@@ -25,7 +25,8 @@ from typing import Any
 
 from tools.fuzz.targets import TARGETS, make_input
 
-_BATCH = 200
+#: Most of a short batch would be spent on imports.
+_BATCH = 1000
 #: A process that says nothing for so long hangs.
 _SILENCE_SECONDS = 180.0
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import random
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from tools.fuzz import own_files
 from tools.fuzz.mutations import mutate_bytes, mutate_text
 
 #: What reading one input may take.
@@ -231,115 +230,45 @@ def _images() -> tuple[bytes, ...]:
     return tuple(encoded)
 
 
+_FORMATS = ('jpeg', '', 'bayer_rggb8; jpeg compressed bayer_rggb8', 'mono16; png compressed ')
+
+
 def _read_image(data: bytes, folder: Path) -> None:
     from d2s_ros.data.image_codec import decode_compressed
 
-    image = decode_compressed(data, 'jpeg')
+    _check_picture(decode_compressed(data, _FORMATS[len(data) % len(_FORMATS)]))
+
+
+def _check_picture(image: np.ndarray) -> None:
     assert image.dtype == np.uint8
     assert image.ndim in (2, 3)
 
 
-@functools.cache
-def _map() -> dict[str, bytes]:
-    """Return the files of a small map, made up without images."""
-    from d2s_ros.config import to_dict
-    from d2s_ros.features.extractor import FeatureConfig
-    from d2s_ros.geometry.cameras import Camera
-    from d2s_ros.maps.manifest import Calibration, MapManifest
-    from d2s_ros.maps.scene_map import SceneMap
-    from d2s_ros.maps.store import MapStore
-    from d2s_ros.scene_models.landmark.model import LandmarkModel
-    from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
-    from d2s_ros.scene_models.landmark.table import LandmarkTable
+def _raw_images() -> list[bytes]:
+    """Return the fields of raw images as JSON, with the number of bytes instead of the bytes."""
+    from d2s_ros.data.image_codec import SUPPORTED_ENCODINGS
 
-    rng = np.random.default_rng(3)
-    count = 40
-    keys = rng.normal(size=(count, 16)).astype(np.float32)
-    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-    table = LandmarkTable(
-        keys,
-        rng.normal(size=(count, 3)).astype(np.float32),
-        np.tile(np.eye(3, dtype=np.float32), (count, 1, 1)),
-        np.array([1, 2, 3], np.float32),
-        2.5,
-    )
-    config = LandmarkConfig(descriptor_dim=16, num_landmarks=count, width=16, num_layers=1)
-    manifest = MapManifest(
-        FeatureConfig(), 'hash', 'landmark', to_dict(config),
-        (Camera('pinhole', 64, 48, 50.0, 50.0, 32.0, 24.0),),
-        calibration=Calibration(0.4, 1.5, 0.3),
-    )  # fmt: skip
-    update: dict[str, np.ndarray] = {
-        'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10),
-        'poses': np.eye(4),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / 'map'
-        MapStore(root).write(
-            SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval())), update
-        )
-        return {
-            file.relative_to(root).as_posix(): file.read_bytes()
-            for file in root.rglob('*')
-            if file.is_file() and file.name != '.lock'
-        }
+    return [
+        json.dumps([encoding, 12, 16, 16 * 8, 0, 18 * 16 * 8]).encode()
+        for encoding in SUPPORTED_ENCODINGS
+    ]
 
 
-def _read_map(name: str, data: bytes, folder: Path) -> None:
-    """Read a map with one file changed; digests are made right, as somebody who means it would."""
-    from d2s_ros.maps.scene_map import SceneMap
+def _read_raw_image(data: bytes, folder: Path) -> None:
+    from d2s_ros.data.image_codec import decode_image
 
-    files = {**_map(), name: data}
-    manifest_name = next(file for file in files if file.endswith('manifest.json'))
-    if name != 'current':
-        try:
-            manifest = json.loads(files[manifest_name])
-            if name != manifest_name:
-                manifest['files'][Path(name).name] = {
-                    'size': len(data),
-                    'sha256': hashlib.sha256(data).hexdigest(),
-                }
-            del manifest['digest']
-            canonical = json.dumps(manifest, sort_keys=True, separators=(',', ':'))
-            manifest['digest'] = hashlib.sha256(canonical.encode()).hexdigest()
-            raw = json.dumps(manifest, indent=1, sort_keys=True).encode()
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raw = files[manifest_name]
-        files[manifest_name] = raw
-        files['current'] = f'0001 {hashlib.sha256(raw).hexdigest()}\n'.encode()
-    root = folder / 'map'
     try:
-        for file, content in files.items():
-            path = root / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        scene_map = SceneMap.open(root)
-        scene_map.load_update_data()
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _parameters() -> list[bytes]:
-    from d2s_ros.config import to_dict
-    from d2s_ros.map_building.pipeline import BuildConfig
-    from d2s_ros.map_update.config import UpdateConfig
-
-    return [json.dumps(to_dict(config)).encode() for config in (BuildConfig(), UpdateConfig())]
-
-
-def _read_parameters(data: bytes, folder: Path) -> None:
-    from d2s_ros.config import from_dict
-    from d2s_ros.data.safe_yaml import load_yaml
-    from d2s_ros.errors import D2SError
-    from d2s_ros.map_building.pipeline import BuildConfig
-    from d2s_ros.map_update.config import UpdateConfig
-
-    values = load_yaml(data.decode('utf-8', 'replace'), 'parameters', 100_000)
-    for kind in (BuildConfig, UpdateConfig):
-        try:
-            from_dict(kind, values)
-        except D2SError:
-            continue
+        encoding, height, width, step, big, count = json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return
+    numbers = (height, width, step, big, count)
+    # What a message can hold.
+    if not isinstance(encoding, str) or not all(
+        isinstance(number, int) and 0 <= number < 2**32 for number in numbers
+    ):
+        return
+    pixels = bytes(min(count, 2**20))
+    _check_picture(decode_image(encoding, height, width, step, big % 2, pixels))
 
 
 def _map_target(name: str) -> Target:
@@ -347,9 +276,9 @@ def _map_target(name: str) -> Target:
     mutate = mutate_bytes if name.endswith('.safetensors') else mutate_text
     return Target(
         f'map-{Path(name).stem}',
-        lambda: [_map()[file]],
+        lambda: [own_files.map_files()[file]],
         mutate,
-        functools.partial(_read_map, file),
+        functools.partial(own_files.read_map, file),
     )
 
 
@@ -378,10 +307,15 @@ TARGETS: dict[str, Target] = {
         *map(_colmap_target, ('cameras.txt', 'images.txt', 'cameras.bin', 'images.bin')),
         Target('tum', lambda: [_TUM], mutate_text, _read_tum),
         Target('image', lambda: _images(), mutate_bytes, _read_image),
+        Target('raw-image', _raw_images, mutate_text, _read_raw_image),
+        Target(
+            'stage-log', lambda: [own_files.stage_log()], mutate_bytes, own_files.read_stage_log
+        ),
+        Target('ledger', lambda: [own_files.LEDGER], mutate_text, own_files.read_ledger),
         *map(
             _map_target,
             ('current', 'manifest.json', 'localization.safetensors', 'update.safetensors'),
         ),
-        Target('parameters', _parameters, mutate_text, _read_parameters),
+        Target('parameters', own_files.parameters, mutate_text, own_files.read_parameters),
     )
 }

@@ -1,0 +1,1 @@
+"""Calls the compiled kernels, built with sanitizers, outside their contracts."""
