@@ -40,7 +40,7 @@ PYTHON ?= $(shell for candidate in python3.12 python3.11 python3; do \
 
 REQUIREMENTS := requirements/runtime.txt requirements/ros.txt requirements/dev.txt
 # tf2_msgs is not among the wheels of rclpy; this module compiles its one message (needs gcc).
-TYPE_SUPPORT := $(wildcard d2s_ros/ros/tf2_msgs_support.py)
+TYPE_SUPPORT := $(wildcard d2s_ros/ros/message_support.py)
 KERNELS := build/kernels.stamp
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.d2s_ros_requirements $(KERNELS) $(BIN)/d2s
@@ -69,7 +69,7 @@ $(VENV)/.d2s_ros_requirements: $(REQUIREMENTS) $(TYPE_SUPPORT)
 		$(PYTHON) -m venv $(VENV); fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(addprefix -r ,$(REQUIREMENTS))
-	$(if $(TYPE_SUPPORT),$(BIN)/python -m d2s_ros.ros.tf2_msgs_support)
+	$(if $(TYPE_SUPPORT),$(BIN)/python -m d2s_ros.ros.message_support)
 	@touch $@
 
 # The command `d2s`, and `import d2s_ros` from everywhere, both of this folder.

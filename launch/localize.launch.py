@@ -24,6 +24,8 @@ PARAMETERS = {
     'camera_info_topic': 'topic of the calibration, if not beside the image topic',
     'image_transport': 'auto, raw or compressed',
     'rectified': 'true where the images are rectified',
+    'rig_image_topics': "image topics of further cameras, ['/left/image_raw', '/right/image_raw']",
+    'rig_camera_info_topics': 'topics of their calibrations, if not beside the image topics',
     'device': 'auto, cpu or cuda',
     'allow_cpu_fallback': 'true to go on without a GPU that fails',
     'precision': 'auto, fp32, bf16 or int8',

@@ -202,6 +202,28 @@ def pose_error(estimate: RigidTransform, truth: RigidTransform) -> tuple[float, 
     return translation_error, float(np.degrees(np.linalg.norm(difference)))
 
 
+def covariance_of_body(
+    covariance: ArrayLike, map_from_camera: RigidTransform, camera_from_body: RigidTransform
+) -> Array:
+    """Move a pose covariance from the camera to another body fixed to it.
+
+    Args:
+        covariance: (6, 6) of map_from_camera: x y z of the camera's origin, rotation about the
+            fixed axes of the map.
+        map_from_camera: The pose.
+        camera_from_body: Where the body is, without uncertainty of its own.
+
+    Returns:
+        (6, 6) of map_from_body in the same order and axes.
+    """
+    lever_in_map = map_from_camera.rotation @ camera_from_body.translation
+    jacobian = np.eye(6)
+    # A small rotation of the camera about map axes moves the body by rotation x lever.
+    jacobian[:3, 3:] = -skew(lever_in_map)
+    moved = jacobian @ np.asarray(covariance, dtype=np.float64) @ jacobian.T
+    return np.asarray((moved + moved.T) / 2)
+
+
 def interpolate(before: RigidTransform, after: RigidTransform, fraction: float) -> RigidTransform:
     """Interpolate between two transforms with the same frames; fraction 0 is `before`."""
     vector = vector_from_rotation(before.rotation.T @ after.rotation)

@@ -91,23 +91,26 @@ class PoseEstimator:
         calibration: Of the map.
         config: Of the localizer.
         min_error_px: RANSAC allows at least this, px at 1000 px focal length.
+
+    Attributes:
+        solver: Options of the pose solver, with the RANSAC threshold of the scene model.
     """
 
     def __init__(
         self, calibration: Calibration, config: LocalizerConfig, min_error_px: float
     ) -> None:
-        self._calibration, self.config = calibration, config
+        self.calibration, self.config = calibration, config
         allowed = max(config.solver.max_reprojection_error_px, min_error_px)
-        self._solver = replace(config.solver, max_reprojection_error_px=allowed)
+        self.solver = replace(config.solver, max_reprojection_error_px=allowed)
 
     def threshold_px(self, camera: Camera) -> float:
         """Return the RANSAC inlier threshold for images of a camera, px."""
-        return self._solver.threshold_px(camera)
+        return self.solver.threshold_px(camera)
 
     def estimate(self, observation: Observation, prior: PriorSource | None = None) -> Outcome:
         """Find the pose of an observation, near a prior if the image alone would be refused."""
-        calibration = self._calibration
-        search = PoseSearch(observation, calibration.sigma_px, self.config, self._solver)
+        calibration = self.calibration
+        search = PoseSearch(observation, calibration.sigma_px, self.config, self.solver)
         used, num_reliable = search.select(
             self.config.reliability_threshold or calibration.reliability_threshold
         )
@@ -136,7 +139,7 @@ class PoseEstimator:
         prior: PosePrior | None = None,
     ) -> tuple[Check, ...]:
         """Return the checks that decide whether a pose is accepted."""
-        calibration, camera = self._calibration, observation.view.camera
+        calibration, camera = self.calibration, observation.view.camera
         view, candidates = None, observation.candidates
         if candidates is not None and found.estimate is not None:
             view = InlierView(

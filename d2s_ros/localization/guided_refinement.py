@@ -23,11 +23,11 @@ from d2s_ros.localization.pose_solver import (
 #: Support lies within this share of the inlier threshold.
 _SUPPORT_RADIUS = 0.6
 #: Candidates that a pose is refined on lie within this many inlier thresholds, round by round.
-_GUIDED_RADII = (1.5, 1.5, 1.5, 1.5)
+GUIDED_RADII = (1.5, 1.5, 1.5, 1.5)
 #: The same for poses of few inliers, and how many these are.
-_WIDE_RADII, _FEW_INLIERS = (3.0, 1.5, 1.5, 1.5), 100
+WIDE_RADII, FEW_INLIERS = (3.0, 1.5, 1.5, 1.5), 100
 #: A pose that moves by less than this in the image would find the same candidates again.
-_STANDS_STILL_PX = 0.05
+STANDS_STILL_PX = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def refine_guided(
     """
     threshold = config.threshold_px(matches.camera)
     num_inliers = int(estimate.inlier_mask.sum())
-    for radius in _WIDE_RADII if num_inliers < _FEW_INLIERS else _GUIDED_RADII:
+    for radius in WIDE_RADII if num_inliers < FEW_INLIERS else GUIDED_RADII:
         pairs = most_similar_close(matches, estimate.camera_from_map, radius * threshold)
         if len(pairs) < num_inliers or np.array_equal(pairs, estimate.guided_pairs):
             break
@@ -147,16 +147,16 @@ def refine_guided(
             config,
             rounds=1,
         )
-        moved_px = _motion_px(estimate, refined, matches.camera)
+        moved_px = motion_px(estimate, refined, matches.camera)
         estimate = replace(
             estimate, camera_from_map=refined, uncertainty=uncertainty, guided_pairs=pairs
         )
-        if moved_px < _STANDS_STILL_PX:
+        if moved_px < STANDS_STILL_PX:
             break
     return estimate
 
 
-def _motion_px(estimate: PoseEstimate, refined: RigidTransform, camera: Camera) -> float:
+def motion_px(estimate: PoseEstimate, refined: RigidTransform, camera: Camera) -> float:
     """Return how far points about as deep as the inliers move in the image, at most, about."""
     before, depth = estimate.camera_from_map, max(estimate.median_depth, 1e-9)
     angle = float(np.linalg.norm(refined.rotation - before.rotation)) / 2**0.5

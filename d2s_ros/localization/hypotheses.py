@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.features.types import LocalFeatures
+from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import first_of_each
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.guided_refinement import (
@@ -22,12 +23,49 @@ from d2s_ros.localization.result import FrameDetails
 from d2s_ros.scene_models.base import Observation, SceneCoordinates
 
 #: Poses that are tried for an image.
-_MAX_HYPOTHESES = 3
+MAX_HYPOTHESES = 3
 #: Correspondences of a lower reliability are never tried, however few there are.
 _LEAST_RELIABILITY = 0.1
 #: Covariances of such poses are larger by this: what an image hardly shows is placed less exactly
 #: than its residuals tell (docs/design/evaluation.md).
 _PRIOR_COVARIANCE = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Correspondences:
+    """Keypoints with a pixel and what they show, as the pose solver takes them.
+
+    Attributes:
+        ideal_keypoints: (N, 2) float64 undistorted px, finite.
+        points_in_map: (N, 3) float64.
+        sigmas_px: (N,) noise of each keypoint.
+        covariances: (N, 3, 3) of the points; None for exact ones.
+        given: (K,) bool of the keypoints that were asked for, N of them: the others have no pixel.
+    """
+
+    ideal_keypoints: NDArray[np.float64]
+    points_in_map: NDArray[np.float64]
+    sigmas_px: NDArray[np.float64]
+    covariances: NDArray[np.float64] | None
+    given: NDArray[np.bool_]
+
+    def rows(self, mask: NDArray[np.bool_]) -> Correspondences:
+        """Return some of them (N,)."""
+        return Correspondences(
+            self.ideal_keypoints[mask],
+            self.points_in_map[mask],
+            self.sigmas_px[mask],
+            None if self.covariances is None else self.covariances[mask],
+            np.ones(int(np.count_nonzero(mask)), bool),
+        )
+
+    def spread_out(self, estimate: PoseEstimate) -> PoseEstimate:
+        """Return an estimate over these as one over all keypoints that were asked for."""
+        inliers = np.zeros(len(self.given), bool)
+        inliers[self.given] = estimate.inlier_mask
+        errors = np.full(len(self.given), np.inf)
+        errors[self.given] = estimate.reprojection_errors_px
+        return replace(estimate, inlier_mask=inliers, reprojection_errors_px=errors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +170,7 @@ class PoseSearch:
         """
         matches = self._matches if self._config.guided_refinement else None
         best, most = Hypothesis(self._coordinates, used, None), 0.0
-        for _ in range(_MAX_HYPOTHESES):
+        for _ in range(MAX_HYPOTHESES):
             estimate = self._solve(self._coordinates, used, matches)
             if best.estimate is None:
                 best = Hypothesis(self._coordinates, used, estimate)
@@ -184,15 +222,13 @@ class PoseSearch:
         used: NDArray[np.int64],
         matches: CandidateMatches | None,
     ) -> PoseEstimate | None:
-        valid = np.isfinite(self._ideal[used]).all(axis=1)
-        given = used[valid]
-        covariances = coordinates.covariances
+        given = self._correspondences(coordinates, used)
         estimate = solve_pose(
-            self._ideal[given],
-            coordinates.points_in_map[given],
+            given.ideal_keypoints,
+            given.points_in_map,
             self._camera,
-            sigmas_px=self._sigmas[given],
-            point_covariances=None if covariances is None else covariances[given],
+            sigmas_px=given.sigmas_px,
+            point_covariances=given.covariances,
             config=self._solver,
             rounds=2 if matches is None else 1,
         )
@@ -200,7 +236,7 @@ class PoseSearch:
             return None
         if matches is not None:
             estimate = refine_guided(estimate, matches, self._solver)
-            inlier_idx = given[estimate.inlier_mask]
+            inlier_idx = used[given.given][estimate.inlier_mask]
             assert coordinates.landmark_idx is not None
             support = find_support(
                 estimate.camera_from_map,
@@ -210,8 +246,54 @@ class PoseSearch:
                 self._solver,
             )
             estimate = replace(estimate, support=support)
-        inliers = np.zeros(len(used), bool)
-        inliers[valid] = estimate.inlier_mask
-        errors = np.full(len(used), np.inf)
-        errors[valid] = estimate.reprojection_errors_px
-        return replace(estimate, inlier_mask=inliers, reprojection_errors_px=errors)
+        return given.spread_out(estimate)
+
+    def _correspondences(
+        self, coordinates: SceneCoordinates, used: NDArray[np.int64]
+    ) -> Correspondences:
+        valid: NDArray[np.bool_] = np.asarray(np.isfinite(self._ideal[used]).all(axis=1))
+        given, covariances = used[valid], coordinates.covariances
+        return Correspondences(
+            self._ideal[given],
+            coordinates.points_in_map[given],
+            self._sigmas[given],
+            None if covariances is None else covariances[given],
+            valid,
+        )
+
+    # What the solver of a rig asks of each of its cameras.
+
+    @property
+    def camera(self) -> Camera:
+        """Without distortion."""
+        return self._camera
+
+    @property
+    def coordinates(self) -> SceneCoordinates:
+        """Of all keypoints."""
+        return self._coordinates
+
+    @property
+    def guided(self) -> bool:
+        """Whether poses are refined on candidates."""
+        return self._matches is not None and self._config.guided_refinement
+
+    @property
+    def candidate_matches(self) -> CandidateMatches:
+        """The candidates of all keypoints, of models that have some."""
+        assert self._matches is not None
+        return self._matches
+
+    def correspondences(self, used: NDArray[np.int64]) -> Correspondences:
+        """Return what the scene model says of some keypoints (K,)."""
+        return self._correspondences(self._coordinates, used)
+
+    def named(self, pairs: NDArray[np.int64]) -> Correspondences:
+        """Return pairs (K, 2) of keypoint and candidate landmark."""
+        ideal, points, _, sigmas, covariances = self.candidate_matches.correspondences(pairs)
+        return Correspondences(ideal, points, sigmas, covariances, np.ones(len(pairs), bool))
+
+    def landmarks_of(self, keypoints: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the landmark that each of some keypoints (K,) shows."""
+        assert self._coordinates.landmark_idx is not None
+        return self._coordinates.landmark_idx[keypoints]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,17 +24,40 @@ from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.estimator import PoseEstimator
 from d2s_ros.localization.pose_prior import PriorSource, relative_to
-from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
+from d2s_ros.localization.result import CameraShare, LocalizationResult, LocalizationStatus
+from d2s_ros.localization.rig_agreement import CameraOnRig
+from d2s_ros.localization.rig_estimator import RigEstimator
+from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Observation, View
 
 
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """What was extracted of an image, its size as given and the time that took."""
+
+    view: View
+    given_shape: tuple[int, ...]
+    elapsed_ms: float
+
+    def at_full_size(self, result: LocalizationResult) -> LocalizationResult:
+        """Return a result with its keypoints in px of the image as given."""
+        assert self.view.image is not None
+        shape = self.view.image.shape
+        if result.details is None or shape == self.given_shape:
+            return result
+        ratio = np.array(self.given_shape[::-1], np.float32) / np.array(shape[::-1], np.float32)
+        keypoints = ((result.details.keypoints + 0.5) * ratio - 0.5).astype(np.float32)
+        return replace(result, details=replace(result.details, keypoints=keypoints))
+
+
 class Localizer:
-    """Localizes single images in one map; no initial guess, no memory between images.
+    """Localizes images in one map; no initial guess, no memory between images.
 
     Attributes:
         observer: The scene model of the map, ready on the device.
         estimator: Finds poses and decides about them.
+        rig: The same for several cameras of one robot.
     """
 
     def __init__(
@@ -63,6 +87,7 @@ class Localizer:
         self.estimator = PoseEstimator(
             manifest.calibration, config or LocalizerConfig(), model.min_error_px
         )
+        self.rig = RigEstimator(self.estimator)
 
     @classmethod
     def from_map(
@@ -115,6 +140,93 @@ class Localizer:
             budget: Less than full computes on a smaller image or with fewer keypoints.
             prior: Says where the camera should be; asked about images that would be refused.
         """
+        taken = self._extract(image, camera, budget)
+        if isinstance(taken, LocalizationResult):
+            return taken
+        result = self.localize_view(
+            taken.view, details=details, features_ms=taken.elapsed_ms, prior=prior
+        )
+        return taken.at_full_size(result)
+
+    def localize_rig(
+        self,
+        shots: Sequence[RigShot],
+        *,
+        details: bool = False,
+        budget: ComputeBudget = FULL,
+        prior: PriorSource | None = None,
+    ) -> LocalizationResult:
+        """Localize what several cameras of one robot see at one moment: one pose.
+
+        Args:
+            shots: An image of each camera; those without one, or without a calibration, do no harm.
+            details: Also return per-keypoint results, of the camera that shows most of the pose.
+            budget, prior: As for `localize`, the prior of the rig's frame.
+
+        Returns:
+            map_from_camera is map_from_rig, and the covariance is its.
+        """
+        refused: dict[str, LocalizationResult] = {}
+        taken: dict[str, _Taken] = {}
+        seen: list[CameraOnRig] = []
+        features_ms, started = 0.0, time.perf_counter()
+        for shot in shots:
+            one = self._extract(shot.image, shot.camera, budget)
+            if isinstance(one, _Taken):
+                enough = check_keypoints(len(one.view.features), self.estimator.config.limits)
+                if enough.passed:
+                    taken[shot.name] = one
+                    continue
+                one = LocalizationResult(
+                    enough.status,
+                    enough.reason,
+                    num_keypoints=len(one.view.features),
+                    checks=(enough,),
+                )
+            refused[shot.name] = one
+        extracted = time.perf_counter()
+        for shot in shots:
+            if shot.name in taken:
+                observation = self.observer.observe(taken[shot.name].view)
+                place = shot.rig_from_camera.inverse()
+                seen.append(CameraOnRig(shot.name, observation, place))
+        observed = time.perf_counter()
+        features_ms = 1e3 * (extracted - started)
+        latency = {
+            'features': features_ms,
+            'network': 1e3 * (observed - extracted),
+            'pose': 0.0,
+            'total': features_ms,
+        }
+        if not seen:
+            first = next(iter(refused.values()), None)
+            if first is None:
+                first = LocalizationResult(
+                    LocalizationStatus.BAD_IMAGE, 'no camera of the rig gave an image'
+                )
+            result, shares = replace(first, latency_ms=latency), []
+        else:
+            outcome = self.rig.estimate(seen, relative_to(self._origin, prior))
+            latency['pose'] = 1e3 * (time.perf_counter() - observed)
+            latency['total'] = features_ms + latency['network'] + latency['pose']
+            best = seen[outcome.best]
+            result = outcome.result(best.observation.view.features, latency, details=details)
+            result = taken[best.name].at_full_size(result)
+            if self._origin.any():
+                result = result.moved(self._origin)
+            shares = list(result.cameras)
+        shares += [
+            CameraShare(name, one.status.value, one.reason, one.num_keypoints)
+            for name, one in refused.items()
+        ]
+        order = {shot.name: index for index, shot in enumerate(shots)}
+        shares.sort(key=lambda share: order[share.name])
+        return replace(result, cameras=tuple(shares))
+
+    def _extract(
+        self, image: NDArray[np.uint8] | None, camera: Camera | None, budget: ComputeBudget
+    ) -> _Taken | LocalizationResult:
+        """Return what an image shows, or why it cannot be used."""
         started = time.perf_counter()
         # A thread that never asked for it would run convolutions on all cores.
         torch.get_num_threads()
@@ -139,13 +251,8 @@ class Localizer:
         if not budget.is_full:
             count = round(budget.keypoints * self.extractor.config.max_keypoints)
             features = features.strongest(max(count, self.estimator.config.limits.min_keypoints))
-        view, elapsed = View(features, camera, grey), 1e3 * (time.perf_counter() - started)
-        result = self.localize_view(view, details=details, features_ms=elapsed, prior=prior)
-        if result.details is not None and grey.shape != given.shape:
-            ratio = np.array(given.shape[::-1], np.float32) / np.array(grey.shape[::-1], np.float32)
-            keypoints = ((result.details.keypoints + 0.5) * ratio - 0.5).astype(np.float32)
-            result = replace(result, details=replace(result.details, keypoints=keypoints))
-        return result
+        elapsed = 1e3 * (time.perf_counter() - started)
+        return _Taken(View(features, camera, grey), given.shape, elapsed)
 
     def localize_features(
         self,

@@ -188,18 +188,47 @@ def solve_pose(
         config,
         rounds=rounds,
     )
-    errors, in_camera = reprojection_errors(refined, ideal_keypoints, points_in_map, camera)
+    return estimate_at(
+        refined,
+        uncertainty,
+        ideal_keypoints,
+        points_in_map,
+        camera,
+        sigmas_px,
+        point_covariances,
+        config,
+    )
+
+
+def estimate_at(
+    camera_from_map: RigidTransform,
+    uncertainty: PoseUncertainty,
+    ideal_keypoints: Array,
+    points_in_map: Array,
+    camera: Camera,
+    sigmas_px: Array,
+    point_covariances: Array | None,
+    config: PoseSolverConfig,
+) -> PoseEstimate | None:
+    """Return what a refined pose says of its correspondences; None if it explains less than four.
+
+    Args:
+        camera_from_map, uncertainty: The pose.
+        ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config: As for
+            `solve_pose`.
+    """
+    errors, in_camera = reprojection_errors(camera_from_map, ideal_keypoints, points_in_map, camera)
     problem = residuals_of(
         ideal_keypoints, points_in_map, camera, sigmas_px, point_covariances, config
     )
-    problem.whiten(refined.rotation, refined.translation)
-    squared = problem.squared(refined.rotation, refined.translation)
+    problem.whiten(camera_from_map.rotation, camera_from_map.translation)
+    squared = problem.squared(camera_from_map.rotation, camera_from_map.translation)
     inliers = (in_camera[:, 2] > 1e-6) & (squared <= config.inlier_sigmas**2)
-    inliers &= errors <= threshold
+    inliers &= errors <= config.threshold_px(camera)
     if inliers.sum() < 4:
         return None
     return PoseEstimate(
-        refined,
+        camera_from_map,
         uncertainty,
         inliers,
         errors,
@@ -256,15 +285,7 @@ def refine_pose(
     *,
     rounds: int = 2,
 ) -> tuple[RigidTransform, PoseUncertainty]:
-    """Minimise the Cauchy loss of whitened residuals by iteratively reweighted Gauss-Newton.
-
-    The tangent is a rotation and translation applied on the left of camera_from_map (camera axes).
-    Residuals are whitened at the start of each of `rounds` rounds, which share the iterations:
-    the weights depend weakly on the pose.
-
-    Returns:
-        The pose and its covariance at the optimum.
-    """
+    """Minimise the Cauchy loss of whitened residuals, see `minimise`, over those in a mask (N,)."""
     problem = residuals_of(
         ideal_keypoints[mask],
         points_in_map[mask],
@@ -273,7 +294,33 @@ def refine_pose(
         None if point_covariances is None else point_covariances[mask],
         config,
     )
-    count = int(np.count_nonzero(mask))
+    return minimise(problem, camera_from_map, int(np.count_nonzero(mask)), config, rounds=rounds)
+
+
+def minimise(
+    problem: Residuals,
+    camera_from_map: RigidTransform,
+    count: int,
+    config: PoseSolverConfig,
+    *,
+    rounds: int,
+) -> tuple[RigidTransform, PoseUncertainty]:
+    """Minimise the Cauchy loss of whitened residuals by iteratively reweighted Gauss-Newton.
+
+    The tangent is a rotation and translation applied on the left of camera_from_map (camera axes).
+    Residuals are whitened at the start of each of `rounds` rounds, which share the iterations:
+    the weights depend weakly on the pose.
+
+    Args:
+        problem: The residuals.
+        camera_from_map: Where to start.
+        count: Number of residuals.
+        config: Options.
+        rounds: Times that the residuals are whitened.
+
+    Returns:
+        The pose and its covariance at the optimum.
+    """
     rotation, translation = camera_from_map.rotation, camera_from_map.translation
     for _ in range(rounds):
         problem.whiten(rotation, translation)

@@ -7,10 +7,10 @@ OpenCV has. Either way the pose is refined afterwards, so that both end in the s
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -148,3 +148,100 @@ def _by_opencv(
 
 
 SOLVERS: dict[str, Solver] = {'poselib': _by_poselib, 'opencv': _by_opencv}
+
+
+class CameraOfRig(NamedTuple):
+    """The correspondences of one camera of a rig.
+
+    Attributes:
+        ideal_keypoints: (N, 2) float64 undistorted px, most reliable first.
+        points_in_map: (N, 3) float64.
+        camera: Intrinsics; distortion is ignored.
+        camera_from_rig: Where the camera is on the rig.
+        threshold_px: Largest reprojection error of an inlier.
+    """
+
+    ideal_keypoints: Array
+    points_in_map: Array
+    camera: Camera
+    camera_from_rig: RigidTransform
+    threshold_px: float
+
+
+def find_rig_pose(
+    cameras: Sequence[CameraOfRig], config: RansacConfig
+) -> tuple[RigidTransform, list[NDArray[np.bool_]]] | None:
+    """Return rig_from_map and the inliers of each camera; None without four of them.
+
+    poselib takes its samples from all cameras together (generalized PnP); OpenCV looks for the pose
+    of one camera at a time, and the one that most correspondences of all agree with is taken.
+
+    Args:
+        cameras: The correspondences.
+        config: How long to search; the threshold is that of a camera of the mean focal length.
+    """
+    usable = [len(one.ideal_keypoints) >= 4 for one in cameras]
+    if sum(usable) == 1 or solver_name() == 'opencv':
+        starts = []
+        for one in (one for one, enough in zip(cameras, usable, strict=True) if enough):
+            found = find_pose(one.ideal_keypoints, one.points_in_map, one.camera, config)
+            if found is not None:
+                starts.append(one.camera_from_rig.inverse() @ found[0])
+    else:
+        starts = _by_generalized_pnp(cameras, config)
+    best, most = None, 3
+    for start in starts:
+        inliers = [_agree(start, one) for one in cameras]
+        count = sum(int(part.sum()) for part in inliers)
+        if count > most:
+            best, most = (start, inliers), count
+    return best
+
+
+def _by_generalized_pnp(
+    cameras: Sequence[CameraOfRig], config: RansacConfig
+) -> list[RigidTransform]:
+    import poselib
+
+    placed = []
+    for one in cameras:
+        pose = poselib.CameraPose()
+        pose.R, pose.t = one.camera_from_rig.rotation, one.camera_from_rig.translation
+        placed.append(pose)
+    if sum(len(one.ideal_keypoints) for one in cameras) < 4:
+        return []
+    pose, info = poselib.estimate_generalized_absolute_pose(
+        [one.ideal_keypoints for one in cameras],
+        [one.points_in_map for one in cameras],
+        placed,
+        [
+            {
+                'model': 'PINHOLE',
+                'width': one.camera.width,
+                'height': one.camera.height,
+                'params': [one.camera.fx, one.camera.fy, one.camera.cx, one.camera.cy],
+            }
+            for one in cameras
+        ],
+        {
+            'max_reproj_error': config.threshold_px,
+            'max_iterations': config.max_iterations,
+            'min_iterations': config.min_iterations,
+            'seed': config.seed,
+        },
+        {'max_iterations': 0},
+    )
+    if info['num_inliers'] < 4 or not np.isfinite(pose.t).all() or not np.isfinite(pose.q).all():
+        return []
+    return [RigidTransform(np.asarray(pose.R), np.asarray(pose.t))]
+
+
+def _agree(rig_from_map: RigidTransform, one: CameraOfRig) -> NDArray[np.bool_]:
+    """Return which correspondences (N,) of a camera a pose of its rig explains."""
+    in_camera = (one.camera_from_rig @ rig_from_map).apply(one.points_in_map)
+    front = in_camera[:, 2] > 1e-6
+    depth = np.where(front, in_camera[:, 2], 1.0)
+    camera = one.camera
+    pixels = in_camera[:, :2] / depth[:, None] * [camera.fx, camera.fy] + [camera.cx, camera.cy]
+    distance = np.linalg.norm(pixels - one.ideal_keypoints, axis=1)
+    return np.asarray(front & (distance <= one.threshold_px))

@@ -106,8 +106,59 @@ class FrameDetails:
 
 
 @dataclass(frozen=True, eq=False)
+class Disagreement:
+    """How far the pose of one camera alone is from that of the others.
+
+    Attributes:
+        camera_moved: What must be applied to the camera where it is said to be, to have it where
+            its image puts it; camera axes.
+        sigmas: How many standard deviations that is, over the six directions.
+    """
+
+    camera_moved: RigidTransform
+    sigmas: float
+
+    @property
+    def distance(self) -> float:
+        """Of the positions, unit of the map."""
+        return float(np.linalg.norm(self.camera_moved.translation))
+
+    @property
+    def degrees(self) -> float:
+        """Of the rotations."""
+        turn = (float(np.trace(self.camera_moved.rotation)) - 1.0) / 2.0
+        return float(np.degrees(np.arccos(np.clip(turn, -1.0, 1.0))))
+
+
+@dataclass(frozen=True, eq=False)
+class CameraShare:
+    """What one camera of a rig gave to a pose.
+
+    Attributes:
+        name: Of the camera.
+        status: 'used', 'left_out' where it disagrees with the others, or a refusal.
+        reason: One line for people; empty where it was used.
+        num_keypoints, num_reliable, num_inliers: Counts.
+        disagreement: With the other cameras; None where nothing is known of it.
+    """
+
+    name: str
+    status: str
+    reason: str = ''
+    num_keypoints: int = 0
+    num_reliable: int = 0
+    num_inliers: int = 0
+    disagreement: Disagreement | None = None
+
+    def __str__(self) -> str:
+        """Return the share in a few words."""
+        counts = f'{self.num_inliers} inliers of {self.num_reliable} reliable'
+        return f'{self.status}: {self.reason}' if self.reason else f'{self.status}, {counts}'
+
+
+@dataclass(frozen=True, eq=False)
 class LocalizationResult:
-    """The outcome of one frame.
+    """The outcome of one frame, of one camera or of all cameras of a rig.
 
     Attributes:
         status: LOCALIZED or the reason of the refusal.
@@ -126,6 +177,8 @@ class LocalizationResult:
         checks: What decided the status, in order; with a prior those of the pose found with it.
             Empty if the image was refused before any. Checks that cost time are made only where the
             ones before them passed, and one of which nothing is known is not made.
+        cameras: What each camera of a rig gave; empty for one camera. The pose and its covariance
+            are then those of the rig's frame, counts those of all cameras together.
     """
 
     status: LocalizationStatus
@@ -142,6 +195,7 @@ class LocalizationResult:
     focal_error: tuple[float, float] = (0.0, float('inf'))
     with_prior: bool = False
     checks: tuple[Check, ...] = ()
+    cameras: tuple[CameraShare, ...] = ()
 
     def moved(self, offset: NDArray[np.float64]) -> LocalizationResult:
         """Return the result with its pose and points moved by an offset (3,) of the map frame."""

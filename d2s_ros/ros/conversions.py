@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 
 from d2s_ros.data.image_codec import decode_compressed, decode_image
 from d2s_ros.errors import InputError
-from d2s_ros.geometry.transforms import RigidTransform, skew
+from d2s_ros.geometry.transforms import RigidTransform
 
 Array = NDArray[np.float64]
 #: Nearer than this, rounding to float32 moves a coordinate by less than a millimetre.
@@ -151,28 +151,6 @@ def pose_with_covariance_from_msg(
     if np.linalg.eigvalsh(covariance).min() < -1e-6 * max(1.0, float(np.abs(covariance).max())):
         raise InputError('the covariance of the pose has negative variances')
     return pose, covariance
-
-
-def covariance_of_body(
-    covariance: ArrayLike, map_from_camera: RigidTransform, camera_from_body: RigidTransform
-) -> Array:
-    """Move a pose covariance from the camera to another body fixed to it.
-
-    Args:
-        covariance: (6, 6) of map_from_camera: x y z of the camera's origin, rotation about the
-            fixed axes of the map.
-        map_from_camera: The pose.
-        camera_from_body: Where the body is, without uncertainty of its own.
-
-    Returns:
-        (6, 6) of map_from_body in the same order and axes.
-    """
-    lever_in_map = map_from_camera.rotation @ camera_from_body.translation
-    jacobian = np.eye(6)
-    # A small rotation of the camera about map axes moves the body by rotation x lever.
-    jacobian[:3, 3:] = -skew(lever_in_map)
-    moved = jacobian @ np.asarray(covariance, dtype=np.float64) @ jacobian.T
-    return np.asarray((moved + moved.T) / 2)
 
 
 def point_cloud(

@@ -226,6 +226,7 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             'reprojection error [px]': result.reprojection_error_px,
             'with prior': result.with_prior,
             **{f'check: {check.name}': check.comparison for check in result.checks},
+            **{f'camera: {share.name}': str(share) for share in result.cameras},
         }
         if result.covariance is not None:
             variances = np.diag(result.covariance)

@@ -1,29 +1,26 @@
-"""From an image message to the outcome of one frame: stamps, calibration, decoding, localizing."""
+"""From the image messages of one moment to the outcome: stamps, calibration, localizing."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from d2s_ros.data.calibration import CameraInfoValues, rectification_problem
-from d2s_ros.errors import CalibrationError, D2SError
-from d2s_ros.geometry.cameras import Camera
-from d2s_ros.localization.compute_budget import FULL, RateController
+from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.compute_budget import FULL, ComputeBudget, RateController
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
-from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
-from d2s_ros.ros.conversions import image_from_msg, ns_from_stamp
+from d2s_ros.localization.result import CameraShare, LocalizationResult, LocalizationStatus
+from d2s_ros.localization.rig_shot import RigShot
+from d2s_ros.ros.camera_reader import CameraReader, QueuedImage, ReadImage
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap
+from d2s_ros.tracking.extrinsic_watch import ExtrinsicWatch
 from d2s_ros.tracking.plausibility import FocalWatch
 
 
@@ -41,23 +38,6 @@ class NodeRefusal(str, Enum):
 
 
 @dataclass(eq=False)
-class QueuedImage:
-    """An image message on its way to the worker.
-
-    Attributes:
-        message: As received.
-        received: time.monotonic() of the reception.
-        now_ns: ROS time of the reception; 0 if the clock has not started.
-        topic: Where it came from.
-    """
-
-    message: Image | CompressedImage
-    received: float
-    now_ns: int
-    topic: str = ''
-
-
-@dataclass(eq=False)
 class FrameOutcome:
     """What became of one image.
 
@@ -70,6 +50,7 @@ class FrameOutcome:
         image: The decoded image, if it could be decoded.
         latency_ms: Stage name to milliseconds; total counts from the reception.
         age_ms: ROS time at reception minus stamp.
+        picture_frame: Frame that `image` was taken in, where it is not `camera_frame`.
     """
 
     stamp_ns: int
@@ -80,6 +61,7 @@ class FrameOutcome:
     image: NDArray[np.uint8] | None = None
     latency_ms: dict[str, float] = field(default_factory=dict)
     age_ms: float = float('nan')
+    picture_frame: str = ''
 
     @property
     def localized(self) -> bool:
@@ -145,86 +127,49 @@ class StampCheck:
         self._last_ns = None
 
 
-class CameraInfos:
-    """Keeps the last camera_info messages and finds the one that belongs to an image."""
-
-    def __init__(self, capacity: int = 64) -> None:
-        self._condition = threading.Condition()
-        self._by_stamp: OrderedDict[int, CameraInfo] = OrderedDict()
-        self._latest: CameraInfo | None = None
-        self._capacity = capacity
-        self._synchronized = False
-
-    def put(self, message: CameraInfo) -> None:
-        """Add a message."""
-        with self._condition:
-            self._latest = message
-            self._by_stamp[ns_from_stamp(message.header.stamp)] = message
-            while len(self._by_stamp) > self._capacity:
-                self._by_stamp.popitem(last=False)
-            self._condition.notify_all()
-
-    def find(self, stamp_ns: int, timeout: float) -> CameraInfo | None:
-        """Return the message of the image's stamp, or else the latest one.
-
-        Waits up to `timeout` seconds where the same stamp can be expected: as long as no message
-        came at all, and where earlier images found theirs.
-        """
-        with self._condition:
-            if stamp_ns not in self._by_stamp and (self._synchronized or self._latest is None):
-                self._condition.wait_for(lambda: stamp_ns in self._by_stamp, timeout)
-            message = self._by_stamp.get(stamp_ns)
-            self._synchronized = message is not None
-            return message or self._latest
-
-    def clear(self) -> None:
-        """Forget all messages."""
-        with self._condition:
-            self._by_stamp.clear()
-            self._latest = None
-            self._synchronized = False
-
-
-def _other_frame(image_frame: str, info_frame: str) -> str:
-    """Return that a calibration is of another frame than the image, for people, or nothing."""
-    image_frame, info_frame = image_frame.removeprefix('/'), info_frame.removeprefix('/')
-    if not image_frame or not info_frame or image_frame == info_frame:
-        return ''
-    return (
-        f'camera_info is of the frame {info_frame!r}, the images are of {image_frame!r}: '
-        'is it the calibration of another camera?'
-    )
+#: Says where a camera is in the frame of another: both frames and the stamps of their images; a
+#: reason instead if it is not known.
+PlaceOf = Callable[[str, str, int, int], 'tuple[RigidTransform | None, str]']
 
 
 class FramePipeline:
-    """Runs the stages on one image message.
+    """Runs the stages on the images of one moment.
 
     Args:
-        camera_infos: Where calibrations come from.
+        readers: Of each camera of the robot.
         stamps: Decides by stamp.
-        info_topic: For messages to people.
-        rectified: The images are rectified.
+        camera_frame: Of the first camera; empty: what its images say.
+        place: Says where cameras are; of use with several.
     """
 
     def __init__(
-        self, camera_infos: CameraInfos, stamps: StampCheck, info_topic: str, rectified: bool
+        self,
+        readers: Sequence[CameraReader],
+        stamps: StampCheck,
+        camera_frame: str = '',
+        place: PlaceOf | None = None,
     ) -> None:
-        self._camera_infos = camera_infos
+        self._readers = list(readers)
         self.stamps = stamps
-        self._info_topic = info_topic
-        self._rectified = rectified
-        self._camera_key: tuple[CameraInfoValues, tuple[int, int]] | None = None
-        self._camera: Camera | None = None
-        self._unrectified_problem = ''
-        #: What is suspicious about the calibration of the last image, for people; empty if nothing.
-        self.info_problem = ''
+        self._place = place
+        self._given_frame = camera_frame if len(self._readers) > 1 else ''
+        self._frames = {0: self._given_frame} if self._given_frame else {}
+        self._changes = 0
         self._focal_watch = FocalWatch()
+        self._extrinsic_watch = ExtrinsicWatch()
+        self._extrinsic_problem = ''
         #: Share by which the focal length of several images may be off.
         self.max_focal_error = Limits.max_focal_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
         #: Lowers the compute budget to hold a rate; None always does all.
         self.rate: RateController | None = None
+
+    @property
+    def info_problem(self) -> str:
+        """What is suspicious about calibrations and extrinsics, for people; empty if nothing."""
+        problems = [reader.problem for reader in self._readers] + [self._extrinsic_problem]
+        return '; '.join(problem for problem in problems if problem)
 
     def apply(self, config: LocalizerNodeConfig) -> None:
         """Take changed options of the node."""
@@ -244,16 +189,16 @@ class FramePipeline:
 
     def process(
         self,
-        queued: QueuedImage,
+        queued: tuple[QueuedImage, ...],
         loaded: LoadedMap,
         *,
         details: bool = False,
         expected: Callable[[int, str], PosePrior | None] | None = None,
     ) -> tuple[FrameOutcome, bool]:
-        """Return the outcome, and whether time jumped back before this image.
+        """Return the outcome, and whether time jumped back before these images.
 
         Args:
-            queued: The image.
+            queued: At most one image of each camera, the first camera first.
             loaded: The map.
             details: Also keep per-keypoint results.
             expected: Says from a stamp and a frame_id where the camera should be.
@@ -262,13 +207,13 @@ class FramePipeline:
             Exception: only from the localizer, where the device failed (`is_device_failure`).
         """
         start = time.monotonic()
-        message = queued.message
-        stamp_ns = ns_from_stamp(message.header.stamp)
-        outcome = FrameOutcome(stamp_ns, message.header.frame_id, '')
-        outcome.latency_ms['queue'] = 1e3 * (start - queued.received)
-        if queued.now_ns > 0:
-            outcome.age_ms = (queued.now_ns - stamp_ns) / 1e6
-        refusal, reason, jumped = self.stamps.check(stamp_ns, queued.now_ns)
+        first = queued[0]
+        stamp_ns, now_ns = first.stamp_ns, first.now_ns
+        outcome = FrameOutcome(stamp_ns, self._reference(queued), '')
+        outcome.latency_ms['queue'] = 1e3 * (start - first.received)
+        if now_ns > 0:
+            outcome.age_ms = (now_ns - stamp_ns) / 1e6
+        refusal, reason, jumped = self.stamps.check(stamp_ns, now_ns)
         if refusal is not None:
             outcome.refuse(refusal.value, reason)
         else:
@@ -276,53 +221,53 @@ class FramePipeline:
             if expected is not None and not jumped:
                 prior = partial(expected, stamp_ns, outcome.camera_frame)
             self._localize(queued, loaded, outcome, details, prior)
-        outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
+        outcome.latency_ms['total'] = 1e3 * (time.monotonic() - first.received)
         return outcome, jumped
+
+    def _reference(self, queued: tuple[QueuedImage, ...]) -> str:
+        """Return the frame whose pose is asked for: of the first camera that was ever seen."""
+        for one in queued:
+            if one.camera or not self._given_frame:
+                self._frames[one.camera] = one.frame_id
+        return self._frames[min(self._frames)]
 
     def _localize(
         self,
-        queued: QueuedImage,
+        queued: tuple[QueuedImage, ...],
         loaded: LoadedMap,
         outcome: FrameOutcome,
         details: bool,
         prior: PriorSource | None,
     ) -> None:
         start = time.monotonic()
-        try:
-            outcome.image = image_from_msg(queued.message)
-        except D2SError as error:
-            outcome.refuse(LocalizationStatus.BAD_IMAGE.value, str(error))
+        images = [self._readers[one.camera].read(one, self.camera_info_timeout) for one in queued]
+        outcome.image = images[0].image
+        if any(found.decode_ms for found in images):
+            outcome.latency_ms['decode'] = sum(found.decode_ms for found in images)
+        if all(found.status for found in images):
+            outcome.refuse(images[0].status, images[0].reason)
             return
-        decoded = time.monotonic()
-        outcome.latency_ms['decode'] = 1e3 * (decoded - start)
-        info = self._camera_infos.find(outcome.stamp_ns, self.camera_info_timeout)
-        if info is None:
-            outcome.refuse(
-                LocalizationStatus.NO_CALIBRATION.value, f'no camera_info on {self._info_topic}'
-            )
-            return
-        self.info_problem = _other_frame(outcome.camera_frame, info.header.frame_id)
-        height, width = outcome.image.shape[:2]
-        try:
-            camera = self._camera_of(info, (width, height), queued.topic)
-        except CalibrationError as error:
-            same_size = (info.width, info.height) in ((0, 0), (width, height))
-            status = (
-                LocalizationStatus.NO_CALIBRATION
-                if same_size
-                else LocalizationStatus.CALIBRATION_MISMATCH
-            )
-            outcome.refuse(status.value, str(error))
-            return
-        if self._unrectified_problem:
-            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self._unrectified_problem)
-            return
-        outcome.latency_ms['camera_info'] = 1e3 * (time.monotonic() - decoded)
+        outcome.latency_ms['camera_info'] = sum(found.info_ms for found in images)
+        changes = sum(reader.changes for reader in self._readers)
+        if changes != self._changes:
+            self._changes = changes
+            self._focal_watch.reset()
+            self._extrinsic_watch.reset()
         controller = self.rate
         budget = FULL if controller is None else controller.budget
-        result = loaded.localizer.localize(
-            outcome.image, camera, details=details, budget=budget, prior=prior
-        )
+        if len(self._readers) == 1:
+            image, camera = images[0].image, images[0].camera
+            assert image is not None
+            assert camera is not None
+            result: LocalizationResult | None = loaded.localizer.localize(
+                image, camera, details=details, budget=budget, prior=prior
+            )
+        else:
+            result = self._localize_rig(
+                queued, images, loaded, outcome, details=details, budget=budget, prior=prior
+            )
+        if result is None:
+            return
         if controller is not None:
             controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result
@@ -334,14 +279,43 @@ class FramePipeline:
             if stage in result.latency_ms:
                 outcome.latency_ms[stage] = result.latency_ms[stage]
 
-    def _camera_of(self, info: CameraInfo, size: tuple[int, int], topic: str) -> Camera:
-        """Convert a camera_info, once per content."""
-        key = (CameraInfoValues.from_message(info), size)
-        if self._camera is None or key != self._camera_key:
-            self._camera = key[0].camera(*size, self._rectified)
-            self._camera_key = key
-            self._unrectified_problem = (
-                '' if self._rectified else rectification_problem(topic, key[0])
-            )
-            self._focal_watch.reset()
-        return self._camera
+    def _localize_rig(
+        self,
+        queued: tuple[QueuedImage, ...],
+        images: list[ReadImage],
+        loaded: LoadedMap,
+        outcome: FrameOutcome,
+        *,
+        details: bool,
+        budget: ComputeBudget,
+        prior: PriorSource | None,
+    ) -> LocalizationResult | None:
+        """Localize several cameras together; None where the place of none is known."""
+        assert self._place is not None
+        shots, shares = [], []
+        for one, found in zip(queued, images, strict=True):
+            name = one.topic.removesuffix('/compressed')
+            status, reason, place = found.status, found.reason, None
+            if not status and name in self._extrinsic_watch.distrusted:
+                status, reason = 'left_out', 'its transform is wrong, by many images'
+            if not status:
+                frame = self._frames[one.camera]
+                place, reason = self._place(
+                    outcome.camera_frame, frame, outcome.stamp_ns, one.stamp_ns
+                )
+                status = '' if place is not None else NodeRefusal.NO_EXTRINSIC.value
+            if place is None:
+                shares.append(CameraShare(name, status, reason))
+            else:
+                shots.append(RigShot(name, found.image, found.camera, place))
+        if not shots:
+            first = shares[0]
+            outcome.refuse(first.status, first.reason)
+            return None
+        result = loaded.localizer.localize_rig(shots, details=details, budget=budget, prior=prior)
+        shown = max(result.cameras, key=lambda share: share.num_inliers, default=None)
+        for one, found in zip(queued, images, strict=True):
+            if shown is not None and one.topic.removesuffix('/compressed') == shown.name:
+                outcome.image, outcome.picture_frame = found.image, one.frame_id
+        self._extrinsic_problem = self._extrinsic_watch.check(result)
+        return replace(result, cameras=(*result.cameras, *shares))

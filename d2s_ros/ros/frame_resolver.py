@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.ros.conversions import covariance_of_body
+from d2s_ros.geometry.transforms import RigidTransform, covariance_of_body
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.tf import TransformSource
 
@@ -77,6 +76,7 @@ class FrameResolver:
         self._has_odometry = False
         self._first = True
         self._extrinsic: tuple[str, RigidTransform] | None = None
+        self._extrinsics_between: dict[tuple[str, str], RigidTransform] = {}
         self._given = (
             RigidTransform.from_tum(config.base_from_camera) if config.base_from_camera else None
         )
@@ -89,7 +89,7 @@ class FrameResolver:
     @staticmethod
     def needs_source(config: LocalizerNodeConfig) -> bool:
         """Return whether transforms must be looked up."""
-        if FrameResolver._needs_odometry(config):
+        if FrameResolver._needs_odometry(config) or config.rig_image_topics:
             return True
         wants_base = config.tf_mode == 'map_to_base' or config.pose_frame != 'camera'
         return wants_base and not config.base_from_camera
@@ -196,6 +196,42 @@ class FrameResolver:
         if self._has_odometry:
             odom_from_base, _ = self._odom_from_base(stamp_ns, timeout)
         return base_from_camera, odom_from_base
+
+    def place_of(
+        self, reference: str, frame: str, reference_ns: int, stamp_ns: int
+    ) -> tuple[RigidTransform | None, str]:
+        """Return where a camera was, in the frame of another one at another stamp.
+
+        What the robot moved between the two stamps is taken from odometry, where that is known.
+
+        Args:
+            reference, frame: The camera that counts, and the one that is asked for.
+            reference_ns, stamp_ns: Stamps of their images.
+
+        Returns:
+            The pose of `frame` in `reference`, or None and why it is not known.
+        """
+        reference, frame = reference.removeprefix('/'), frame.removeprefix('/')
+        if reference == frame:
+            return None if self._source is None else RigidTransform.identity(), ''
+        if self._source is None or not reference or not frame:
+            return None, 'the images have no frame_id'
+        found = self._source.lookup(reference, frame, stamp_ns)
+        place = found.target_from_source
+        if place is None:
+            # As for the extrinsic: a restart of the static broadcaster changes nothing.
+            place = self._extrinsics_between.get((reference, frame))
+            return (place, '') if place is not None else (None, found.reason)
+        self._extrinsics_between[reference, frame] = place
+        if stamp_ns != reference_ns and self._has_odometry:
+            base, odom = self._config.base, self._config.odom
+            to_base = self._source.lookup(reference, base, None).target_from_source
+            before = self._source.lookup(odom, base, reference_ns).target_from_source
+            after = self._source.lookup(odom, base, stamp_ns).target_from_source
+            if to_base is not None and before is not None and after is not None:
+                moved = before.inverse() @ after
+                place = to_base @ moved @ to_base.inverse() @ place
+        return place, ''
 
     def _wait_for_frames(self, camera_frame: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout

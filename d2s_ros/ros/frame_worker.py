@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rclpy.node import Node
 
 from d2s_ros.localization.compute_budget import RateController
 from d2s_ros.ros import conversions, map_loader
+from d2s_ros.ros.camera_reader import CameraReader, QueuedImage
 from d2s_ros.ros.diagnostics import FrameStatistics
-from d2s_ros.ros.frame_pipeline import (
-    CameraInfos,
-    FrameOutcome,
-    FramePipeline,
-    NodeRefusal,
-    QueuedImage,
-    StampCheck,
-)
+from d2s_ros.ros.frame_pipeline import FrameOutcome, FramePipeline, NodeRefusal, StampCheck
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_keeper import MapKeeper
 from d2s_ros.ros.map_loader import LoadedMap
@@ -34,12 +28,11 @@ class FrameWorker:
     Args:
         node: For its name, its logger and its context.
         config: The node's options; `apply` changes them.
-        infos: Where calibrations come from.
+        readers: Of the images of each camera.
         keeper: The map in use.
         follower: Knows the poses before.
         outputs: Where results go.
         sender: Broadcasts transforms; None where none are.
-        info_topic: Where calibrations come from, for messages to people.
         on_outcome: Called with what became of each image.
         on_fault: Called when the device failed, with the reason.
 
@@ -51,12 +44,11 @@ class FrameWorker:
         self,
         node: Node,
         config: LocalizerNodeConfig,
-        infos: CameraInfos,
+        readers: Sequence[CameraReader],
         keeper: MapKeeper,
         follower: PoseFollower,
         outputs: Outputs,
         sender: TransformSender | None,
-        info_topic: str,
         on_outcome: Callable[[FrameOutcome], None],
         on_fault: Callable[[str], None],
     ) -> None:
@@ -70,10 +62,12 @@ class FrameWorker:
         self._on_fault = on_fault
         self._name = node.get_fully_qualified_name().lstrip('/')
         self.figures = FrameStatistics()
-        self._pipeline = FramePipeline(infos, StampCheck(), info_topic, config.rectified)
+        self._pipeline = FramePipeline(
+            readers, StampCheck(), config.camera_frame, follower.place_of
+        )
         self.apply(config)
         self._stopped = False
-        self._slot: LatestSlot[QueuedImage] = LatestSlot()
+        self._slot: LatestSlot[tuple[QueuedImage, ...]] = LatestSlot()
         self._worker = Worker(
             self._slot,
             self._handle,
@@ -88,8 +82,8 @@ class FrameWorker:
         self._config = config
         self._pipeline.apply(config)
 
-    def put(self, queued: QueuedImage) -> None:
-        """Offer an image; it replaces one that is still waiting."""
+    def put(self, queued: tuple[QueuedImage, ...]) -> None:
+        """Offer the images of a moment; they replace what is still waiting."""
         self.figures.arrived()
         self._slot.put(queued)
 
@@ -115,8 +109,8 @@ class FrameWorker:
 
     # ---------------------------------------------------------------- one image
 
-    def _handle(self, queued: QueuedImage) -> None:
-        """Localize one image and publish what came out; called by the worker."""
+    def _handle(self, queued: tuple[QueuedImage, ...]) -> None:
+        """Localize the images of a moment and publish what came out; called by the worker."""
         loaded = self._keeper.loaded
         if self._stopped or loaded is None:
             return
@@ -140,7 +134,7 @@ class FrameWorker:
             outcome.refuse(NodeRefusal.INTERNAL_ERROR.value, f'{type(error).__name__}: {error}')
             self._finished(outcome)
             raise
-        outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued.received)
+        outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued[0].received)
         self._finished(outcome)
         outputs.publish_extras(outcome, loaded.map_frame, self._config.debug_image_size)
 
@@ -168,9 +162,9 @@ class FrameWorker:
             self._sender.forget()
         self._outputs.clear_path()
 
-    def _failed(self, queued: QueuedImage, error: Exception) -> FrameOutcome:
+    def _failed(self, queued: tuple[QueuedImage, ...], error: Exception) -> FrameOutcome:
         """Turn an exception of the localizer into a refusal, or into a fault of the node."""
-        header = queued.message.header
+        header = queued[0].message.header
         outcome = FrameOutcome(conversions.ns_from_stamp(header.stamp), header.frame_id, '')
         outcome.refuse(NodeRefusal.INTERNAL_ERROR.value, f'{type(error).__name__}: {error}')
         if not map_loader.is_device_failure(error):

@@ -24,8 +24,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from d2s_ros.errors import ConfigError
-from d2s_ros.ros.frame_pipeline import CameraInfos
-from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.camera_names import CameraNames
+from d2s_ros.ros.camera_reader import CameraInfos
 
 #: How often to look who publishes, in seconds.
 LOOK_PERIOD = 0.2
@@ -49,25 +49,28 @@ class CameraTopics:
         image: Where raw images are expected, by the name given.
         compressed: Where compressed images are expected.
         info: The calibration.
+        only_compressed: The name given was that of compressed images.
     """
 
     image: str
     compressed: str
     info: str
+    only_compressed: bool = False
 
     @classmethod
-    def resolve(cls, node: Node, config: LocalizerNodeConfig) -> CameraTopics:
-        """Expand and remap the names of the options, as the node's command line says.
+    def resolve(cls, node: Node, names: CameraNames) -> CameraTopics:
+        """Expand and remap the names of a camera, as the node's command line says.
 
         The base name is remapped before a suffix or its sibling is made of it; these can be
         remapped by names of their own.
         """
-        image = node.resolve_topic_name(config.base_image_topic)
-        given = node.resolve_topic_name(config.info_topic, only_expand=True)
-        info = node.resolve_topic_name(config.info_topic)
-        if not config.camera_info_topic and info == given:
+        image = node.resolve_topic_name(names.base_image_topic)
+        given = node.resolve_topic_name(names.info_topic, only_expand=True)
+        info = node.resolve_topic_name(names.info_topic)
+        if not names.camera_info_topic and info == given:
             info = node.resolve_topic_name(f'{image.rpartition("/")[0]}/camera_info')
-        return cls(image, node.resolve_topic_name(f'{image}/compressed'), info)
+        compressed = node.resolve_topic_name(f'{image}/compressed')
+        return cls(image, compressed, info, names.image_topic.endswith('/compressed'))
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class ImageInputs:
 
     Args:
         node: The node.
-        config: Names and transport.
+        transport: 'auto', 'raw' or 'compressed'.
         topics: The names, resolved.
         group: Callback group of the subscriptions.
         infos: Takes the calibrations.
@@ -98,7 +101,7 @@ class ImageInputs:
     def __init__(
         self,
         node: Node,
-        config: LocalizerNodeConfig,
+        transport: str,
         topics: CameraTopics,
         group: CallbackGroup | None,
         infos: CameraInfos,
@@ -106,7 +109,9 @@ class ImageInputs:
         on_change: Callable[[], None],
     ) -> None:
         self._node = node
-        self._config = config
+        self._only = transport
+        if transport == 'auto' and topics.only_compressed:
+            self._only = 'compressed'
         self._topics = topics
         self._group = group
         self._take_info = infos.put
@@ -128,10 +133,8 @@ class ImageInputs:
             topic: self._reliability_parameter(topic) for topic in (topics.image, topics.compressed)
         }
         self.look()
-        if self._choice is None and config.image_transport != 'auto':
-            self._subscribe(self._expected(config.image_transport))
-        elif self._choice is None and config.image_topic.endswith('/compressed'):
-            self._subscribe(self._expected('compressed'))
+        if self._choice is None and self._only != 'auto':
+            self._subscribe(self._expected(self._only))
         on_change()
 
     @property
@@ -193,11 +196,8 @@ class ImageInputs:
     def look(self) -> None:
         """Subscribe to what is published; change when it ends and something else is."""
         choices = [choice for choice, _ in self._published()]
-        only = self._config.image_transport
-        if only == 'auto' and self._config.image_topic.endswith('/compressed'):
-            only = 'compressed'
-        if only != 'auto':
-            choices = [choice for choice in choices if choice.transport == only]
+        if self._only != 'auto':
+            choices = [choice for choice in choices if choice.transport == self._only]
         best = self._best(choices)
         if best is not None and best != self._choice:
             self._subscribe(best)

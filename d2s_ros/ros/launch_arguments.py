@@ -24,6 +24,8 @@ _DEFAULTS = {
     },
 }
 
+_LISTS_OF_NAMES = ('rig_image_topics', 'rig_camera_info_topics')
+
 
 def boolean(name: str, value: str) -> bool:
     """Return a switch as people write it.
@@ -47,10 +49,12 @@ def typed(name: str, value: str) -> Any:
         return boolean(name, value)
     try:
         if isinstance(default, tuple):
-            return [float(item) for item in yaml.safe_load(value)]
+            kind = str if name in _LISTS_OF_NAMES else float
+            return [kind(item) for item in yaml.safe_load(value)]
         return type(default)(value)
     except (ValueError, TypeError, yaml.YAMLError):
-        what = 'a list of numbers' if isinstance(default, tuple) else type(default).__name__
+        what = 'a list of names' if name in _LISTS_OF_NAMES else 'a list of numbers'
+        what = what if isinstance(default, tuple) else type(default).__name__
         raise ConfigError(f'{name} is {value!r}, it must be {what}') from None
 
 

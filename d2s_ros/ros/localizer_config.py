@@ -11,62 +11,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from d2s_ros.config import option, same_option, validate
+from d2s_ros.config import option, validate
 from d2s_ros.errors import ConfigError
-from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.limits import Limits, read_limits
-from d2s_ros.localization.pose_solver import PoseSolverConfig
+from d2s_ros.localization.limits import Limits
+from d2s_ros.ros.camera_names import CameraNames, check_cameras, check_extrinsic, names_of_rig
+from d2s_ros.ros.localizer_parameters import SHOWN_LIMITS, LocalizerParameters
 from d2s_ros.ros.names import clean_names
 
 _FRAMES = ('map_frame', 'odom_frame', 'base_frame', 'camera_frame', 'frame_prefix')
-
-#: Limits of acceptance that are parameters; the others are in the limits file.
-SHOWN_LIMITS = (
-    'false_accept_rate',
-    'max_rotation_sigma_deg',
-    'max_relative_translation_sigma',
-    'max_focal_error',
-)
-
-
-@dataclass(frozen=True)
-class LocalizerParameters:
-    """What the node shows of the localizer's options."""
-
-    reliability_threshold: float = same_option(LocalizerConfig, 'reliability_threshold')
-    min_correspondences: int = same_option(LocalizerConfig, 'min_correspondences')
-    guided_refinement: bool = same_option(LocalizerConfig, 'guided_refinement')
-    false_accept_rate: float = same_option(Limits, 'false_accept_rate')
-    max_rotation_sigma_deg: float = same_option(Limits, 'max_rotation_sigma_deg')
-    max_relative_translation_sigma: float = same_option(Limits, 'max_relative_translation_sigma')
-    max_focal_error: float = same_option(Limits, 'max_focal_error')
-    limits_file: str = option(
-        '',
-        'YAML file with other limits of acceptance, read when the map is loaded; '
-        'config/limits.yaml lists them. Empty: their defaults.',
-    )
-    solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
-
-    def __post_init__(self) -> None:
-        validate(self)
-        # A file that cannot be used is told of when it is named, not when a map is loaded.
-        self.localizer_config()
-
-    def localizer_config(self) -> LocalizerConfig:
-        """Return the localizer's options.
-
-        Raises:
-            ConfigError: the limits file is missing or wrong.
-        """
-        shown = {name: getattr(self, name) for name in SHOWN_LIMITS}
-        return LocalizerConfig(
-            reliability_threshold=self.reliability_threshold,
-            min_correspondences=self.min_correspondences,
-            guided_refinement=self.guided_refinement,
-            limits=read_limits(self.limits_file, shown) if self.limits_file else Limits(**shown),
-            solver=self.solver,
-        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +36,16 @@ class LocalizerNodeConfig:
     autostart: bool = option(
         True,
         'Configure and activate without a lifecycle manager; false where Nav2 or launch does it.',
+        read_only=True,
+    )
+
+    bond_heartbeat_period: float = option(
+        0.1,
+        "Heartbeats of the bond to Nav2's lifecycle manager while the node is active and autostart "
+        'is false; 0 opens none. Needs the package bond.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
         read_only=True,
     )
 
@@ -153,6 +115,34 @@ class LocalizerNodeConfig:
         unit='s',
         minimum=0.0,
         maximum=10.0,
+    )
+
+    rig_image_topics: tuple[str, ...] = option(
+        (),
+        'Image topics of the further cameras of the robot, five at most, as image_topic; all '
+        'cameras are localized together. Where they are is looked up in TF.',
+        read_only=True,
+    )
+    rig_camera_info_topics: tuple[str, ...] = option(
+        (),
+        'Topics of their calibrations, one for each; empty: camera_info beside each image topic.',
+        read_only=True,
+    )
+    rig_tolerance: float = option(
+        0.02,
+        'Images of several cameras whose stamps differ by less show one moment.',
+        unit='s',
+        minimum=0.0,
+        maximum=1.0,
+        read_only=True,
+    )
+    rig_wait: float = option(
+        0.1,
+        'How long an image waits for those of the other cameras.',
+        unit='s',
+        minimum=0.0,
+        maximum=10.0,
+        read_only=True,
     )
 
     map_frame: str = option('', "Name of the map frame; empty: the map's own.", read_only=True)
@@ -331,16 +321,7 @@ class LocalizerNodeConfig:
     def __post_init__(self) -> None:
         validate(self)
         clean_names(self, paths=('map', 'weights'), frames=_FRAMES)
-        if self.base_from_camera and len(self.base_from_camera) != 7:
-            raise ConfigError(
-                f'base_from_camera needs 7 numbers tx ty tz qx qy qz qw, found '
-                f'{len(self.base_from_camera)}'
-            )
-        if self.base_from_camera:
-            try:
-                RigidTransform.from_tum(self.base_from_camera)
-            except Exception as error:
-                raise ConfigError(f'base_from_camera: {error}') from error
+        check_extrinsic(self.base_from_camera)
         if self.error_no_image < self.warn_no_image:
             raise ConfigError(
                 f'error_no_image is {self.error_no_image}, it must be at least warn_no_image '
@@ -353,6 +334,7 @@ class LocalizerNodeConfig:
             )
         if self.fuse_odometry and self.pose_frame == 'camera':
             raise ConfigError('fuse_odometry is of the robot: pose_frame must be auto or base')
+        check_cameras(self.cameras)
         for name in ('image_topic', 'odom_frame', 'base_frame'):
             if not getattr(self, name):
                 raise ConfigError(f'{name} must not be empty')
@@ -368,14 +350,9 @@ class LocalizerNodeConfig:
         return self.frame_prefix + self.base_frame
 
     @property
-    def base_image_topic(self) -> str:
-        """The image topic without the suffix of a transport."""
-        return self.image_topic.removesuffix('/compressed')
-
-    @property
-    def info_topic(self) -> str:
-        """The calibration topic: as given, or the sibling of the image topic."""
-        if self.camera_info_topic:
-            return self.camera_info_topic
-        folder, slash, _ = self.base_image_topic.rpartition('/')
-        return f'{folder}{slash}camera_info'
+    def cameras(self) -> tuple[CameraNames, ...]:
+        """The topics of all cameras, that of image_topic first."""
+        return (
+            CameraNames(self.image_topic, self.camera_info_topic),
+            *names_of_rig(self.rig_image_topics, self.rig_camera_info_topics),
+        )

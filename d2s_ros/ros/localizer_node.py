@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -15,8 +16,9 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from d2s_ros import kernels
 from d2s_ros.memory import tune_malloc
-from d2s_ros.ros import diagnostics, map_loader, node_facts, tf
-from d2s_ros.ros.frame_pipeline import CameraInfos, FrameOutcome, QueuedImage
+from d2s_ros.ros import bond, diagnostics, map_loader, node_facts, tf
+from d2s_ros.ros.camera_reader import CameraInfos, CameraReader, QueuedImage
+from d2s_ros.ros.frame_pipeline import FrameOutcome
 from d2s_ros.ros.frame_resolver import FrameResolver
 from d2s_ros.ros.frame_worker import FrameWorker
 from d2s_ros.ros.guarded_lifecycle import GuardedLifecycleNode
@@ -33,6 +35,7 @@ from d2s_ros.ros.parameters import (
     unknown_overrides,
 )
 from d2s_ros.ros.pose_follower import PoseFollower
+from d2s_ros.ros.rig_collector import RigCollector
 from d2s_ros.ros.services import LocalizerServices
 from d2s_ros.ros.spinning import spin_node
 from d2s_ros.ros.state_reporter import StateReporter
@@ -81,8 +84,10 @@ class LocalizerNode(GuardedLifecycleNode):
         # What activating makes.
         self._reporter: StateReporter | None = None
         self._work: FrameWorker | None = None
-        self._inputs: ImageInputs | None = None
+        self._inputs: list[ImageInputs] = []
+        self._collector: RigCollector | None = None
         self._hints: InitialPoseHints | None = None
+        self._bond: bond.Bond | None = None
         self._hint = ''
         self._timers_of_activity: list[Any] = []
         self._jump_handle: Any = None
@@ -163,31 +168,42 @@ class LocalizerNode(GuardedLifecycleNode):
             reporter.frame(outcome)
             services.outcome(outcome)
 
-        infos = CameraInfos()
-        topics = CameraTopics.resolve(self, config)
+        topics = [CameraTopics.resolve(self, names) for names in config.cameras]
+        infos = [CameraInfos() for _ in topics]
         self._work = FrameWorker(
             self,
             config,
-            infos,
+            [
+                CameraReader(of_camera, names.info, config.rectified)
+                for of_camera, names in zip(infos, topics, strict=True)
+            ],
             keeper,
             follower,
             outputs,
             self._sender,
-            topics.info,
             on_outcome,
             self._on_device_failure,
         )
         self._hints = InitialPoseHints(self, keeper, self._on_hint)
-        self._inputs = ImageInputs(
-            self,
-            config,
-            topics,
-            self.input_group,
-            infos,
-            self._on_image,
-            lambda: self.on_inputs_changed(),
+        collector = self._collector = RigCollector(
+            len(topics), config.rig_tolerance, config.rig_wait, self._work.put
         )
-        self._every(LOOK_PERIOD, self._inputs.look)
+        for index, (names, of_camera) in enumerate(zip(topics, infos, strict=True)):
+            self._inputs.append(
+                ImageInputs(
+                    self,
+                    config.image_transport,
+                    names,
+                    self.input_group,
+                    of_camera,
+                    partial(self._on_image, index),
+                    lambda: self.on_inputs_changed(),
+                )
+            )
+        for inputs in self._inputs:
+            self._every(LOOK_PERIOD, inputs.look)
+        if len(topics) > 1:
+            self._every(max(0.005, config.rig_wait / 4), collector.look)
         self._every(_PATH_PERIOD, self._publish_path)
         self._every(_REPORT_PERIOD, lambda: reporter.look(self.facts(), self.figures()))
         if config.map_check_period > 0:
@@ -202,7 +218,22 @@ class LocalizerNode(GuardedLifecycleNode):
             ),
             post_callback=self._on_clock_jump,
         )
+        self._open_bond()
         self._active = True
+
+    def _open_bond(self) -> None:
+        """Let a lifecycle manager watch the node; nobody would without one."""
+        period = self.config.bond_heartbeat_period
+        if self.config.autostart or period <= 0:
+            return
+        message = bond.message_type()
+        if message is None:
+            self.get_logger().warning(
+                'the package bond is missing, so a lifecycle manager cannot watch this node: '
+                'install ros-$ROS_DISTRO-bond, or set bond_timeout of the manager to 0.0'
+            )
+            return
+        self._bond = bond.Bond(self, message, period, self.every)
 
     def _every(self, period: float, callback: Callable[[], None]) -> None:
         self._timers_of_activity.append(self.every(period, callback))
@@ -210,10 +241,13 @@ class LocalizerNode(GuardedLifecycleNode):
     def stop_work(self, timeout: float = 10.0) -> bool:
         """Stop what `activate` started; return whether the worker ended in time."""
         self._active = False
-        for part in (self._inputs, self._hints):
+        if self._bond is not None:
+            self._bond.close()
+            self._bond = None
+        for part in (*self._inputs, self._hints):
             if part is not None:
                 part.close()
-        self._inputs = self._hints = None
+        self._inputs, self._hints, self._collector = [], None, None
         for timer in self._timers_of_activity:
             self.destroy_timer(timer)
         self._timers_of_activity = []
@@ -236,11 +270,12 @@ class LocalizerNode(GuardedLifecycleNode):
 
     # ---------------------------------------------------------------- callbacks
 
-    def _on_image(self, message: Image | CompressedImage, topic: str) -> None:
-        if self._work is None:
+    def _on_image(self, camera: int, message: Image | CompressedImage, topic: str) -> None:
+        collector = self._collector
+        if collector is None:
             return
         now_ns = self.get_clock().now().nanoseconds
-        self._work.put(QueuedImage(message, time.monotonic(), now_ns, topic))
+        collector.put(QueuedImage(message, time.monotonic(), now_ns, topic, camera))
         # Let the worker have the interpreter now, not after the executor's housekeeping.
         time.sleep(6e-4)
 

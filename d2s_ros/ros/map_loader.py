@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
+from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,17 @@ class SupportsLocalize(Protocol):
         prior: PriorSource | None = None,
     ) -> LocalizationResult:
         """Localize one image."""
+        ...
+
+    def localize_rig(
+        self,
+        shots: Sequence[RigShot],
+        *,
+        details: bool = False,
+        budget: ComputeBudget = FULL,
+        prior: PriorSource | None = None,
+    ) -> LocalizationResult:
+        """Localize the images of several cameras together."""
         ...
 
 

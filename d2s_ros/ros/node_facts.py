@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from d2s_ros.ros.diagnostics import NodeFacts
 from d2s_ros.ros.frame_worker import FrameWorker
 from d2s_ros.ros.image_inputs import ImageInputs
@@ -12,11 +14,16 @@ from d2s_ros.ros.pose_follower import PoseFollower
 from d2s_ros.ros.transform_sender import TransformSender
 
 
+def _joined(names: Iterable[str]) -> str:
+    """Return names for people, those that are the same once."""
+    return ', '.join(dict.fromkeys(names))
+
+
 def gather(
     config: LocalizerNodeConfig,
     *,
     keeper: MapKeeper | None,
-    inputs: ImageInputs | None,
+    inputs: Sequence[ImageInputs],
     work: FrameWorker | None,
     follower: PoseFollower | None,
     outputs: Outputs | None,
@@ -24,15 +31,17 @@ def gather(
 ) -> NodeFacts:
     """Return the facts that the parts know; those that are missing leave the defaults."""
     facts = NodeFacts(
-        image_topic=config.base_image_topic,
-        info_topic=config.info_topic,
+        image_topic=_joined(names.base_image_topic for names in config.cameras),
+        info_topic=_joined(names.info_topic for names in config.cameras),
         map_path=config.map,
         tf_mode=config.tf_mode,
     )
-    if inputs is not None:
-        facts.image_topic, facts.transport = inputs.topic, inputs.transport
-        facts.info_topic, facts.lost = inputs.info_topic, inputs.lost
-        facts.publishers = inputs.publishers()
+    if inputs:
+        facts.image_topic = _joined(one.topic for one in inputs)
+        facts.transport = _joined(one.transport for one in inputs)
+        facts.info_topic = _joined(one.info_topic for one in inputs)
+        facts.lost = sum(one.lost for one in inputs)
+        facts.publishers = sum(one.publishers() for one in inputs)
     if work is not None:
         facts.received, facts.dropped = work.counts
         facts.input_problem = work.info_problem

@@ -147,7 +147,9 @@ class Outputs:
                 outcome.image, details, text, outcome.localized, picture_size, checks
             )
             self._publishers['d2s/debug_image'].publish(
-                conversions.image_to_msg(picture, outcome.stamp_ns, outcome.camera_frame)
+                conversions.image_to_msg(
+                    picture, outcome.stamp_ns, outcome.picture_frame or outcome.camera_frame
+                )
             )
 
     def clear_path(self) -> None:

@@ -12,7 +12,8 @@ import textwrap
 from typing import Any
 
 from d2s_ros.localization.limits import Limits
-from d2s_ros.ros.localizer_config import SHOWN_LIMITS, LocalizerNodeConfig
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.localizer_parameters import SHOWN_LIMITS
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig
 from d2s_ros.ros.parameters import parameter_fields
 

@@ -24,12 +24,14 @@ class PoseFollower:
 
     Attributes:
         resolved: What was last published, or None.
+        place_of: Says where the cameras of the robot are, see `FrameResolver.place_of`.
     """
 
     def __init__(self, config: LocalizerNodeConfig, source: TransformSource | None) -> None:
         self._config = config
         self._source = source
         self._resolver = FrameResolver(config, source)
+        self.place_of = self._resolver.place_of
         self.begin()
 
     def begin(self) -> None:

@@ -1,7 +1,7 @@
 """Broadcasting and looking up transforms, with tf2_ros where it is installed.
 
 Without it, TFMessage on /tf and /tf_static is published and read directly; the type support comes
-from the ROS distribution or from `d2s_ros.ros.tf2_msgs_support`.
+from the ROS distribution or from `d2s_ros.ros.message_support`.
 """
 
 from __future__ import annotations

@@ -42,6 +42,13 @@ class SimulationConfig:
     poses: bool = option(
         True, 'Log /ground_truth/pose; otherwise the truth is in the text file only.'
     )
+    cameras: int = option(
+        1,
+        'Cameras on the robot, evenly around it, the further ones below /camera_2, /camera_3, ...; '
+        'where they are is in /tf_static, with odometry.',
+        minimum=1,
+        maximum=6,
+    )
     odometry: bool = option(False, 'Log drifting odometry and its transforms.')
     storage: str = option('sqlite3', 'Storage of the rosbag2 log.', choices=STORAGES)
 

@@ -32,7 +32,6 @@ START_NS = 1_700_000_000 * 1_000_000_000
 MAP_FRAME = 'map'
 ODOM_FRAME = 'odom'
 BASE_FRAME = 'base_link'
-CAMERA_FRAME = 'camera_optical_frame'
 #: Where the camera sits on the robot: 0.2 m ahead of the base and 0.3 m above it.
 BASE_FROM_CAMERA = RigidTransform(BODY_FROM_CAMERA.rotation, np.array([0.2, 0.0, 0.3]))
 #: Largest number of sub-exposures of a blurred image.
@@ -52,26 +51,46 @@ def frames(config: SimulationConfig) -> Iterator[Frame]:
 
 
 def rendered_frames(
-    config: SimulationConfig, scene: Scene | None = None
+    config: SimulationConfig, scene: Scene | None = None, camera_index: int = 0
 ) -> Iterator[tuple[Frame, RenderedImage]]:
     """Yield as `frames` does, each with its depth and surface ids.
 
     Args:
         config: What to simulate.
         scene: `build_scene(config)`, where the caller has it already.
+        camera_index: Which camera of the robot, below `config.cameras`; poses are of this one.
     """
     scene = scene or build_scene(config)
     poses = sample_trajectory(scene, config)
     people = People(config, poses)
     lighting = make_lighting(config.lighting)
     camera = config.camera
+    first_from_camera = base_from_camera(config, 0).inverse() @ base_from_camera(
+        config, camera_index
+    )
+    if camera_index:
+        poses = [pose @ first_from_camera for pose in poses]
     for index, pose in enumerate(poses):
         key = [config.seed, int(config.other_place), 13, config.trajectory_seed, index]
+        key += [camera_index] if camera_index else []
         rng = np.random.default_rng(key)
         blur = _blur(config, scene, poses, index, lighting) if config.motion_blur else ()
         rendered = render(scene, camera, pose, lighting, rng, people.surfaces(index), blur)
         stamp_ns = stamp_of(config, index)
         yield Frame(str(stamp_ns), stamp_ns, rendered.image, camera, pose), rendered
+
+
+def base_from_camera(config: SimulationConfig, index: int) -> RigidTransform:
+    """Return where a camera is on the robot: all of them evenly around its middle, looking out."""
+    turn = RigidTransform(
+        rotation_from_vector([0.0, 0.0, 2 * np.pi * index / config.cameras]), np.zeros(3)
+    )
+    return turn @ BASE_FROM_CAMERA if index else BASE_FROM_CAMERA
+
+
+def camera_name(index: int) -> str:
+    """Return the namespace of the topics of a camera; its frame is NAME_optical_frame."""
+    return f'camera_{index + 1}' if index else 'camera'
 
 
 def stamp_of(config: SimulationConfig, index: int) -> int:
@@ -106,28 +125,24 @@ def simulate_log(
         odometry = _odometry_messages(log, config, scene) if config.odometry else iter(())
         pending = next(odometry, None)
         bar = tqdm(
-            rendered_frames(config, scene),
+            zip(
+                *(rendered_frames(config, scene, index) for index in range(config.cameras)),
+                strict=True,
+            ),
             total=config.frames,
             desc='simulate',
             unit='frame',
             disable=not progress,
         )
-        for frame, _ in bar:
-            assert frame.image is not None
-            assert frame.camera is not None
+        for shots in bar:
+            frame = shots[0][0]
             assert frame.map_from_camera is not None
             stamp, pose = frame.stamp_ns, frame.map_from_camera
             while pending is not None and pending[1] <= stamp:
                 log.write(*pending)
                 pending = next(odometry, None)
-            info = log.camera_info(stamp, CAMERA_FRAME, frame.camera)
-            log.write('/camera/camera_info', stamp, info)
-            if config.compressed:
-                image = log.compressed_image(stamp, CAMERA_FRAME, frame.image, config.jpeg_quality)
-                log.write('/camera/image_raw/compressed', stamp, image)
-            else:
-                image = log.image(stamp, CAMERA_FRAME, frame.image)
-                log.write('/camera/image_raw', stamp, image)
+            for index, (one, _) in enumerate(shots):
+                _write_image(log, config, camera_name(index), one)
             if config.poses:
                 message = log.pose_stamped(stamp, MAP_FRAME, pose)
                 log.write('/ground_truth/pose', stamp, message)
@@ -138,6 +153,19 @@ def simulate_log(
     return Path(out_dir)
 
 
+def _write_image(log: LogWriter, config: SimulationConfig, name: str, frame: Frame) -> None:
+    """Write an image and its calibration."""
+    assert frame.image is not None
+    assert frame.camera is not None
+    stamp, frame_id = frame.stamp_ns, f'{name}_optical_frame'
+    log.write(f'/{name}/camera_info', stamp, log.camera_info(stamp, frame_id, frame.camera))
+    if config.compressed:
+        image = log.compressed_image(stamp, frame_id, frame.image, config.jpeg_quality)
+        log.write(f'/{name}/image_raw/compressed', stamp, image)
+    else:
+        log.write(f'/{name}/image_raw', stamp, log.image(stamp, frame_id, frame.image))
+
+
 def drifting_odometry(
     config: SimulationConfig, poses: Sequence[RigidTransform]
 ) -> list[RigidTransform]:
@@ -146,10 +174,10 @@ def drifting_odometry(
     About 2 % of the distance and 1 degree per 10 m, as wheels or visual odometry have.
     """
     rng = np.random.default_rng([config.seed, 14, config.trajectory_seed])
-    base_from_camera = BASE_FROM_CAMERA
+    camera_from_base = BASE_FROM_CAMERA.inverse()
     scale = 1 + 0.02 * rng.standard_normal()
     bias = np.radians(0.1) * rng.standard_normal(3) * [0.2, 0.2, 1.0]
-    bases = [pose @ base_from_camera.inverse() for pose in poses]
+    bases = [pose @ camera_from_base for pose in poses]
     odometry = [RigidTransform.identity()]
     for before, after in itertools.pairwise(bases):
         step = before.inverse() @ after
@@ -165,7 +193,13 @@ def _odometry_messages(
     log: LogWriter, config: SimulationConfig, scene: Scene
 ) -> Iterator[tuple[str, int, Any]]:
     """Yield (topic, stamp, message) in order of time, at least ten odometries a second."""
-    static = log.transforms(START_NS, [(BASE_FRAME, CAMERA_FRAME, BASE_FROM_CAMERA)])
+    static = log.transforms(
+        START_NS,
+        [
+            (BASE_FRAME, f'{camera_name(index)}_optical_frame', base_from_camera(config, index))
+            for index in range(config.cameras)
+        ],
+    )
     yield '/tf_static', START_NS, static
     odometry = drifting_odometry(config, sample_trajectory(scene, config))
     parts = max(1, int(np.ceil(10 / config.rate_hz)))

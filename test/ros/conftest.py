@@ -56,11 +56,11 @@ def domain_id():
 @pytest.fixture(scope='session')
 def tf2_msgs():
     """Make sure that tf2_msgs can be imported, as `make` does."""
-    from d2s_ros.ros import tf2_msgs_support
+    from d2s_ros.ros import message_support
 
     try:
-        tf2_msgs_support.ensure()
-    except tf2_msgs_support.TypeSupportError as error:
+        message_support.ensure()
+    except message_support.TypeSupportError as error:
         pytest.skip(str(error))
 
 

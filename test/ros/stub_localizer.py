@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import pathlib
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from d2s_ros.errors import DeviceError, MapFormatError
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.localization.result import FrameDetails, LocalizationResult, LocalizationStatus
+from d2s_ros.localization.result import (
+    CameraShare,
+    FrameDetails,
+    LocalizationResult,
+    LocalizationStatus,
+)
 from d2s_ros.ros.map_loader import LoadedMap
 
 COVARIANCE = np.diag([0.01, 0.02, 0.03, 0.001, 0.002, 0.003])
@@ -85,6 +91,27 @@ class StubLocalizer:
             latency_ms={'features': 1.0, 'network': 2.0, 'pose': 3.0, 'total': 6.0},
             details=parts,
         )
+
+    def localize_rig(self, shots, *, details=False, budget=None, prior=None):
+        """Take the first camera whose image can be localized; tell how many could."""
+        found = []
+        for shot in shots:
+            result = self.localize(shot.image, shot.camera, details=details)
+            found.append((shot, result))
+        shares = tuple(
+            CameraShare(
+                shot.name,
+                'used' if result.localized else result.status.value,
+                result.reason,
+                num_inliers=result.num_inliers,
+            )
+            for shot, result in found
+        )
+        shot, result = next((pair for pair in found if pair[1].localized), found[0])
+        if result.localized:
+            map_from_rig = result.map_from_camera @ shot.rig_from_camera.inverse()
+            result = replace(result, map_from_camera=map_from_rig)
+        return replace(result, cameras=shares)
 
 
 def factory(delay=0.0, metric=True):

@@ -17,6 +17,7 @@ from d2s_ros.data.calibration import CameraInfoValues
 from d2s_ros.errors import CalibrationError, InputError, UnsupportedImageError
 from d2s_ros.geometry.transforms import (
     RigidTransform,
+    covariance_of_body,
     rotation_from_vector,
     vector_from_rotation,
 )
@@ -183,14 +184,12 @@ def test_covariance_of_another_body_agrees_with_samples(rng):
             ]
         )
     sampled = np.cov(np.array(moved).T)
-    expected = conversions.covariance_of_body(covariance, map_from_camera, camera_from_base)
+    expected = covariance_of_body(covariance, map_from_camera, camera_from_base)
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_allclose(sampled / scale, expected / scale, atol=0.08)
     # With no lever the covariance stays: the axes are the map's, not the body's.
     turned = RigidTransform(camera_from_base.rotation, np.zeros(3))
-    np.testing.assert_allclose(
-        conversions.covariance_of_body(covariance, map_from_camera, turned), covariance
-    )
+    np.testing.assert_allclose(covariance_of_body(covariance, map_from_camera, turned), covariance)
 
 
 def test_point_cloud_can_be_read_back(rng):

@@ -44,7 +44,7 @@ from std_msgs.msg import String
 
 from d2s_ros import kernels
 from d2s_ros.errors import ConfigError
-from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.geometry.transforms import RigidTransform, covariance_of_body
 from d2s_ros.kernels import library
 from d2s_ros.ros import conversions
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
@@ -113,7 +113,7 @@ def test_map_to_odom_composes_with_odometry_to_the_pose(make_node, client, camer
     np.testing.assert_allclose(found.matrix, expected.matrix, atol=1e-9)
     np.testing.assert_allclose(
         np.array(message.pose.covariance).reshape(6, 6),
-        conversions.covariance_of_body(COVARIANCE, pose(120, 50), BASE_FROM_CAMERA.inverse()),
+        covariance_of_body(COVARIANCE, pose(120, 50), BASE_FROM_CAMERA.inverse()),
         atol=1e-12,
     )
     transform = wait_for(lambda: last_transform(transforms))

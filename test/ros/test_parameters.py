@@ -17,11 +17,8 @@ from d2s_ros.errors import ConfigError
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.limits import Limits
 from d2s_ros.ros import parameter_docs
-from d2s_ros.ros.localizer_config import (
-    SHOWN_LIMITS,
-    LocalizerNodeConfig,
-    LocalizerParameters,
-)
+from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.localizer_parameters import SHOWN_LIMITS, LocalizerParameters
 from d2s_ros.ros.parameters import (
     ParameterUpdates,
     declare_from_dataclass,
@@ -233,5 +230,5 @@ def test_camera_info_is_the_sibling_of_the_image():
         ('image', 'camera_info'),
         ('/image', '/camera_info'),
     ):
-        assert LocalizerNodeConfig(image_topic=image).info_topic == expected
-    assert LocalizerNodeConfig(camera_info_topic='/calib').info_topic == '/calib'
+        assert LocalizerNodeConfig(image_topic=image).cameras[0].info_topic == expected
+    assert LocalizerNodeConfig(camera_info_topic='/calib').cameras[0].info_topic == '/calib'

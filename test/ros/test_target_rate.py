@@ -12,7 +12,8 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from d2s_ros.localization.compute_budget import FULL, STEPS
 from d2s_ros.ros import diagnostics
-from d2s_ros.ros.frame_pipeline import CameraInfos, FramePipeline, QueuedImage, StampCheck
+from d2s_ros.ros.camera_reader import CameraInfos, CameraReader, QueuedImage
+from d2s_ros.ros.frame_pipeline import FramePipeline, StampCheck
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap
 
@@ -37,14 +38,16 @@ def show(pipeline, loaded, count, first=0):
     for index in range(first, first + count):
         stamp = (100 + index) * SECOND
         message = image_msg(stub_localizer.picture(1, 2), stamp)
-        outcome, _ = pipeline.process(QueuedImage(message, time.monotonic(), stamp), loaded)
+        outcome, _ = pipeline.process((QueuedImage(message, time.monotonic(), stamp),), loaded)
         assert outcome.localized
 
 
 def test_less_work_holds_the_rate():
     infos = CameraInfos()
     infos.put(info_msg(0))
-    pipeline = FramePipeline(infos, StampCheck(1.0, 0.0, 0.0), '/camera/camera_info', False)
+    pipeline = FramePipeline(
+        [CameraReader(infos, '/camera/camera_info', False)], StampCheck(1.0, 0.0, 0.0)
+    )
     pipeline.camera_info_timeout = 0.0
     localizer = Slow()
     loaded = LoadedMap(localizer, 'map', '1', 'cpu')

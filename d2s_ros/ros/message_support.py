@@ -1,12 +1,12 @@
-"""tf2_msgs/TFMessage beside a rclpy that comes from wheels, without a ROS distribution.
+"""Messages beside a rclpy that comes from wheels, without a ROS distribution: tf2_msgs and bond.
 
-A ROS distribution brings tf2_msgs. The wheels of rclpy do not, but they carry the interface
-generators, so the type support of the one message that TF needs is generated and compiled here
-with the C compiler, into the running virtual environment:
+A ROS distribution brings tf2_msgs and bond. The wheels of rclpy do not, but they carry the
+interface generators, so the type support of the messages that the nodes need is generated and
+compiled here with the C compiler, into the running virtual environment:
 
-    python -m d2s_ros.ros.tf2_msgs_support
+    python -m d2s_ros.ros.message_support
 
-Nothing happens where tf2_msgs can be imported already, and a ROS distribution is never written to.
+Nothing happens where a package can be imported already, and a ROS distribution is never written to.
 """
 
 from __future__ import annotations
@@ -25,13 +25,34 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from d2s_ros.errors import D2SError
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = 'tf2_msgs'
-_IDL = """\
+
+@dataclass(frozen=True)
+class Interface:
+    """A package of one message.
+
+    Attributes:
+        package: Its name.
+        message: Name of the message.
+        idl: What it looks like.
+        dependencies: Interface packages whose type support the generated one calls.
+    """
+
+    package: str
+    message: str
+    idl: str
+    dependencies: tuple[str, ...]
+
+
+TF2_MSGS = Interface(
+    'tf2_msgs',
+    'TFMessage',
+    """\
 #include "geometry_msgs/msg/TransformStamped.idl"
 
 module tf2_msgs {
@@ -41,9 +62,31 @@ module tf2_msgs {
     };
   };
 };
-"""
-#: Interface packages whose type support the generated one calls.
-_DEPENDENCIES = ('geometry_msgs', 'std_msgs', 'builtin_interfaces')
+""",
+    ('geometry_msgs', 'std_msgs', 'builtin_interfaces'),
+)
+BOND = Interface(
+    'bond',
+    'Status',
+    """\
+#include "std_msgs/msg/Header.idl"
+
+module bond {
+  module msg {
+    struct Status {
+      std_msgs::msg::Header header;
+      string id;
+      string instance_id;
+      boolean active;
+      float heartbeat_timeout;
+      float heartbeat_period;
+    };
+  };
+};
+""",
+    ('std_msgs', 'builtin_interfaces'),
+)
+INTERFACES = (TF2_MSGS, BOND)
 _GENERATORS = (
     ('rosidl_generator_c.cli', 'GenerateC', 'c'),
     ('rosidl_typesupport_c.cli', 'GenerateCTypesupport', 'c'),
@@ -58,23 +101,25 @@ _GENERATORS = (
 
 
 class TypeSupportError(D2SError):
-    """The type support of tf2_msgs is missing and cannot be made here."""
+    """The type support of a message is missing and cannot be made here."""
 
 
-def is_available() -> bool:
-    """Return whether tf2_msgs/TFMessage can be used, with its compiled type support."""
+def is_available(interface: Interface = TF2_MSGS) -> bool:
+    """Return whether a message can be used, with its compiled type support."""
     try:
-        module = importlib.import_module(f'{PACKAGE}.msg')
-        module.TFMessage.__class__.__import_type_support__()
-        return module.TFMessage.__class__._TYPE_SUPPORT is not None
-    except ImportError:
+        module = importlib.import_module(f'{interface.package}.msg')
+        kind = getattr(module, interface.message).__class__
+        kind.__import_type_support__()
+        return kind._TYPE_SUPPORT is not None
+    except (ImportError, AttributeError):
         return False
 
 
-def ensure(*, force: bool = False) -> bool:
-    """Make tf2_msgs importable if it is not.
+def ensure(interface: Interface = TF2_MSGS, *, force: bool = False) -> bool:
+    """Make a message importable if it is not.
 
     Args:
+        interface: The message.
         force: Build again even if it is there (never over a ROS distribution's).
 
     Returns:
@@ -83,30 +128,32 @@ def ensure(*, force: bool = False) -> bool:
     Raises:
         TypeSupportError: it is missing and cannot be built; the message says what to install.
     """
-    if not force and is_available():
+    if not force and is_available(interface):
         return False
     prefix = pathlib.Path(sys.prefix)
     site_packages = pathlib.Path(sysconfig.get_paths()['purelib'])
-    _check_environment(prefix, site_packages)
+    _check_environment(interface, prefix, site_packages)
     with _lock(prefix):
         importlib.invalidate_caches()
-        _forget_modules()
-        if not force and is_available():
+        _forget_modules(interface)
+        if not force and is_available(interface):
             return False
-        with tempfile.TemporaryDirectory(prefix='.tf2_msgs_build_', dir=prefix / 'lib') as folder:
-            libraries, package = _build(pathlib.Path(folder), prefix)
-            _install(libraries, package, prefix, site_packages)
+        with tempfile.TemporaryDirectory(prefix='.message_build_', dir=prefix / 'lib') as folder:
+            libraries, package = _build(interface, pathlib.Path(folder), prefix)
+            _install(interface, libraries, package, prefix, site_packages)
     importlib.invalidate_caches()
-    _forget_modules()
+    _forget_modules(interface)
     return True
 
 
-def _forget_modules() -> None:
-    for name in [name for name in sys.modules if name.split('.')[0] == PACKAGE]:
+def _forget_modules(interface: Interface) -> None:
+    for name in [name for name in sys.modules if name.split('.')[0] == interface.package]:
         del sys.modules[name]
 
 
-def _check_environment(prefix: pathlib.Path, site_packages: pathlib.Path) -> None:
+def _check_environment(
+    interface: Interface, prefix: pathlib.Path, site_packages: pathlib.Path
+) -> None:
     spec = importlib.util.find_spec('geometry_msgs')
     if spec is None or spec.origin is None:
         raise TypeSupportError(
@@ -117,8 +164,9 @@ def _check_environment(prefix: pathlib.Path, site_packages: pathlib.Path) -> Non
     if not in_environment or not (prefix / 'include' / 'geometry_msgs').is_dir():
         distribution = os.environ.get('ROS_DISTRO', '<distro>')
         raise TypeSupportError(
-            f'tf2_msgs is missing from the ROS 2 distribution; install '
-            f'ros-{distribution}-tf2-msgs and source the distribution again'
+            f'{interface.package} is missing from the ROS 2 distribution; install '
+            f'ros-{distribution}-{interface.package.replace("_", "-")} and source the '
+            'distribution again'
         )
     for module, _, _ in _GENERATORS:
         if importlib.util.find_spec(module.split('.')[0]) is None:
@@ -128,14 +176,14 @@ def _check_environment(prefix: pathlib.Path, site_packages: pathlib.Path) -> Non
     for compiler in ('gcc', 'g++'):
         if shutil.which(compiler) is None:
             raise TypeSupportError(
-                f'{compiler} is missing, it compiles the TF message type; on Debian or Ubuntu: '
+                f'{compiler} is missing, it compiles message types; on Debian or Ubuntu: '
                 f'apt install g++'
             )
     header = pathlib.Path(sysconfig.get_paths()['include']) / 'Python.h'
     if not header.is_file():
         version = f'{sys.version_info.major}.{sys.version_info.minor}'
         raise TypeSupportError(
-            f'{header} is missing, it is needed to compile the TF message type; on Debian or '
+            f'{header} is missing, it is needed to compile message types; on Debian or '
             f'Ubuntu: apt install python{version}-dev'
         )
     if not os.access(prefix / 'lib', os.W_OK) or not os.access(site_packages, os.W_OK):
@@ -145,17 +193,19 @@ def _check_environment(prefix: pathlib.Path, site_packages: pathlib.Path) -> Non
 @contextlib.contextmanager
 def _lock(prefix: pathlib.Path) -> Iterator[None]:
     """Let one process build at a time."""
-    with open(prefix / 'lib' / '.tf2_msgs.lock', 'w') as file:
+    with open(prefix / 'lib' / '.message_support.lock', 'w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _build(folder: pathlib.Path, prefix: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def _build(
+    interface: Interface, folder: pathlib.Path, prefix: pathlib.Path
+) -> tuple[pathlib.Path, pathlib.Path]:
     """Generate and compile in `folder`; return the folder of libraries and the Python package."""
-    source = folder / PACKAGE
+    source = folder / interface.package
     (folder / 'idl' / 'msg').mkdir(parents=True)
-    (folder / 'idl' / 'msg' / 'TFMessage.idl').write_text(_IDL)
-    _generate(folder, source, prefix)
+    (folder / 'idl' / 'msg' / f'{interface.message}.idl').write_text(interface.idl)
+    _generate(interface, folder, source, prefix)
 
     include = prefix / 'include'
     numpy = importlib.import_module('numpy')
@@ -168,16 +218,16 @@ def _build(folder: pathlib.Path, prefix: pathlib.Path) -> tuple[pathlib.Path, pa
     c_base = ['rosidl_runtime_c', 'rcutils']
 
     def twins(kind: str) -> list[str]:
-        return [f'{package}__{kind}' for package in _DEPENDENCIES]
+        return [f'{package}__{kind}' for package in interface.dependencies]
 
     def library(kind: str, pattern: str, links: list[str]) -> None:
         files = sorted(message.glob(pattern))
         if kind == 'rosidl_generator_c':
             files = [path for path in files if 'type_support' not in path.name]
-        name = libraries / f'lib{PACKAGE}__{kind}.so'
+        name = libraries / f'lib{interface.package}__{kind}.so'
         _compile(files, name, flags, [libraries, prefix / 'lib'], links)
 
-    generator = f'{PACKAGE}__rosidl_generator_c'
+    generator = f'{interface.package}__rosidl_generator_c'
     library('rosidl_generator_c', 'detail/*.c', [*twins('rosidl_generator_c'), *c_base])
     library(
         'rosidl_typesupport_introspection_c',
@@ -199,8 +249,8 @@ def _build(folder: pathlib.Path, prefix: pathlib.Path) -> tuple[pathlib.Path, pa
         '*__type_support.cpp',
         [
             generator,
-            f'{PACKAGE}__rosidl_typesupport_introspection_c',
-            f'{PACKAGE}__rosidl_typesupport_fastrtps_c',
+            f'{interface.package}__rosidl_typesupport_introspection_c',
+            f'{interface.package}__rosidl_typesupport_fastrtps_c',
             *twins('rosidl_typesupport_c'),
             *('rosidl_typesupport_c', *c_base),
         ],
@@ -210,7 +260,7 @@ def _build(folder: pathlib.Path, prefix: pathlib.Path) -> tuple[pathlib.Path, pa
         '_*_s.c',
         [
             generator,
-            f'{PACKAGE}__rosidl_typesupport_c',
+            f'{interface.package}__rosidl_typesupport_c',
             *twins('rosidl_generator_py'),
             *twins('rosidl_generator_c'),
             *c_base,
@@ -218,16 +268,23 @@ def _build(folder: pathlib.Path, prefix: pathlib.Path) -> tuple[pathlib.Path, pa
     )
     for kind in ('rosidl_typesupport_c', 'rosidl_typesupport_fastrtps_c'):
         _compile(
-            [source / f'_{PACKAGE}_s.ep.{kind}.c'],
-            source / f'{PACKAGE}_s__{kind}.so',
+            [source / f'_{interface.package}_s.ep.{kind}.c'],
+            source / f'{interface.package}_s__{kind}.so',
             flags,
             [libraries, prefix / 'lib'],
-            [f'{PACKAGE}__rosidl_generator_py', f'{PACKAGE}__{kind}', generator, *c_base],
+            [
+                f'{interface.package}__rosidl_generator_py',
+                f'{interface.package}__{kind}',
+                generator,
+                *c_base,
+            ],
         )
     return libraries, source
 
 
-def _generate(folder: pathlib.Path, output: pathlib.Path, prefix: pathlib.Path) -> None:
+def _generate(
+    interface: Interface, folder: pathlib.Path, output: pathlib.Path, prefix: pathlib.Path
+) -> None:
     previous = os.environ.get('AMENT_PREFIX_PATH')
     # The generators find their templates through the ament index of the environment.
     os.environ['AMENT_PREFIX_PATH'] = str(prefix)
@@ -237,8 +294,8 @@ def _generate(folder: pathlib.Path, output: pathlib.Path, prefix: pathlib.Path) 
             # They write progress to stdout; that belongs in the log.
             with contextlib.redirect_stdout(sys.stderr):
                 generator.generate(
-                    PACKAGE,
-                    [f'{folder / "idl"}:msg/TFMessage.idl'],
+                    interface.package,
+                    [f'{folder / "idl"}:msg/{interface.message}.idl'],
                     [str(prefix / 'share')],
                     output,
                 )
@@ -277,7 +334,11 @@ def _compile(
 
 
 def _install(
-    libraries: pathlib.Path, package: pathlib.Path, prefix: pathlib.Path, site: pathlib.Path
+    interface: Interface,
+    libraries: pathlib.Path,
+    package: pathlib.Path,
+    prefix: pathlib.Path,
+    site: pathlib.Path,
 ) -> None:
     """Move into place; the Python package comes last, so that an import finds all or nothing."""
     kept = package.parent / 'package'
@@ -289,7 +350,7 @@ def _install(
         shutil.copy2(path, kept / 'msg' / path.name)
     for path in libraries.iterdir():
         os.replace(path, prefix / 'lib' / path.name)
-    target = site / PACKAGE
+    target = site / interface.package
     if target.exists():
         old = package.parent / 'old'
         os.replace(target, old)
@@ -297,16 +358,17 @@ def _install(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build if needed; the exit status is 0 if tf2_msgs can be used afterwards."""
-    parser = argparse.ArgumentParser(prog='tf2_msgs_support', description=__doc__.split('\n')[0])
-    parser.add_argument('--force', action='store_true', help='build again if it is there')
+    """Build what is missing; the exit status is 0 if all can be used afterwards."""
+    parser = argparse.ArgumentParser(prog='message_support', description=__doc__.split('\n')[0])
+    parser.add_argument('--force', action='store_true', help='build again what is there')
     options = parser.parse_args(arguments)
-    try:
-        built = ensure(force=options.force)
-    except TypeSupportError as error:
-        sys.stderr.write(f'error: {error}\n')
-        return error.exit_code
-    sys.stderr.write('tf2_msgs: built\n' if built else 'tf2_msgs: already available\n')
+    for interface in INTERFACES:
+        try:
+            built = ensure(interface, force=options.force)
+        except TypeSupportError as error:
+            sys.stderr.write(f'error: {error}\n')
+            return error.exit_code
+        sys.stderr.write(f'{interface.package}: {"built" if built else "already available"}\n')
     return 0
 
 

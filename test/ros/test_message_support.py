@@ -10,13 +10,13 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-from d2s_ros.ros import tf2_msgs_support
+from d2s_ros.ros import message_support
 
 
 def test_what_is_there_is_left_alone(tf2_msgs):
-    assert tf2_msgs_support.is_available()
-    assert not tf2_msgs_support.ensure()
-    assert tf2_msgs_support.main([]) == 0
+    assert message_support.is_available()
+    assert not message_support.ensure()
+    assert message_support.main([]) == 0
 
 
 def test_the_type_is_the_standard_one(tf2_msgs, client):
@@ -50,24 +50,24 @@ def test_serialization_is_that_of_ros(tf2_msgs):
 def test_a_missing_compiler_is_named(tf2_msgs, monkeypatch):
     real = shutil.which
     monkeypatch.setattr(
-        tf2_msgs_support.shutil, 'which', lambda name: None if name == 'g++' else real(name)
+        message_support.shutil, 'which', lambda name: None if name == 'g++' else real(name)
     )
-    with pytest.raises(tf2_msgs_support.TypeSupportError, match='apt install g'):
-        tf2_msgs_support.ensure(force=True)
+    with pytest.raises(message_support.TypeSupportError, match='apt install g'):
+        message_support.ensure(force=True)
 
 
 def test_a_distribution_is_never_written_to(tf2_msgs, monkeypatch, tmp_path):
-    monkeypatch.setattr(tf2_msgs_support.sys, 'prefix', str(tmp_path))
+    monkeypatch.setattr(message_support.sys, 'prefix', str(tmp_path))
     monkeypatch.setenv('ROS_DISTRO', 'jazzy')
-    with pytest.raises(tf2_msgs_support.TypeSupportError, match='ros-jazzy-tf2-msgs'):
-        tf2_msgs_support.ensure(force=True)
+    with pytest.raises(message_support.TypeSupportError, match='ros-jazzy-tf2-msgs'):
+        message_support.ensure(force=True)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_builds_again_while_others_use_it(tf2_msgs, repo_root):
     """The files are replaced by renames, so that a process that starts meanwhile finds them."""
-    command = [sys.executable, '-m', 'd2s_ros.ros.tf2_msgs_support']
+    command = [sys.executable, '-m', 'd2s_ros.ros.message_support']
     builds = [
         subprocess.Popen([*command, '--force'], cwd=repo_root, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
