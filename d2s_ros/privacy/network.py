@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+#: Of the rectifiers for what is negative.
+_SLOPE = 0.1
+
+
 class _Block(nn.Module):
     """Two convolutions of 3x3."""
 
@@ -22,8 +26,8 @@ class _Block(nn.Module):
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.leaky_relu(self.first(x), 0.1)
-        return functional.leaky_relu(self.second(x), 0.1)
+        x = functional.leaky_relu(self.first(x), _SLOPE)
+        return functional.leaky_relu(self.second(x), _SLOPE)
 
 
 class UNet(nn.Module):
@@ -77,8 +81,16 @@ class InversionNetwork(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.points = nn.Linear(inputs, width)
-        self.coarse = UNet(4 * (width + 1), (width, 2 * width, 3 * width, 3 * width), 4)
+        self.coarse = UNet(4 * (width + 1), (width, 2 * width, 3 * width, 3 * width), 1)
         self.refined = UNet(width + 2, (width // 2, width, 2 * width), 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # The usual start loses half of the signal in each layer, and most of the training.
+                nn.init.kaiming_normal_(module.weight, a=_SLOPE)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for network in (self.coarse, self.refined):
+                network.last.weight.mul_(0.1)
 
     def forward(self, rows: Tensor, cells: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
         """Return the coarse and the refined pictures (B, 1, H, W); 0 is black, 1 white.
@@ -97,6 +109,8 @@ class InversionNetwork(nn.Module):
         mean = torch.cat([total[:, :-1] / number.clamp_min(1.0), number.clamp_max(1.0)], dim=1)
         sparse = mean.view(count, height, width, channels + 1).permute(0, 3, 1, 2)
         small = functional.pixel_unshuffle(sparse, 2)
-        coarse = 0.5 + functional.pixel_shuffle(self.coarse(small), 2)
+        coarse = 0.5 + functional.interpolate(
+            self.coarse(small), scale_factor=2.0, mode='bilinear', align_corners=False
+        )
         refined = coarse + self.refined(torch.cat([coarse, sparse], dim=1))
         return [coarse, refined]

@@ -27,7 +27,7 @@ from d2s_ros.privacy.contents import Content, UpdateData
 from d2s_ros.privacy.metrics import FeatureDistance, Likeness, Picture, likeness
 from d2s_ros.privacy.registry import contents_of, kinds
 from d2s_ros.privacy.shots import OwnScene, Shot, own_scene, read_photographs, shots_of_map
-from d2s_ros.privacy.sparse import central_window, picture_size
+from d2s_ros.privacy.sparse import SparseView, central_window, picture_size
 from d2s_ros.privacy.training import Example, Training, steps_within
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +44,11 @@ class _Target:
     name: str
     shots: list[Shot]
     scenes: list[OwnScene]
+
+    def views(self) -> dict[str, SparseView]:
+        """Return what the map shows of each photograph, without those it keeps nothing of."""
+        views = {shot.name: self.content.of_map(shot) for shot in self.shots}
+        return {name: view for name, view in views.items() if view is not None}
 
 
 def attack(
@@ -144,6 +149,12 @@ class _Attack:
         assert first is not None
         size = picture_size(first.shape[1], first.shape[0], self.config.size)
         targets = self._targets(frames, own, updates, wanted)
+        for target in targets:
+            if not target.views():
+                raise InputError(
+                    f'{target.name}: nothing is kept of any of the photographs; give those that '
+                    'the map was made from, by the same names, or leave this kind out by --kinds'
+                )
         truths = _truths([shot for target in targets for shot in target.shots], size)
         examples = [self._examples(target) for target in targets]
         steps = self._steps(examples, size)
@@ -262,13 +273,7 @@ class _Attack:
     ) -> report.Found:
         """Train on one kind of content and make pictures of it, or take those that are kept."""
         log = self.stages.log('results')
-        views = {shot.name: target.content.of_map(shot) for shot in target.shots}
-        known = {name: view for name, view in views.items() if view is not None}
-        if not known:
-            raise InputError(
-                f'{target.name}: nothing is kept of any of the photographs; give those that the '
-                'map was made from'
-            )
+        known = target.views()
         kept = log.get(target.name)
         if kept is None:
             if self.progress:

@@ -145,14 +145,14 @@ def draw(found: Sequence[Found], truths: Mapping[str, Picture], names: Sequence[
         figsize=(1.9 * columns, (1.9 * height / width) * len(names) + 0.5), layout='constrained'
     )
     panels = figure.subplots(len(names), columns, squeeze=False)
-    for row, name in zip(panels, names, strict=True):
+    for number, (row, name) in enumerate(zip(panels, names, strict=True)):
         pictures: list[tuple[str, NDArray[np.float32] | None]] = [
             (TRUTH, truths[name]),
             *((item.name, item.pictures.get(name)) for item in found),
         ]
         for axes, (title, picture) in zip(row, pictures, strict=True):
             axes.set_axis_off()
-            if row is panels[0]:
+            if number == 0:
                 axes.set_title(title, fontsize=8)
             if picture is not None:
                 axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from d2s_ros.cli.main import main
+from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.sources import open_source
 from d2s_ros.errors import InputError, UsageError
+from d2s_ros.features.extractor import create_extractor
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.privacy.config import AttackConfig
@@ -102,6 +104,24 @@ def test_photographs_without_poses_are_refused(day_map, place, own, tmp_path):
         run(day_map, unposed, own, tmp_path / 'report')
 
 
+def test_update_data_of_other_photographs_is_refused_before_any_training(
+    day_map, place, own, tmp_path
+):
+    renamed = [replace(frame, name=f'copy of {frame.name}') for frame in place]
+    steps = []
+    with pytest.raises(InputError, match='nothing is kept of any'):
+        attack(
+            [day_map],
+            renamed,
+            [own],
+            tmp_path / 'report',
+            TINY,
+            wanted=['depth', 'update'],
+            on_step=lambda name, step: steps.append(step),
+        )
+    assert steps == []
+
+
 def test_maps_without_points_and_unknown_kinds_are_refused(day_map, place, own, tmp_path):
     scene_map = SceneMap.open(day_map)
     manifest = replace(scene_map.manifest, head='regression')
@@ -154,9 +174,6 @@ def test_it_learns_what_attributes_tell(rng):
 
 def test_each_photograph_is_shown_with_its_own_points(day_map, place):
     scene_map = SceneMap.open(day_map)
-    from d2s_ros.data.array_log import StageLog
-    from d2s_ros.features.extractor import create_extractor
-
     frames = read_photographs(place, 2, names=None)
     extractor = create_extractor(scene_map.manifest.features)
     shots = shots_of_map(frames, scene_map.model.points_in_map, extractor, StageLog(None))
@@ -170,3 +187,9 @@ def test_each_photograph_is_shown_with_its_own_points(day_map, place):
         keys = scene_map.model.table.keys[shot.point_idx]
         alike = (keys * shot.features.descriptors[shot.keypoint_idx]).sum(axis=1)
         assert np.median(alike) > 0.7
+
+
+def test_the_table_of_the_document_is_that_of_the_record(repo_root, benchmark_module):
+    record = json.loads((repo_root / 'benchmarks' / 'results' / 'privacy.json').read_text())
+    page = (repo_root / 'docs' / 'research' / 'privacy.md').read_text()
+    assert benchmark_module('privacy').docs_table(record['figures']) in page
