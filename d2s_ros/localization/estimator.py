@@ -156,5 +156,6 @@ class PoseEstimator:
             calibration.scene_depth,
             view,
             prior,
+            observation.place,
         )
         return checks(evidence, self.config.limits)
