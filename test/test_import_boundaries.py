@@ -39,6 +39,7 @@ LAYERS = (
     'evaluation',
     'map_building',
     'map_update',
+    'privacy',
     'api',
     'ros',
     'cli',

@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--head',
-        choices=('landmark', 'regression'),
+        choices=('landmark', 'regression', 'labels'),
         default='landmark',
-        help='scene model: landmarks chosen by a network, or the regression of the D2S paper '
-        '(default: landmark)',
+        help='scene model: landmarks chosen by a network, the regression of the D2S paper, or '
+        'labels instead of descriptors (default: landmark)',
     )
     parser.add_argument(
         '--recipe',
@@ -126,6 +126,10 @@ def run(args: argparse.Namespace) -> int:
         reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
+        label_training=replace(
+            config.label_training,
+            **{name: value for name, value in limits.items() if name != 'patience'},
+        ),
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )

@@ -27,6 +27,7 @@ _COMMANDS = {
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
     'benchmark': ('d2s_ros.cli.benchmark', 'measure what localizing costs, stage by stage'),
     'export': ('d2s_ros.cli.export', 'write the networks of a map as ONNX files'),
+    'privacy': ('d2s_ros.cli.privacy', 'measure what maps give away of their photographs'),
     'features': ('d2s_ros.cli.features', 'compare local features'),
     'simulate': ('d2s_ros.cli.simulate', 'render a camera log of a simulated building'),
     'demo': ('d2s_ros.cli.demo', 'simulate, map, localize through the ROS node, and report'),

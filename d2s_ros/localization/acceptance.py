@@ -20,6 +20,7 @@ from d2s_ros.localization.moved_object import InlierView, check_moved_object
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.pose_solver import PoseEstimate
 from d2s_ros.localization.result import Check, LocalizationStatus, first_failure
+from d2s_ros.scene_models.base import PlaceEvidence
 
 _Status = LocalizationStatus
 
@@ -49,6 +50,7 @@ class PoseEvidence:
         scene_depth: Of the map; 0 if unknown.
         view: Inliers and landmarks; None in maps without landmarks.
         prior: Where the pose was looked for; None for one that the image gives alone.
+        place: What the scene model says of the place; None for models that tell by keypoints alone.
     """
 
     camera: Camera
@@ -62,6 +64,7 @@ class PoseEvidence:
     scene_depth: float = 0.0
     view: InlierView | None = None
     prior: PosePrior | None = None
+    place: PlaceEvidence | None = None
 
 
 def check_keypoints(count: int, limits: Limits) -> Check:
@@ -107,6 +110,20 @@ def _correspondences(evidence: PoseEvidence, limits: Limits) -> list[Check]:
             reason = 'no pose explains the correspondences (another place?)'
         made.append(Check('pose', float(found), 1.0, True, _Status.NO_POSE, reason))
     return made
+
+
+def _place(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> list[Check]:
+    """Check that the place looks as the scene model says, keypoint or not."""
+    place = evidence.place
+    if place is None:
+        return []
+    least = needed_evidence(place.chance_median, place.chance_scale, limits.false_accept_rate)
+    reason = _with_hint(
+        f'the place is as expected by {place.found:.1f}, {least:.1f} needed',
+        place.found >= least,
+        'another place, or changed too much',
+    )
+    return [Check('place', place.found, least, True, _Status.NO_POSE, reason)]
 
 
 def _inliers(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> list[Check]:
@@ -344,6 +361,7 @@ def _with_hint(text: str, passed: bool, hint: str) -> str:
 
 
 _STAGES: tuple[Callable[[PoseEvidence, PoseEstimate, Limits], list[Check]], ...] = (
+    _place,
     _inliers,
     _geometry,
     _certainty,

@@ -159,5 +159,6 @@ class PoseEstimator:
             calibration.scene_depth,
             view,
             prior,
+            observation.place,
         )
         return checks(evidence, self.config.limits)

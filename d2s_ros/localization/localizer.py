@@ -22,7 +22,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.acceptance import check_keypoints
 from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.estimator import PoseEstimator
+from d2s_ros.localization.estimator import Outcome, PoseEstimator
 from d2s_ros.localization.pose_prior import PriorSource, relative_to
 from d2s_ros.localization.result import CameraShare, LocalizationResult, LocalizationStatus
 from d2s_ros.localization.rig_agreement import CameraOnRig
@@ -294,14 +294,37 @@ class Localizer:
                 latency_ms=latency,
                 checks=(enough,),
             )
-        started = time.perf_counter()
-        observation = observation or self.observer.observe(view)
-        observed = time.perf_counter()
-        outcome = self.estimator.estimate(observation, relative_to(self._origin, prior))
-        latency['network'] = 1e3 * (observed - started)
-        latency['pose'] = 1e3 * (time.perf_counter() - observed)
+        prior = relative_to(self._origin, prior)
+        known = None
+        if observation is None and prior is not None and self.observer.starts_from_priors:
+            known = prior()
+        outcome = None
+        if known is not None:
+            started = time.perf_counter()
+            observation = self.observer.observe_near(view, known.map_from_camera)
+            outcome = self._timed_estimate(observation, None, started, latency)
+        if outcome is None or outcome.status is not LocalizationStatus.LOCALIZED:
+            started = time.perf_counter()
+            if observation is None or known is not None:
+                observation = self.observer.observe(view)
+            outcome = self._timed_estimate(observation, prior, started, latency)
+        assert observation is not None
         latency['total'] = features_ms + latency['network'] + latency['pose']
         result = outcome.result(observation.view.features, latency, details=details)
         result = replace(result, checks=(enough, *result.checks))
         # All is computed relative to the origin; only what comes in and goes out is not.
         return result.moved(self._origin) if self._origin.any() else result
+
+    def _timed_estimate(
+        self,
+        observation: Observation,
+        prior: PriorSource | None,
+        started: float,
+        latency: dict[str, float],
+    ) -> Outcome:
+        """Find the pose of what was observed since `started`, and add the times it took."""
+        observed = time.perf_counter()
+        outcome = self.estimator.estimate(observation, prior)
+        latency['network'] += 1e3 * (observed - started)
+        latency['pose'] += 1e3 * (time.perf_counter() - observed)
+        return outcome

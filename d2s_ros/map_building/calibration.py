@@ -26,7 +26,6 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.manifest import Calibration
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import Reconstruction
-from d2s_ros.scene_models.base import View
 
 #: Median of the chi-square distribution with six degrees of freedom.
 _CHI2_6_MEDIAN = 5.348
@@ -87,7 +86,9 @@ def calibrate(
     for index in chosen.tolist():
         image = reconstruction.images[index]
         observation = localizer.observer.observe_without(index) if leaves_out else None
-        result = localizer.localize_view(View.of(image), observation=observation, details=True)
+        result = localizer.localize_view(
+            localizer.observer.mapping_view(image), observation=observation, details=True
+        )
         if result.map_from_camera is None or result.covariance is None:
             continue
         truth = image.map_from_camera
@@ -143,7 +144,8 @@ def chance_evidence(localizer: Localizer, reconstruction: Reconstruction) -> tup
     values = []
     for index in chosen:
         image = reconstruction.images[index]
-        by_chance = localizer.observer.observe_by_chance(View.of(image), rng)
+        view = localizer.observer.mapping_view(image)
+        by_chance = localizer.observer.observe_by_chance(view, rng)
         result = localizer.localize_view(by_chance.view, observation=by_chance)
         values.append(
             inlier_evidence(

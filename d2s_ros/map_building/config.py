@@ -21,7 +21,7 @@ class BuildConfig(ModelOptions):
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     head: str = option(
         next(iter(MODELS)),
-        'Scene model: landmarks chosen by a network, or the regression of the D2S paper.',
+        'Scene model: landmarks chosen by a network, the regression of the D2S paper, or labels.',
     )
     max_images: int = option(400, 'Longer logs are thinned evenly to this many.', minimum=2)
     holdout_every: int = option(8, 'Every n-th image is held out of training.', minimum=2)

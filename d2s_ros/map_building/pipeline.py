@@ -201,7 +201,7 @@ class _Build:
         x, y, z = origin.tolist()
         manifest = replace(scene_map.manifest, metrics=metrics, origin=(x, y, z))
         update_data = None
-        if self.config.keep_update_data:
+        if self.config.keep_update_data and model_class(self.config.head).keeps_update_data:
             update_data = collect_update_data(
                 reconstruction,
                 max_keypoints=self.config.update_keypoints,

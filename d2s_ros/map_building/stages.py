@@ -44,6 +44,7 @@ class BuildStages:
         map_path: Map folder of the build; None keeps nothing.
         description: What the build depends on besides its images (JSON types).
         fresh: Forget what an interrupted build has left.
+        what: What is kept, for messages: others keep the stages of theirs in the same way.
 
     Attributes:
         resumed: Whether an interrupted build of the same description was found.
@@ -53,9 +54,15 @@ class BuildStages:
     """
 
     def __init__(
-        self, map_path: Path | None, description: dict[str, Any], *, fresh: bool = False
+        self,
+        map_path: Path | None,
+        description: dict[str, Any],
+        *,
+        fresh: bool = False,
+        what: str = 'build',
     ) -> None:
         self.resumed = False
+        self._what = what
         self._logs: dict[str, StageLog] = {}
         self._description = json.loads(json.dumps(description))
         self._lock: Any = None
@@ -69,16 +76,18 @@ class BuildStages:
             self._lock = open_lock(folder / LOCK_FILE)
         except OSError as error:
             _logger.warning(
-                'cannot write %s (%s): an interrupted build will start from the beginning',
+                'cannot write %s (%s): an interrupted %s will start from the beginning',
                 folder,
                 error.strerror or error,
+                what,
             )
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise UsageError(f'another process is building {map_path}; wait for it') from error
+            doing = 'building' if what == 'build' else f'at the {what} of'
+            raise UsageError(f'another process is {doing} {map_path}; wait for it') from error
         self.folder = folder
         self._begin(fresh)
 
@@ -100,7 +109,8 @@ class BuildStages:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             _logger.warning(
-                'what is done of the build is kept in %s; the same command goes on from there',
+                'what is done of the %s is kept in %s; the same command goes on from there',
+                self._what,
                 self.folder,
             )
         self._lock.close()
@@ -144,7 +154,7 @@ class BuildStages:
         known = {name: value for name, value in found.items() if name != 'images'}
         if found and known == self._description and not fresh:
             self.resumed = True
-            _logger.warning('going on with the interrupted build in %s', self.folder)
+            _logger.warning('going on with the interrupted %s in %s', self._what, self.folder)
             return
         if found and not fresh:
             names = sorted(
@@ -153,7 +163,8 @@ class BuildStages:
                 if known.get(name) != self._description.get(name)
             )
             _logger.warning(
-                'an interrupted build in %s had other settings (%s): starting afresh',
+                'an interrupted %s in %s had other settings (%s): starting afresh',
+                self._what,
                 self.folder,
                 ', '.join(names),
             )
@@ -181,9 +192,10 @@ class BuildStages:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             _logger.warning(
-                'cannot write %s (%s): an interrupted build will start from the beginning',
+                'cannot write %s (%s): an interrupted %s will start from the beginning',
                 self.folder,
                 error.strerror or error,
+                self._what,
             )
 
 

@@ -16,7 +16,8 @@ from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.growth import GrownMap
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.maps.scene_map import SceneMap
-from d2s_ros.scene_models.base import Growth, LabelledView, UpdateTraining, View
+from d2s_ros.scene_models.base import LabelledView, View
+from d2s_ros.scene_models.growth import Growth, UpdateTraining
 
 #: As in map building: old images that no training sees, for the gate.
 _HOLDOUT_EVERY = 8

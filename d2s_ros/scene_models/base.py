@@ -8,7 +8,7 @@ Nothing outside that folder asks which model a map has.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,9 @@ from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.types import FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.noise import detection_sigma_px
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.scene_models.growth import Growth, UpdateTraining
 
 #: Directions further from the optical axis are all alike to a network: tangent of the angle.
 _MAX_TANGENT = 4.0
@@ -116,6 +118,21 @@ class Candidates:
 
 
 @dataclass(frozen=True, eq=False)
+class PlaceEvidence:
+    """How sure a scene model is, apart from any keypoint, that an image shows its place.
+
+    Attributes:
+        found: For the image; its unit is the model's.
+        chance_median, chance_scale: What images of other places have, and the scale of the
+            exponential tail above it.
+    """
+
+    found: float
+    chance_median: float
+    chance_scale: float
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
     """What a scene model says of a view.
 
@@ -124,19 +141,32 @@ class Observation:
             view of these.
         coordinates: Of the keypoints of `view`.
         candidates: For guided refinement, support and priors; None for models without landmarks.
+        place: That the image shows the place; None for models that tell by keypoints alone.
     """
 
     view: View
     coordinates: SceneCoordinates
     candidates: Candidates | None = None
+    place: PlaceEvidence | None = None
 
 
 class Observer(ABC):
     """A scene model made ready on a device; views do not change it."""
 
+    #: Whether a view is observed from a pose that is known roughly first, see `observe_near`.
+    starts_from_priors: ClassVar[bool] = False
+
     @abstractmethod
     def observe(self, view: View) -> Observation:
         """Return where the keypoints of a view lie."""
+
+    def observe_near(self, view: View, map_from_camera: RigidTransform) -> Observation:
+        """Observe a view that was taken about here; what is found needs no less evidence.
+
+        Raises:
+            NotImplementedError: where `starts_from_priors` is False.
+        """
+        raise NotImplementedError('this model observes views as they are')
 
     @abstractmethod
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
@@ -145,6 +175,10 @@ class Observer(ABC):
         Keypoints are recognised as ever, but what they show lies in wrong places: calibration
         measures by this how many inliers chance finds.
         """
+
+    def mapping_view(self, image: MappedImage) -> View:
+        """Return the view of an image that the model was made from, with all that it looks at."""
+        return View.of(image)
 
     def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
         """Observe a mapping image as if the model was made without it.
@@ -192,49 +226,6 @@ class BuildContext:
 
 
 @dataclass(frozen=True, eq=False)
-class Growth:
-    """What a scene model grows into when a map is updated.
-
-    Attributes:
-        reconstruction: Old and new images, and points; prototypes of one point share coordinates.
-        priority: (P,) usefulness of each point; negative for those that are gone, infinite for
-            those that must stay.
-        held_out, calibration_images: As in `BuildContext`.
-        max_landmarks, max_factor: Most landmarks, and most over those that the model has; it may
-            keep as many as it has in any case.
-    """
-
-    reconstruction: Reconstruction
-    priority: NDArray[np.float64]
-    held_out: Sequence[int]
-    calibration_images: Sequence[int]
-    max_landmarks: int
-    max_factor: float
-
-
-@dataclass(frozen=True, eq=False)
-class UpdateTraining:
-    """How a network is trained on when a map is updated.
-
-    Attributes:
-        steps: Optimiser steps at most; 0 trains nothing.
-        steps_per_image: Few images get 50 steps and this many for each, if that is less.
-        learning_rate, seed: Of the training.
-        device, checkpoint, progress: As in `BuildContext`.
-        on_step: Called with step and loss.
-    """
-
-    steps: int
-    steps_per_image: int
-    learning_rate: float
-    seed: int
-    device: str = 'cpu'
-    checkpoint: Path | None = None
-    progress: bool = False
-    on_step: Callable[[int, float], None] | None = None
-
-
-@dataclass(frozen=True, eq=False)
 class LabelledView:
     """An image whose keypoints have coordinates that were copied from others.
 
@@ -272,6 +263,8 @@ class SceneModel(ABC):
     name: ClassVar[str]
     #: RANSAC allows at least this much, px at 1000 px focal length.
     min_error_px: ClassVar[float] = 0.0
+    #: Whether maps keep what updates need: descriptors, keypoints and poses of mapping images.
+    keeps_update_data: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod

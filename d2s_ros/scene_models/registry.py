@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from d2s_ros.errors import ConfigError
 from d2s_ros.scene_models.base import SceneModel
+from d2s_ros.scene_models.labels.build import LabelOptions
+from d2s_ros.scene_models.labels.model import LabelModel
 from d2s_ros.scene_models.landmark.build import LandmarkOptions
 from d2s_ros.scene_models.landmark.model import LandmarkModel
 from d2s_ros.scene_models.regression.build import RegressionOptions
@@ -13,10 +15,11 @@ from d2s_ros.scene_models.regression.model import RegressionModel
 MODELS: dict[str, type[SceneModel]] = {
     LandmarkModel.name: LandmarkModel,
     RegressionModel.name: RegressionModel,
+    LabelModel.name: LabelModel,
 }
 
 
-class ModelOptions(LandmarkOptions, RegressionOptions):
+class ModelOptions(LandmarkOptions, RegressionOptions, LabelOptions):
     """Options of all scene models, side by side; each model reads its own."""
 
 

@@ -77,17 +77,27 @@ class SuperPointNet(nn.Module):
             strips.append(functional.max_pool2d(x, 2))
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 65, H/8, W/8) and descriptors (B, 256, H/8, W/8), not normalised.
+    def stages(self, image: Tensor) -> list[Tensor]:
+        """Return the encoder's last maps at 1/2, 1/4 and 1/8 of the image: 64, 128, 128 channels.
 
         Args:
             image: (B, 1, H, W) grey in [0, 1], H and W multiples of 8.
         """
-        x = self._first_stage(image)
+        maps, x = [], self._first_stage(image)
         for stage in ('2', '3', '4'):
             x = self._layer(f'conv{stage}b', self._layer(f'conv{stage}a', x))
+            maps.append(x)
             if stage != '4':
                 x = functional.max_pool2d(x, 2)
+        return maps
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, 65, H/8, W/8) and descriptors (B, 256, H/8, W/8), not normalised.
+
+        Args:
+            image: As for `stages`.
+        """
+        x = self.stages(image)[-1]
         logits = self._layer('convPb', self._layer('convPa', x))
         descriptors = self._layer('convDb', self._layer('convDa', x))
         return logits, descriptors

@@ -17,11 +17,10 @@ from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.base import (
     BuildContext,
     Built,
-    Growth,
     LabelledView,
     SceneModel,
-    UpdateTraining,
 )
+from d2s_ros.scene_models.growth import Growth, UpdateTraining
 from d2s_ros.scene_models.landmark import build, update
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut, statistics_of
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork

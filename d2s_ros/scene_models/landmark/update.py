@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from d2s_ros.reconstruction.reconstruction import make_reconstruction, point_groups
-from d2s_ros.scene_models.base import Growth, LabelledView, UpdateTraining
+from d2s_ros.scene_models.base import LabelledView
+from d2s_ros.scene_models.growth import Growth, UpdateTraining
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
 from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import LandmarkSample, make_sample

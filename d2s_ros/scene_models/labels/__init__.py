@@ -1,0 +1,1 @@
+"""The label head: points carry labels of their place instead of descriptors."""

@@ -1,0 +1,289 @@
+"""The pose of an image by labels alone, and which keypoints then show which points.
+
+The images whose pooled labels are most alike say where to start; a search and a refinement, coarse
+to fine, find the pose at which points lie where the image shows their labels; near it, keypoints
+are offered the points that project there and have their labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from d2s_ros.errors import UsageError
+from d2s_ros.features.dense import DenseExtractor
+from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.scene_models.base import Observation, Observer, PlaceEvidence, View
+from d2s_ros.scene_models.labels.field import LabelField
+from d2s_ros.scene_models.labels.images import LabelImage, Undistorter
+from d2s_ros.scene_models.labels.network import LabelNetwork
+from d2s_ros.scene_models.labels.pairing import pair_keypoints
+from d2s_ros.scene_models.labels.refinement import refine
+from d2s_ros.scene_models.labels.search import search
+from d2s_ros.scene_models.labels.table import POOLED_LEVELS, LabelTable
+
+#: Images that are started from, and points of them that a pose is refined on.
+_STARTS, _REFINED_ON = 3, 1500
+#: Mapping images nearest to a pose, whose points it may show.
+_NEAREST = 6
+#: A pose is as likely this far from a mapping image as at it, degrees for a distance of its depth.
+_DEGREES_OF_DEPTH = 60.0
+#: Mapping images of which a build keeps what the heads tell, some 8 MB each.
+_KEPT_FIELDS = 64
+#: Points count once in a cell of this size: neighbours tell the same.
+_CELL_PX = 16
+
+
+@dataclass(frozen=True, eq=False)
+class MappingView(View):
+    """The view of a mapping image; `index` says which."""
+
+    index: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class LabelPose:
+    """A pose found by labels.
+
+    Attributes:
+        camera_from_map: The pose.
+        points: (P,) points that may be seen there.
+        evidence: That it is no chance, see `place_evidence`.
+    """
+
+    camera_from_map: RigidTransform
+    points: NDArray[np.int64]
+    evidence: float
+
+
+@dataclass(frozen=True, eq=False)
+class MappingImages:
+    """What is kept of a build, to leave images out of retrieval.
+
+    Attributes:
+        reconstruction: What the map was made from.
+        images: By the index of the mapping image; of those that calibration asks about.
+        probabilities: What the heads tell of some of them, in half precision: several questions
+            are asked about each.
+    """
+
+    reconstruction: Reconstruction
+    images: dict[int, LabelImage]
+    probabilities: dict[int, list[NDArray[np.float16]]] = dataclass_field(default_factory=dict)
+
+
+class LabelObserver(Observer):
+    """Labels on a device.
+
+    Args:
+        table: Of the map.
+        network: Heads; read only.
+        dense: Dense features, on `device`.
+        chance: Median and scale of what `place_evidence` is by chance.
+        sigma_px: Noise of a keypoint of scale 1.
+        device: 'cpu' or 'cuda'.
+        mapping: To leave mapping images out; None where it is not known.
+    """
+
+    starts_from_priors = True
+
+    def __init__(
+        self,
+        table: LabelTable,
+        network: LabelNetwork,
+        dense: DenseExtractor,
+        chance: tuple[float, float],
+        sigma_px: float,
+        device: str,
+        mapping: MappingImages | None,
+    ) -> None:
+        self._table, self._dense, self._chance = table, dense, chance
+        if device != 'cpu':
+            clone = LabelNetwork(network.config, dense.channels)
+            clone.load_state_dict(network.state_dict())
+            network = clone.to(device)
+        self._network = network.eval()
+        self._undistorter = Undistorter(network.config.max_size)
+        self._mapping = mapping
+        self._covariances = table.covariances.astype(np.float64) * sigma_px**2
+
+    def mapping_view(self, image: MappedImage) -> View:
+        """Return the view of a mapping image with the pixels that were kept of it."""
+        if self._mapping is None:
+            raise UsageError('the pixels of mapping images are not kept with a map of labels')
+        for index in self._mapping.images:
+            if self._mapping.reconstruction.images[index].name == image.name:
+                return MappingView(image.features, image.camera, index=index)
+        raise UsageError(f'nothing is kept of the mapping image {image.name}')
+
+    def observe(self, view: View) -> Observation:
+        """Find the pose by labels, and offer keypoints the points that they may show."""
+        return self._observe(view, self._table)
+
+    def observe_near(self, view: View, map_from_camera: RigidTransform) -> Observation:
+        """Observe from a pose that is known roughly: nothing is retrieved or searched."""
+        field = self.field(view)
+        start = map_from_camera.inverse()
+        return self.observation(
+            view, field, self._table, self._finish(field, self._table, start, [], None, first=0)
+        )
+
+    def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
+        """Observe with the names of all labels exchanged.
+
+        What lies near each other in the map still has labels that are alike, so that chance finds
+        as much structure as it does in another place.
+        """
+        count = self._network.config.num_labels
+        labels = self._table.labels.copy()
+        for level in range(labels.shape[1]):
+            labels[:, level] = rng.permutation(count).astype(np.uint8)[labels[:, level]]
+        return self._observe(view, replace(self._table, labels=labels))
+
+    def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
+        """Observe a mapping image as if it could not be retrieved.
+
+        Heads, labels and points keep what they learned from it.
+        """
+        assert self._mapping is not None
+        image = self._mapping.reconstruction.images[index]
+        return self._observe(self.mapping_view(image), self._table, left_out=index)
+
+    def field(self, view: View) -> LabelField:
+        """Return what a view says of labels at every place."""
+        if isinstance(view, MappingView):
+            return self._mapping_field(view.index)
+        if view.image is None:
+            raise UsageError('maps of labels localize images; features alone are not enough')
+        return self.field_of(self._undistorter(view.image, view.camera))
+
+    def _mapping_field(self, index: int) -> LabelField:
+        assert self._mapping is not None
+        image, known = self._mapping.images[index], self._mapping.probabilities
+        if index not in known:
+            found = [values.astype(np.float16) for values in self.probabilities(image)]
+            if len(known) < _KEPT_FIELDS:
+                known[index] = found
+        else:
+            found = known[index]
+        strides = self._network.config.levels
+        return LabelField.of([values.astype(np.float32) for values in found], strides, image.camera)
+
+    def field_of(self, image: LabelImage) -> LabelField:
+        """Return what a label image says of labels at every place."""
+        strides = self._network.config.levels
+        return LabelField.of(self.probabilities(image), strides, image.camera)
+
+    @torch.inference_mode()
+    def probabilities(self, image: LabelImage) -> list[NDArray[np.float32]]:
+        """Return the probability (h, w, K) of the labels of each level in a label image."""
+        probabilities = self._network.dense(self._dense.maps(image.grey))
+        strides = self._network.config.levels
+        height, width = image.grey.shape
+        return [
+            probability[: -(-height // stride), : -(-width // stride)].cpu().numpy()
+            for probability, stride in zip(probabilities, strides, strict=True)
+        ]
+
+    def find_pose(
+        self, field: LabelField, table: LabelTable, left_out: int | None = None
+    ) -> LabelPose:
+        """Return the best pose that the search finds for what an image says of labels."""
+        similarity = table.unit_vectors @ field.pooled(POOLED_LEVELS)
+        if left_out is not None:
+            similarity[left_out] = -np.inf
+        starts = np.argsort(-similarity, kind='stable')[: min(_STARTS, table.num_images)].tolist()
+        if left_out in starts:
+            starts.remove(left_out)
+        rng = np.random.default_rng(0)
+        points = table.points
+        shared = points.at(table.seen_by_any(starts)).some(_REFINED_ON)
+        count = len(field.levels)
+        best: tuple[float, RigidTransform] | None = None
+        for start in starts:
+            seen = points.at(table.seen_by(start))
+            if len(seen) < 4:
+                continue
+            pose, _ = search(field, seen, table.poses[start], float(table.depths[start]), rng)
+            pose, value = refine(field, shared, pose, range(0, max(1, count - 1)))
+            if best is None or value > best[0]:
+                best = value, pose
+        pose = table.poses[starts[0]] if best is None else best[1]
+        return self._finish(field, table, pose, starts, left_out)
+
+    def _finish(
+        self,
+        field: LabelField,
+        table: LabelTable,
+        pose: RigidTransform,
+        also: list[int],
+        left_out: int | None,
+        first: int | None = None,
+    ) -> LabelPose:
+        """Refine a pose on the finest levels, with the points that images near it see."""
+        count = len(field.levels)
+        begin = max(0, count - 2) if first is None else first
+        for levels in (range(begin, count), range(count - 1, count)):
+            nearest = [
+                image for image in nearest_images(table, pose, _NEAREST) if image != left_out
+            ]
+            visible = table.seen_by_any([*nearest, *also])
+            points = table.points.at(visible)
+            pose, _ = refine(field, points.some(_REFINED_ON), pose, levels)
+        return LabelPose(pose, visible, place_evidence(field, table, visible, pose))
+
+    def _observe(self, view: View, table: LabelTable, left_out: int | None = None) -> Observation:
+        field = self.field(view)
+        found = self.find_pose(field, table, left_out)
+        return self.observation(view, field, table, found)
+
+    def observation(
+        self, view: View, field: LabelField, table: LabelTable, found: LabelPose
+    ) -> Observation:
+        """Return what keypoints show at a pose that labels have found."""
+        coordinates, candidates = pair_keypoints(
+            view, field, table, self._covariances, found.camera_from_map, found.points
+        )
+        evidence = PlaceEvidence(found.evidence, *self._chance)
+        return Observation(view, coordinates, candidates, evidence)
+
+
+def nearest_images(table: LabelTable, pose: RigidTransform, count: int) -> list[int]:
+    """Return the mapping images whose poses are nearest to camera_from_map."""
+    distances = []
+    for other, depth in zip(table.poses, table.depths, strict=True):
+        shift, turn = pose_error(pose.inverse(), other.inverse())
+        distances.append(shift / depth + turn / _DEGREES_OF_DEPTH)
+    return [int(index) for index in np.argsort(distances, kind='stable')[:count]]
+
+
+def place_evidence(
+    field: LabelField, table: LabelTable, visible: NDArray[np.int64], pose: RigidTransform
+) -> float:
+    """Return how much better than chance a pose explains the labels of points, nats a cell.
+
+    The mean over levels and over cells of the image of log(p / chance); a cell counts one point.
+    """
+    points = table.points.at(visible)
+    pixels, _ = field.project(pose.rotation, pose.translation, points.points_in_map)
+    camera = field.camera
+    with np.errstate(invalid='ignore'):
+        inside = ((pixels >= 0) & (pixels < [camera.width, camera.height])).all(axis=1)
+    seen = np.flatnonzero(inside)
+    if len(seen) == 0:
+        return 0.0
+    cells = (pixels[seen] // _CELL_PX).astype(np.int64) @ [1, 1 << 20]
+    _, first = np.unique(cells, return_index=True)
+    seen = seen[first]
+    values = [
+        level.evidence(pixels[seen].astype(np.float32), points.labels[seen, number], 0.0)
+        for number, level in enumerate(field.levels)
+    ]
+    total = np.mean(values, axis=0).sum()
+    # A few cells that agree are chance: as if there were some more, of which nothing is known.
+    return float(total / np.sqrt(len(seen) + 16.0))
