@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from d2s_ros.geometry.cameras import Camera
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 #: Share of points whose label is told by chance alone: hidden, changed, or wrong in the map.
 OUTLIERS = 0.1
@@ -56,20 +58,19 @@ class LevelField:
         )
         return found.reshape(-1, 3).astype(np.float32)
 
-    def cells(self, pixels: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def cells(self, pixels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the nearest cell (..., ) of pixels (..., 2), flat, and whether they are inside."""
         height, width = self.probability.shape[:2]
         with np.errstate(invalid='ignore'):
             grid = (pixels + 0.5) / self.stride
-            inside = (grid >= 0).all(axis=-1) & (grid < [width, height]).all(axis=-1)
-        column, row = (
-            np.where(inside[..., None], grid, 0)
-            .astype(np.int64)
-            .transpose(-1, *range(grid.ndim - 1))
-        )
-        return row * width + column, inside
+            within = (grid >= 0) & (grid < np.array([width, height]))
+        inside: NDArray[np.bool_] = np.all(within, axis=-1)
+        whole = np.where(inside[..., None], grid, 0.0).astype(np.int64)
+        return whole[..., 1] * width + whole[..., 0], inside
 
-    def evidence(self, pixels: Floats, labels: NDArray[np.int64], outside: float) -> Floats:
+    def evidence(
+        self, pixels: Floats | Doubles, labels: NDArray[np.int64], outside: float
+    ) -> Floats:
         """Return log(p / chance) of labels (P,) at the nearest cells of pixels (..., P, 2)."""
         cells, inside = self.cells(pixels)
         found = self.log_probability[cells * self.num_labels + labels]
@@ -135,7 +136,7 @@ class LabelField:
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
     def project(
-        self, rotation: NDArray[np.float64], translation: NDArray[np.float64], points: Floats
+        self, rotation: NDArray[np.float64], translation: NDArray[np.float64], points: Doubles
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return pixels (P, 2), NaN behind the camera, and points in the camera (P, 3)."""
         in_camera = points @ rotation.T + translation

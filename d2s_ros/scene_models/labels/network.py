@@ -150,5 +150,6 @@ class LabelNetwork(nn.Module):
         for level, head in zip(self.levels, self.heads, strict=True):
             assert isinstance(head, LabelHead)
             for stride, layer in zip(level.inputs, head.first, strict=True):
+                assert isinstance(layer, nn.Linear)
                 layer.weight.div_(scales[stride])
                 head.bias.sub_(layer.weight @ means[stride])
