@@ -54,9 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--recipe',
-        choices=('default', 'paper'),
+        choices=('default', 'paper', 'learned'),
         default='default',
-        help='paper: the regression head trained as published, with the steps of the budget',
+        help='paper: the regression head trained as published, with the steps of the budget; '
+        'learned: the same network from random weights, which needs hours (an experiment)',
     )
     parser.add_argument(
         '--steps', type=int, metavar='N', help="training steps instead of the budget's"
