@@ -79,6 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--max-keypoints', type=int, metavar='N', help='keypoints per image (default: 2048)'
     )
     parser.add_argument(
+        '--short-keys',
+        type=int,
+        default=0,
+        metavar='N',
+        help='a map of about half the size: N principal components of 4 bits stand for a key (16 '
+        'for superpoint, 32 for rootsift), and points and covariances are rounded',
+    )
+    parser.add_argument(
         '--without-update-data',
         action='store_true',
         help='do not store what self-supervised updates need',
@@ -127,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
         reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
+        short_keys=args.short_keys,
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )
