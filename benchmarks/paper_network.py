@@ -1,14 +1,18 @@
 """The network of the D2S paper: error against training time, and two tables of the paper.
 
     python benchmarks/paper_network.py DATA --work FOLDER [--scenes fountain-P11 castle-P30 fox]
-        [--steps N] [--rows ...] [--json OUT.json]
+        [--steps N] [--rows ...] [--piece-minutes M] [--json OUT.json]
 
 DATA is as of accuracy.py. Features and points of each scene are made once and kept in FOLDER. Every
 row trains a network of its own and asks all queries of the scene: at the start and whenever another
 part of the steps is done. Rows are what the recipe of the paper gives, the same with other numbers
 of attention layers (Table V) or without the loss of the reliability (Table IV; all keypoints are
-used then), and from random weights. A query counts as placed within 2 % of the depth of its scene
-and 1 degree, whatever the acceptance of poses says of it.
+used then), from random weights, and, `learned` and what begins with it, from random weights with
+what makes them learn (`regression.build.learning`). A query counts as placed within 2 % of the
+depth of its scene and 1 degree, whatever the acceptance of poses says of it.
+
+With --piece-minutes the command ends with code 3 after that much training; the same command goes on
+from there.
 """
 
 from __future__ import annotations
@@ -44,10 +48,11 @@ from d2s_ros.reconstruction.reconstruction import (
     pack_reconstruction,
     unpack_reconstruction,
 )
-from d2s_ros.scene_models.regression.build import MIN_ERROR_PX
+from d2s_ros.scene_models.regression.build import MIN_ERROR_PX, learning, shape_of
 from d2s_ros.scene_models.regression.network import D2SNetwork
 from d2s_ros.scene_models.regression.samples import CoordinateFrame, samples_of_images
 from d2s_ros.scene_models.regression.trainer import train_regression_network
+from d2s_ros.scene_models.training_loop import read_checkpoint
 
 
 def points_of(
@@ -72,6 +77,10 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     'layers-0': (0, {}),
     'without-reliability': (5, {'alpha_u': 0.0}),
     'random-start': (5, {'start': 'random'}),
+    'learned': (5, {}),
+    'learned-layers-2': (2, {}),
+    'learned-layers-0': (0, {}),
+    'learned-without-reliability': (5, {'alpha_u': 0.0}),
 }
 #: Placed: within this share of the scene's depth, and this angle.
 DEPTH_SHARE, ANGLE_DEG = 0.02, 1.0
@@ -85,13 +94,20 @@ class Query:
     features: LocalFeatures
 
 
+class PieceEndError(Exception):
+    """The time of a piece of the training is over; what is done was saved."""
+
+
 @torch.inference_mode()
-def ask(network: D2SNetwork, queries: Sequence[Query], *, reliable: bool) -> dict[str, Any]:
+def ask(
+    network: D2SNetwork, queries: Sequence[Query], frame: CoordinateFrame, *, reliable: bool
+) -> dict[str, Any]:
     """Return the errors of all queries, without the acceptance of poses.
 
     Args:
-        network: Of the paper, in the coordinates of the map.
+        network: Of the paper.
         queries: To be placed.
+        frame: Where the network's coordinates lie in the map.
         reliable: Only keypoints above the threshold of the reliability are used.
     """
     solver = PoseSolverConfig(max_reprojection_error_px=MIN_ERROR_PX)
@@ -106,7 +122,7 @@ def ask(network: D2SNetwork, queries: Sequence[Query], *, reliable: bool) -> dic
         if reliable:
             used = used[z[used] >= 0.6]
         counts.append(len(used))
-        coordinates = points[0].numpy()[used].astype(np.float64)
+        coordinates = frame.center + frame.scale * points[0].numpy()[used].astype(np.float64)
         ideal = camera.undistort(query.features.keypoints[used])
         errors, _ = reprojection_errors(truth.inverse(), ideal, coordinates, camera.ideal)
         pixels.append(float(np.median(errors)) if len(used) else np.nan)
@@ -146,45 +162,81 @@ def train_row(
 ) -> dict[str, Any]:
     """Train the network of a row, asking the queries on the way."""
     layers, changes = ROWS[row]
+    training = config.regression_training
+    if row.startswith('learned'):
+        training = learning(training)
     training = replace(
-        config.regression_training,
+        training,
         steps=args.steps,
         evaluate_every=max(1, args.steps // args.evaluations),
-        keypoints_per_image=args.keypoints,
+        patience=args.evaluations,
         **changes,
     )
+    if args.keypoints is not None:
+        training = replace(training, keypoints_per_image=args.keypoints)
     every = config.holdout_every
-    samples = samples_of_images(reconstruction, CoordinateFrame.identity())
+    frame = CoordinateFrame.identity()
+    if training.center_targets:
+        frame = CoordinateFrame.of_points(reconstruction.points_in_map)
+    samples = samples_of_images(reconstruction, frame)
     held_out = list(range(every // 2, len(samples), every))
     dim = samples[0].descriptors.shape[1]
-    shape = replace(config.regression, num_layers=layers, descriptor_dim=dim)
-    curve: list[dict[str, Any]] = []
-    reliable = row != 'without-reliability'
+    shape = shape_of(replace(config.regression, num_layers=layers), training, dim)
+    reliable = not row.endswith('without-reliability')
+    stem = args.work / f'{scene}_{config.features.name}_{row}_{args.steps}'
+    checkpoint, progress = stem.with_suffix('.checkpoint'), stem.with_suffix('.curve.json')
+    # Of a run that ended between its checkpoints, the part that will be done again is left out.
+    saved = read_checkpoint(checkpoint)
+    step_done = 0 if saved is None else saved['step']
+    known = json.loads(progress.read_text()) if saved and progress.is_file() else {}
+    curve: list[dict[str, Any]] = [
+        point for point in known.get('curve', []) if point['step'] <= step_done
+    ]
+    cpu_before = known.get('cpu_seconds', 0.0)
     asking = 0.0
-    began = time.process_time()
+    began, began_wall = time.process_time(), time.monotonic()
+
+    def cpu_seconds() -> float:
+        return round(cpu_before + time.process_time() - began - asking, 2)
+
+    def write_progress() -> None:
+        progress.write_text(json.dumps(finite({'cpu_seconds': cpu_seconds(), 'curve': curve})))
 
     def look(network: D2SNetwork) -> None:
         nonlocal asking
         now = time.process_time()
-        figures = ask(network, queries, reliable=reliable)
+        figures = ask(network, queries, frame, reliable=reliable)
         step = min(len(curve) * training.evaluate_every, training.steps)
-        curve.append({'step': step, 'cpu_seconds': round(now - began - asking, 2), **figures})
+        curve.append({'step': step, 'cpu_seconds': cpu_seconds(), **figures})
         asking += time.process_time() - now
+        curve[-1]['cpu_seconds'] = cpu_seconds()
+        print(f'{scene} {row}: {json.dumps(finite(curve[-1]))}', flush=True)
+        write_progress()
+
+    def on_step(step: int, loss: float) -> None:
+        minutes = (time.monotonic() - began_wall) / 60
+        if args.piece_minutes and minutes > args.piece_minutes and step < training.steps:
+            write_progress()
+            raise PieceEndError(f'{scene} {row}: step {step} of {training.steps}, loss {loss:.1f}')
 
     network, figures = train_regression_network(
         [[sample] for index, sample in enumerate(samples) if index not in held_out],
         shape,
         training,
+        checkpoint=checkpoint,
         held_out=[samples[index] for index in held_out],
+        on_step=on_step,
         on_evaluation=look,
     )
+    for path in (checkpoint, progress):
+        path.unlink(missing_ok=True)
     return {
         'scene': scene,
         'row': row,
         'parameters': sum(parameter.numel() for parameter in network.parameters()),
         'training': figures,
         'curve': curve,
-        'kept': ask(network, queries, reliable=reliable),
+        'kept': ask(network, queries, frame, reliable=reliable),
     }
 
 
@@ -239,8 +291,9 @@ def main() -> int:
     parser.add_argument('--rows', nargs='*', default=list(ROWS), choices=tuple(ROWS))
     parser.add_argument('--steps', type=int, default=600)
     parser.add_argument(
-        '--keypoints', type=int, default=0, help='random ones of each image a step; 0 takes all'
+        '--keypoints', type=int, help="random ones of each image a step; the recipe's by default"
     )
+    parser.add_argument('--piece-minutes', type=float, default=0.0, help='end, to be gone on from')
     parser.add_argument('--evaluations', type=int, default=4, help='after so many parts of a run')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'), default='superpoint')
     parser.add_argument('--threads', type=int, default=2)
@@ -253,11 +306,12 @@ def main() -> int:
     commit = subprocess.run(
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False
     ).stdout.strip()
+    keypoints = '' if args.keypoints is None else f'--keypoints {args.keypoints} '
     document: dict[str, Any] = {
         'command': 'python benchmarks/paper_network.py DATA --work FOLDER '
         f'--features {args.features} --scenes {" ".join(args.scenes)} '
         f'--rows {" ".join(args.rows)} --steps {args.steps} '
-        f'--keypoints {args.keypoints} --evaluations {args.evaluations} '
+        f'{keypoints}--evaluations {args.evaluations} '
         f'--threads {args.threads}',
         'commit': commit,
         'machine': f'{platform.machine()}, {args.threads} threads, torch {torch.__version__}',
@@ -274,7 +328,11 @@ def main() -> int:
             if frame.image is not None
         ]
         for name in args.rows:
-            row = train_row(name, scene.name, reconstruction, queries, config, args)
+            try:
+                row = train_row(name, scene.name, reconstruction, queries, config, args)
+            except PieceEndError as piece:
+                print(piece)
+                return 3
             document['rows'].append({**row, 'steps': args.steps})
             print(f'{scene.name} {name}: {json.dumps(finite(row["kept"]))}', flush=True)
             document['seconds'] = round(time.monotonic() - began)

@@ -54,9 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--recipe',
-        choices=('default', 'paper'),
+        choices=('default', 'paper', 'learned'),
         default='default',
-        help='paper: the regression head trained as published, with the steps of the budget',
+        help='paper: the regression head trained as published, with the steps of the budget; '
+        'learned: the same network from random weights, which needs hours (an experiment)',
     )
     parser.add_argument(
         '--steps', type=int, metavar='N', help="training steps instead of the budget's"
@@ -76,6 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--max-keypoints', type=int, metavar='N', help='keypoints per image (default: 2048)'
+    )
+    parser.add_argument(
+        '--short-keys',
+        type=int,
+        default=0,
+        metavar='N',
+        help='a map of about half the size: N principal components of 4 bits stand for a key (16 '
+        'for superpoint, 32 for rootsift), and points and covariances are rounded',
     )
     parser.add_argument(
         '--without-update-data',
@@ -130,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
             config.label_training,
             **{name: value for name, value in limits.items() if name != 'patience'},
         ),
+        short_keys=args.short_keys,
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )

@@ -54,11 +54,11 @@ def budget(
         name: The budget.
         features: Features of the map.
         head: Name of the scene model.
-        recipe: 'default', or 'paper': the regression head trained as published, with the steps of
-            the budget.
+        recipe: 'default'; 'paper': the regression head trained as published, with the steps of
+            the budget; 'learned': the same network from random weights.
         seed: Seed of the training.
     """
-    if recipe == 'paper':
+    if recipe in ('paper', 'learned'):
         head = 'regression'
     values = model_class(head).budget(name, recipe=recipe, seed=seed)
     return BuildConfig(features=features or FeatureConfig(), head=head, **values)

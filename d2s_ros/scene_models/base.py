@@ -277,7 +277,7 @@ class SceneModel(ABC):
 
         Args:
             name: 'quick', 'standard' or 'full'.
-            recipe: 'default' or 'paper'.
+            recipe: 'default', 'paper' or 'learned'.
             seed: Of the training.
         """
         return {}

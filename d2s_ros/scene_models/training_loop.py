@@ -76,6 +76,7 @@ def run_loop(
     config: LoopConfig,
     *,
     clip_norm: float = 0.0,
+    average: float = 0.0,
     checkpoint: Path | None = None,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
@@ -92,6 +93,8 @@ def run_loop(
             and the gradient is the mean of theirs.
         config: Limits.
         clip_norm: Largest norm of the gradient; 0 leaves it as it is.
+        average: What a step keeps of the running mean of the weights, which is what is evaluated
+            and left in the network; 0: the weights themselves.
         checkpoint: File to resume from and to save to.
         progress: Show a progress bar.
         on_step: Called with (steps done, average loss) after each step; an exception ends training
@@ -105,6 +108,7 @@ def run_loop(
     """
     step, seconds, loss_average = 0, 0.0, math.nan
     best = _Best()
+    mean = _weights(network) if average else None
     watch = evaluate if config.patience else None
     state = read_checkpoint(checkpoint)
     if state is not None:
@@ -114,6 +118,7 @@ def run_loop(
         generator.set_state(state['generator'])
         step, seconds, loss_average = state['step'], state['seconds'], state['loss']
         best = _Best(**state['best'])
+        mean = state['mean']
         _logger.info('training resumes at step %d of %d', step, config.steps)
 
     def save() -> None:
@@ -130,6 +135,7 @@ def run_loop(
                 'seconds': seconds,
                 'loss': loss_average,
                 'best': vars(best),
+                'mean': mean,
             },
         )
 
@@ -141,10 +147,15 @@ def run_loop(
 
     def evaluated() -> None:
         if watch is not None:
+            own = None if mean is None else _weights(network)
+            if mean is not None:
+                network.load_state_dict(mean)
             network.eval()
             with torch.no_grad():
                 best.update(step, distributed.mean(watch()), network)
             network.train()
+            if own is not None:
+                network.load_state_dict(own)
 
     try:
         if step == 0:
@@ -160,6 +171,9 @@ def run_loop(
             optimizer.step()
             scheduler.step()
             step += 1
+            if mean is not None:
+                # Of the first steps the mean forgets the start sooner.
+                _average(mean, network, min(average, step / (step + 10)))
             value = distributed.mean(float(loss.detach()))
             loss_average = value if math.isnan(loss_average) else 0.95 * loss_average + 0.05 * value
             now = time.monotonic()
@@ -190,11 +204,23 @@ def run_loop(
     figures: dict[str, Any] = {'steps': step, 'seconds': round(seconds, 2), 'loss': None}
     if not math.isnan(loss_average):
         figures['loss'] = round(loss_average, 4)
+    if mean is not None:
+        network.load_state_dict(mean)
     if best.network is not None:
         network.load_state_dict(best.network)
         figures |= {'best_step': best.step, 'best_loss': round(best.loss, 4)}
     network.to('cpu').eval()
     return figures
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def _average(mean: dict[str, Tensor], network: nn.Module, kept: float) -> None:
+    for name, value in network.state_dict().items():
+        mean[name].lerp_(value.detach().cpu(), 1.0 - kept)
 
 
 @dataclass
@@ -210,10 +236,8 @@ class _Best:
     def update(self, step: int, loss: float, network: nn.Module) -> None:
         self.last = loss
         if loss < self.loss:
-            weights = {
-                name: value.detach().cpu().clone() for name, value in network.state_dict().items()
-            }
-            self.loss, self.step, self.misses, self.network = loss, step, 0, weights
+            self.loss, self.step, self.misses = loss, step, 0
+            self.network = _weights(network)
         else:
             self.misses += 1
 

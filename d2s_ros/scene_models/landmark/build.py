@@ -28,6 +28,13 @@ class LandmarkOptions:
         10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
     )
     max_landmarks: int = option(24_576, 'Landmarks kept in the map.', minimum=64)
+    short_keys: int = option(
+        0,
+        'Half the size of the map: so many principal components stand for a key (16 for '
+        'superpoint), points and covariances are rounded; 0: as exact as it can be.',
+        minimum=0,
+        maximum=256,
+    )
     num_layers: int = option(0, 'Attention layers.', minimum=0)
     num_candidates: int = option(6, 'Candidate landmarks per keypoint.', minimum=1)
     hidden_inputs: tuple[str, ...] = option((), 'See LandmarkConfig; for ablations.')
@@ -59,7 +66,7 @@ def build_table(context: BuildContext) -> tuple[LandmarkTable, LeaveOneOut]:
     """Choose the landmarks of a reconstruction."""
     options: LandmarkOptions = context.options
     table, statistics = build_landmarks(context.reconstruction, max_landmarks=options.max_landmarks)
-    table = table.coded()
+    table = table.coded(options.short_keys)
     left_out = LeaveOneOut(
         context.reconstruction,
         table,
@@ -81,6 +88,7 @@ def train(
         num_candidates=options.num_candidates,
         num_layers=options.num_layers,
         hidden_inputs=options.hidden_inputs,
+        short_keys=options.short_keys,
     )
     images, held_out = context.reconstruction.images, context.held_out
     validation = subsample(held_out, MAX_VALIDATION_IMAGES)

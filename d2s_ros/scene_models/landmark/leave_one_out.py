@@ -167,7 +167,7 @@ def statistics_of(table: LandmarkTable, reconstruction: Reconstruction) -> Landm
     A landmark is the point of its coordinates; among prototypes, the one whose observations are
     most like the key.
     """
-    points = reconstruction.points_in_map.astype(np.float32)
+    points = table.points_as_kept(reconstruction.points_in_map.astype(np.float32))
     dim = table.keys.shape[1]
     sums = np.zeros((len(points), dim))
     counts = np.zeros(len(points), np.int64)

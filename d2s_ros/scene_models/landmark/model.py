@@ -27,6 +27,7 @@ from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwor
 from d2s_ros.scene_models.landmark.observer import LandmarkObserver
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
 from d2s_ros.scene_models.landmark.samples import LandmarkSample
+from d2s_ros.scene_models.landmark.short_form import ShortForm
 from d2s_ros.scene_models.landmark.stored_tensors import check_landmark_tensors
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
@@ -97,8 +98,14 @@ class LandmarkModel(SceneModel):
         return f'{len(self.table)} landmarks'
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Return keys as product codes, points, covariances, and the weights of the network."""
-        table = self.table.coded()
+        """Return keys as codes, points, covariances, and the weights of the network."""
+        table = self.table.coded(self.network.config.short_keys)
+        scaling = {
+            'center': table.center.astype(np.float32),
+            'extent': np.array([table.extent], np.float32),
+        }
+        if table.short is not None:
+            return {**table.short.tensors(), **scaling, **pack_state(self.network)}
         assert table.codes is not None
         rows, columns = np.triu_indices(3)
         return {
@@ -106,8 +113,7 @@ class LandmarkModel(SceneModel):
             'key_codes': table.codes.codes,
             'points': table.points_in_map.astype(np.float32),
             'covariances': table.covariances[:, rows, columns].astype(np.float32),
-            'center': table.center.astype(np.float32),
-            'extent': np.array([table.extent], np.float32),
+            **scaling,
             **pack_state(self.network),
         }
 
@@ -118,6 +124,12 @@ class LandmarkModel(SceneModel):
         """Make the model again from what `network_config` and `tensors` gave."""
         config = from_dict(LandmarkConfig, network_config)
         check_landmark_tensors(tensors, config)
+        center, extent = tensors['center'], float(tensors['extent'][0])
+        network = LandmarkNetwork(config)
+        load_state(network, tensors)
+        if config.short_keys:
+            short = ShortForm.from_tensors(tensors)
+            return cls(LandmarkTable.of_short(short, center, extent), network)
         codes = ProductCodes(tensors['key_codebook'], tensors['key_codes'], config.descriptor_dim)
         covariances = np.zeros((len(tensors['points']), 3, 3), np.float32)
         rows, columns = np.triu_indices(3)
@@ -127,12 +139,10 @@ class LandmarkModel(SceneModel):
             codes.decode(),
             tensors['points'],
             covariances,
-            tensors['center'],
-            float(tensors['extent'][0]),
+            center,
+            extent,
             codes,
         )
-        network = LandmarkNetwork(config)
-        load_state(network, tensors)
         return cls(table, network)
 
     def observer(self, *, device: str, precision: str, sigma_px: float) -> LandmarkObserver:

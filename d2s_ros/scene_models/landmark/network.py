@@ -49,8 +49,20 @@ class LandmarkConfig:
         (), f'Inputs that the network sees as zeros, for ablations: {", ".join(HIDEABLE_INPUTS)}.'
     )
 
+    short_keys: int = option(
+        0,
+        'Principal components that the map keeps of a key, an even number; 0: product codes.',
+        minimum=0,
+        maximum=256,
+    )
+
     def __post_init__(self) -> None:
         validate(self)
+        if self.short_keys % 2 or self.short_keys > self.descriptor_dim:
+            raise ConfigError(
+                f'short_keys is {self.short_keys}: an even number of at most '
+                f'{self.descriptor_dim} is needed'
+            )
         unknown = sorted(set(self.hidden_inputs) - set(HIDEABLE_INPUTS))
         if unknown:
             raise ConfigError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.scene_models.landmark.network import LandmarkConfig
 from d2s_ros.scene_models.landmark.product_codes import PART_DIM
+from d2s_ros.scene_models.landmark.short_form import ShortForm
 
 #: Coordinates beyond would overflow when they are squared in float32.
 _MAX_COORDINATE = 1e12
@@ -31,24 +32,51 @@ def check_landmark_tensors(tensors: Mapping[str, NDArray[Any]], config: Landmark
         KeyError: a tensor is missing.
         ValueError: one has a wrong shape, type or value; the message names it.
     """
+    if config.short_keys:
+        _check_short_form(tensors, config)
+    else:
+        _check_product_codes(tensors, config)
+    center, extent = tensors['center'], tensors['extent']
+    for name, value, shape in (('center', center, (3,)), ('extent', extent, (1,))):
+        if value.dtype != np.float32 or value.shape != shape:
+            raise ValueError(f'{name} is {value.dtype} {value.shape}, expected float32 {shape}')
+    _check_coordinates('center', center)
+    if not float(extent[0]) > 0:
+        raise ValueError(f'extent is {float(extent[0])}, it must be positive')
+
+
+def _check_short_form(tensors: Mapping[str, NDArray[Any]], config: LandmarkConfig) -> None:
+    short = ShortForm.from_tensors(tensors)
+    short.check(config.descriptor_dim, config.short_keys)
+    _check_count(len(short.codes), config)
+    _check_coordinates('points', short.points_in_map())
+
+
+def _check_count(count: int, config: LandmarkConfig) -> None:
+    if count < config.num_candidates:
+        raise ValueError(f'{count} landmarks, {config.num_candidates} candidates of a keypoint')
+
+
+def _check_coordinates(name: str, value: NDArray[np.float32]) -> None:
+    if float(np.abs(value).max()) > _MAX_COORDINATE:
+        raise ValueError(f'{name} has coordinates beyond {_MAX_COORDINATE:.0e}')
+
+
+def _check_product_codes(tensors: Mapping[str, NDArray[Any]], config: LandmarkConfig) -> None:
     codebook, codes = tensors['key_codebook'], tensors['key_codes']
     points, covariances = tensors['points'], tensors['covariances']
-    center, extent = tensors['center'], tensors['extent']
     parts = -(-config.descriptor_dim // PART_DIM)
     count = len(points) if points.ndim else 0
     for name, value, dtype, shape in (
         ('key_codes', codes, np.uint8, (count, parts)),
         ('points', points, np.float32, (count, 3)),
         ('covariances', covariances, np.float32, (count, 6)),
-        ('center', center, np.float32, (3,)),
-        ('extent', extent, np.float32, (1,)),
     ):
         if value.dtype != dtype or value.shape != shape:
             raise ValueError(
                 f'{name} is {value.dtype} {value.shape}, expected {np.dtype(dtype)} {shape}'
             )
-    if count < config.num_candidates:
-        raise ValueError(f'{count} landmarks, {config.num_candidates} candidates of a keypoint')
+    _check_count(count, config)
     if (
         codebook.dtype != np.float16
         or codebook.ndim != 3
@@ -63,11 +91,7 @@ def check_landmark_tensors(tensors: Mapping[str, NDArray[Any]], config: Landmark
         raise ValueError(
             f'key_codes names centroid {int(codes.max())} of {codebook.shape[1]} in key_codebook'
         )
-    for name, value in (('points', points), ('center', center)):
-        if float(np.abs(value).max()) > _MAX_COORDINATE:
-            raise ValueError(f'{name} has coordinates beyond {_MAX_COORDINATE:.0e}')
-    if not float(extent[0]) > 0:
-        raise ValueError(f'extent is {float(extent[0])}, it must be positive')
+    _check_coordinates('points', points)
     _check_covariances(covariances.astype(np.float64))
 
 

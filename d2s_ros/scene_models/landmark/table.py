@@ -25,6 +25,7 @@ from d2s_ros.kernels.interface import KeyIndex
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
+from d2s_ros.scene_models.landmark.short_form import ShortForm
 from d2s_ros.scene_models.points import choose_points, point_covariances
 
 
@@ -38,6 +39,7 @@ class LandmarkTable:
         covariances: (M, 3, 3) float32, of the points for a keypoint noise of 1 px.
         center: (3,) and `extent`: where coordinates are centred and scaled for the network.
         codes: What `keys` were decoded from, if they were: how a map keeps them.
+        short: What keys, points and covariances were decoded from, if the map keeps them shorter.
     """
 
     keys: NDArray[np.float32]
@@ -46,6 +48,7 @@ class LandmarkTable:
     center: NDArray[np.float32]
     extent: float
     codes: ProductCodes | None = None
+    short: ShortForm | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,12 +58,39 @@ class LandmarkTable:
         """The keys arranged for search on the CPU."""
         return LandmarkIndex(self.keys)
 
-    def coded(self) -> LandmarkTable:
-        """Return the table as a map keeps it: with keys that product codes can stand for."""
-        if self.codes is not None:
+    def coded(self, short_keys: int = 0) -> LandmarkTable:
+        """Return the table as a map keeps it.
+
+        Args:
+            short_keys: Principal components that stand for a key, with shorter points and
+                covariances; 0: product codes stand for keys, the others stay as they are.
+        """
+        if self.codes is not None or self.short is not None:
             return self
+        if short_keys:
+            short = ShortForm.encode(self.keys, self.points_in_map, self.covariances, short_keys)
+            return self.of_short(short, self.center, self.extent)
         codes = ProductCodes.encode(self.keys)
         return replace(self, keys=codes.decode(), codes=codes)
+
+    @classmethod
+    def of_short(
+        cls, short: ShortForm, center: NDArray[np.float32], extent: float
+    ) -> LandmarkTable:
+        """Decode a table."""
+        points, covariances = short.points_in_map(), short.covariances()
+        return cls(short.keys(), points, covariances, center, extent, short=short)
+
+    def keys_as_kept(self, keys: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return other keys (N, D) for landmarks of this map.
+
+        Product codes lose nothing that matters; short keys do, and training must see it.
+        """
+        return keys if self.short is None else self.short.keys_like(keys)
+
+    def points_as_kept(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return points (N, 3) of the reconstruction where this map has them."""
+        return points if self.short is None else self.short.points_like(points)
 
     def normalized(self, points_in_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return points (..., 3) centred and scaled so that most lie within 1."""
@@ -229,7 +259,7 @@ def find_training_candidates(
         others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
         # A landmark seen by no other image is out of reach.
         others[left <= 0] = -own[left <= 0]
-        index = index.replaced(unique, others.astype(np.float32))
+        index = index.replaced(unique, table.keys_as_kept(others.astype(np.float32)))
     return index.search(features.descriptors, num_candidates)
 
 

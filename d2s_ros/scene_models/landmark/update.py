@@ -32,7 +32,7 @@ def grown_table(
     limit = min(growth.max_landmarks, round(growth.max_factor * len(before)))
     table, statistics = landmarks_of(growth, max(limit, len(before)))
     # Coordinates stay centred as the network learned them.
-    table = replace(table, center=before.center, extent=before.extent).coded()
+    table = replace(table, center=before.center, extent=before.extent).coded(config.short_keys)
     left_out = LeaveOneOut(
         growth.reconstruction, table, statistics, config.num_candidates, growth.calibration_images
     )

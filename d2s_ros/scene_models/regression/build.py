@@ -54,7 +54,9 @@ def budget(name: str, recipe: str, seed: int) -> dict[str, Any]:
         seed=seed,
         augmentation=AugmentationConfig(copies=copies),
     )
-    if recipe != 'paper':
+    if recipe == 'learned':
+        training = learning(training)
+    elif recipe != 'paper':
         training = replace(
             training,
             images_per_step=4,
@@ -68,6 +70,39 @@ def budget(name: str, recipe: str, seed: int) -> dict[str, Any]:
             center_targets=True,
         )
     return {'regression_training': training, 'max_images': max_images}
+
+
+def shape_of(
+    config: RegressionConfig, training: RegressionTrainingConfig, dim: int
+) -> RegressionConfig:
+    """Return the shape of a network for descriptors of length `dim` and a start of its weights."""
+    if training.start == 'he':
+        # Numbers of a unit vector are small; the weights expect them to be about one.
+        return replace(config, descriptor_dim=dim, input_scale=dim**0.5)
+    return replace(config, descriptor_dim=dim)
+
+
+def learning(training: RegressionTrainingConfig) -> RegressionTrainingConfig:
+    """Return what differs for a network that begins with random weights and has to learn."""
+    return replace(
+        training,
+        start='he',
+        images_per_step=4,
+        keypoints_per_image=256,
+        labelled_share=0.7,
+        learning_rate=8e-4,
+        schedule='one_cycle',
+        distance='linear_pixels',
+        scale_first_px=50.0,
+        scale_px=1.0,
+        track_mixing=0.5,
+        descriptor_noise=0.15,
+        average=0.98,
+        alpha_u=10.0,
+        alpha_r=0.0,
+        center_targets=True,
+        clip_norm=0.0,
+    )
 
 
 def train(context: BuildContext) -> tuple[D2SNetwork, dict[str, Any]]:
@@ -93,7 +128,7 @@ def train(context: BuildContext) -> tuple[D2SNetwork, dict[str, Any]]:
             seed=training.seed,
             progress=context.progress,
         )
-    config = replace(options.regression, descriptor_dim=context.extractor.dim)
+    config = shape_of(options.regression, training, context.extractor.dim)
     validation = subsample(context.held_out, MAX_VALIDATION_IMAGES)
     samples = [[originals[index], *views.get(index, [])] for index in train_idx]
     if distributed.world() > 1:

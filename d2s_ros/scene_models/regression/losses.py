@@ -68,6 +68,41 @@ def reprojection_errors(
     return torch.linalg.vector_norm(projected - pixels, dim=-1)
 
 
+def linear_errors(
+    points: Tensor,
+    targets: Tensor,
+    rotations: Tensor,
+    translations: Tensor,
+    intrinsics: Tensor,
+    *,
+    ray_share: float = 0.1,
+) -> Tensor:
+    """Return the distance (B, N) of points from their targets in px, as seen by the camera.
+
+    The projection is taken as linear about the target: an error far from it, or behind the camera,
+    has a gradient that points to the target. Not of the paper.
+
+    Args:
+        points, targets: (B, N, 3) predicted and true coordinates.
+        rotations, translations: (B, 3, 3) and (B, 3) of camera_from_map.
+        intrinsics: (B, 4) fx, fy, cx, cy of the camera without distortion.
+        ray_share: What an error along the ray counts, share of the same error across it.
+    """
+    in_camera = targets @ rotations.transpose(1, 2) + translations[:, None, :]
+    error = (points - targets) @ rotations.transpose(1, 2)
+    # Targets of keypoints without a label may be anywhere; z removes them.
+    depth = in_camera[..., 2:].abs().clamp_min(1e-6)
+    across = error[..., :2] - error[..., 2:] * in_camera[..., :2] / depth
+    across = across / depth * intrinsics[:, None, :2]
+    along = ray_share * error[..., 2:] / depth * intrinsics[:, None, :1]
+    return torch.linalg.vector_norm(torch.cat([across, along], dim=-1), dim=-1)
+
+
+def annealed(progress: float, first: float, last: float) -> float:
+    """Return a value that falls from `first` to `last` by the same share each step."""
+    return float(first * (last / first) ** min(1.0, max(0.0, progress)))
+
+
 def curriculum_tau(t: float, tau_max: float, tau_min: float) -> float:
     """Return tau(t) = sqrt(1 - t^2) tau_max + tau_min in px, t in [0, 1] the training progress."""
     return math.sqrt(max(0.0, 1.0 - t * t)) * tau_max + tau_min

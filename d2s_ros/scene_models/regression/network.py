@@ -22,6 +22,7 @@ class RegressionConfig:
     num_heads: int = option(4, 'Attention heads.', minimum=1, maximum=256)
     hidden: tuple[int, ...] = option((512, 1024, 1024, 512), 'Hidden widths of the shared MLP.')
     beta: float = option(100.0, 'Scale of the reliability, equation (2).', minimum=1e-6)
+    input_scale: float = option(1.0, 'Descriptors are multiplied by it.', minimum=1e-3)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -66,6 +67,8 @@ class D2SNetwork(nn.Module):
             Points in the map (B, N, 3) and the raw reliability output p (B, N).
         """
         x = descriptors
+        if self.config.input_scale != 1.0:
+            x = self.config.input_scale * x
         for layer in self.layers:
             x = layer(x, mask)
         output = self.mlp(x)

@@ -47,6 +47,24 @@ _PASS_BIAS = 1.0
 _CHUNK = 4096
 
 
+def start_from_he(network: D2SNetwork, seed: int) -> None:
+    """Set random weights of the shared MLP that keep the size of what passes through it.
+
+    PyTorch's own shrink it to a sixth, squared, a layer. Biases start at zero. The raw reliability
+    starts near zero: far from it, equation (2) is flat.
+
+    Source: K. He et al., Delving deep into rectifiers, ICCV 2015.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    linears = [module for module in network.mlp if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for linear in linears:
+            scale = (2.0 / linear.in_features) ** 0.5
+            linear.weight.copy_(scale * torch.randn(linear.weight.shape, generator=generator))
+            linear.bias.zero_()
+        linears[-1].weight[3] *= 0.01
+
+
 def start_from_points(network: D2SNetwork, samples: Sequence[RegressionSample]) -> Tensor:
     """Set the weights of a network such that it knows the points that the samples show best.
 

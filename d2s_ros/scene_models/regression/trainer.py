@@ -14,8 +14,10 @@ from d2s_ros import distributed
 from d2s_ros.config import option, validate
 from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
 from d2s_ros.scene_models.regression.losses import (
+    annealed,
     coordinate_loss,
     curriculum_tau,
+    linear_errors,
     log_reprojection_loss,
     reliability_loss,
     reprojection_errors,
@@ -24,7 +26,8 @@ from d2s_ros.scene_models.regression.losses import (
 )
 from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
 from d2s_ros.scene_models.regression.samples import RegressionSample
-from d2s_ros.scene_models.regression.start import start_from_points
+from d2s_ros.scene_models.regression.start import start_from_he, start_from_points
+from d2s_ros.scene_models.regression.track_mixing import TrackDescriptors
 from d2s_ros.scene_models.training_loop import halving, new_network, one_cycle, run_loop
 
 _PER_KEYPOINT = ('descriptors', 'targets', 'z', 'pixels', 'depths')
@@ -44,16 +47,39 @@ class RegressionTrainingConfig:
     )
     start: str = option(
         'random',
-        "Weights before training: random, or such that the network knows the scene's best points.",
-        choices=('random', 'points'),
+        "Weights before training: PyTorch's random ones, random ones of He et al. that keep the "
+        "size of what passes, or such that the network knows the scene's best points.",
+        choices=('random', 'he', 'points'),
     )
     distance: str = option(
         'squared',
-        'Of coordinates in the loss: as published, not squared, or the logarithm of it in px.',
-        choices=('squared', 'plain', 'pixels'),
+        'Of coordinates in the loss: as published, not squared, or the logarithm of it in px, '
+        'projected or linear about the true point.',
+        choices=('squared', 'plain', 'pixels', 'linear_pixels'),
     )
     scale_px: float = option(
         3.0, 'Errors far above it count by their logarithm (pixels).', unit='px', minimum=0.1
+    )
+    scale_first_px: float = option(
+        0.0, 'Its value at the start, from where it falls; 0: constant.', unit='px', minimum=0.0
+    )
+    track_mixing: float = option(
+        0.0,
+        'Share of descriptors that are replaced by another of the same point.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    labelled_share: float = option(
+        0.0,
+        'Share of the keypoints drawn that have a label, if there are so many; 0: as it comes.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    average: float = option(
+        0.0,
+        'What a step keeps of the running mean of weights, which is the result; 0: no mean.',
+        minimum=0.0,
+        maximum=0.99999,
     )
     descriptor_noise: float = option(
         0.0, 'Length of the noise added to descriptors, which are of length 1.', minimum=0.0
@@ -88,6 +114,7 @@ def draw_regression_batch(
     samples: Sequence[Sequence[RegressionSample]],
     config: RegressionTrainingConfig,
     generator: torch.Generator,
+    descriptors_of: TrackDescriptors | None = None,
 ) -> dict[str, Tensor]:
     """Draw random images, each as it is or as one of its augmented views.
 
@@ -95,6 +122,7 @@ def draw_regression_batch(
         samples: For each mapping image, its own sample first and then those of its views.
         config: Options.
         generator: Source of all randomness.
+        descriptors_of: What `track_mixing` draws from.
 
     Returns:
         The fields of `RegressionSample` stacked (B, N, ...), and mask (B, N), False for padding.
@@ -114,7 +142,10 @@ def draw_regression_batch(
     for sample in chosen:
         order = torch.arange(len(sample))
         if 0 < config.keypoints_per_image < len(sample):
-            order = torch.randperm(len(sample), generator=generator)[: config.keypoints_per_image]
+            order = torch.randperm(len(sample), generator=generator)
+            if config.labelled_share:
+                order = _labelled_first(order, sample.z[order] > 0, config)
+            order = order[: config.keypoints_per_image]
         subsets.append(order)
     count = max(len(subset) for subset in subsets)
     batch = {
@@ -130,12 +161,28 @@ def draw_regression_batch(
         batch[name] = torch.stack([getattr(sample, name) for sample in chosen])
     lengths = torch.tensor([len(subset) for subset in subsets])
     batch['mask'] = torch.arange(count)[None, :] < lengths[:, None]
+    if config.track_mixing and descriptors_of is not None:
+        tracks = torch.stack(
+            [
+                _pad(sample.tracks[subset] + 1, count) - 1
+                for sample, subset in zip(chosen, subsets, strict=True)
+            ]
+        )
+        batch['descriptors'] = descriptors_of.mixed(
+            batch['descriptors'], tracks, config.track_mixing, generator
+        )
     if config.descriptor_noise:
         descriptors = batch['descriptors']
         noise = torch.randn(descriptors.shape, generator=generator)
         scale = config.descriptor_noise / descriptors.shape[-1] ** 0.5
         batch['descriptors'] = descriptors + scale * noise
     return batch
+
+
+def _labelled_first(order: Tensor, labelled: Tensor, config: RegressionTrainingConfig) -> Tensor:
+    wanted = round(config.labelled_share * config.keypoints_per_image)
+    first, rest = order[labelled], order[~labelled]
+    return torch.cat([first[:wanted], rest, first[wanted:]])
 
 
 def _pad(values: Tensor, count: int) -> Tensor:
@@ -156,8 +203,21 @@ def paper_loss(
     # Attention without a mask is faster, and exact where nothing is padded.
     points, p = network(batch['descriptors'], None if bool(mask.all()) else mask)
     z = batch['z']
-    if config.distance == 'pixels':
-        loss = log_reprojection_loss(_errors_px(points, batch, config), z, config.scale_px)
+    if config.distance in ('pixels', 'linear_pixels'):
+        scale = config.scale_px
+        if config.scale_first_px:
+            scale = annealed((step + 1) / config.steps, config.scale_first_px, scale)
+        if config.distance == 'pixels':
+            errors = _errors_px(points, batch, config)
+        else:
+            errors = linear_errors(
+                points,
+                batch['targets'],
+                batch['rotation'],
+                batch['translation'],
+                batch['intrinsics'],
+            )
+        loss = log_reprojection_loss(errors, z, scale)
     else:
         squared = config.distance == 'squared'
         loss = coordinate_loss(points, batch['targets'], z, squared=squared)
@@ -226,6 +286,13 @@ def train_regression_network(
         samples = [[sample.labelled_only(known) for sample in variants] for variants in samples]
         held_out = [sample.labelled_only(known) for sample in held_out]
         figures['known_points'] = len(known)
+    if config.start == 'he' and initial is None:
+        start_from_he(network, config.seed)
+    descriptors_of = None
+    if config.track_mixing and samples:
+        descriptors_of = TrackDescriptors.of(
+            [sample for variants in samples for sample in variants]
+        )
     network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     share = halving if config.schedule == 'halving' else one_cycle
@@ -235,7 +302,7 @@ def train_regression_network(
     own = distributed.share_of(config.images_per_step, equal=True)
 
     def loss_of_step(step: int) -> Tensor:
-        batch = draw_regression_batch(samples, config, generator)
+        batch = draw_regression_batch(samples, config, generator, descriptors_of)
         batch = {name: value[own].to(device) for name, value in batch.items()}
         return paper_loss(network, batch, config, step)
 
@@ -252,6 +319,7 @@ def train_regression_network(
         loss_of_step,
         config if samples else replace(config, steps=0),
         clip_norm=config.clip_norm,
+        average=config.average,
         checkpoint=checkpoint,
         progress=progress,
         on_step=on_step,
