@@ -99,6 +99,8 @@ setup(
     extras_require={
         # `d2s build-map`, `d2s update-map`; no wheels for ARM: build on a PC, copy the map.
         'mapping': ['pycolmap>=3.12'],
+        # Videos (.mp4 and others) as input.
+        'video': ['av>=12'],
         # `d2s simulate` and `d2s demo` take their textures from the photographs in these.
         'simulation': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
         # `d2s export`; where onnxruntime-gpu is wanted, install it instead of onnxruntime.

@@ -56,7 +56,7 @@ def build_map(
     """Build a map from a log and make it the live version of a map folder.
 
     Args:
-        source: rosbag2 folder or file, folder with a COLMAP model, or folder of images.
+        source: rosbag2 folder or file, video, folder with a COLMAP model, or folder of images.
         map_path: Map folder, new or existing.
         budget: 'quick', 'standard' or 'full'.
         features: Name of the local features, such as 'rootsift' or 'superpoint'; None takes the
@@ -80,7 +80,9 @@ def build_map(
     from d2s_ros.map_building.config import budget as budget_of
 
     options = LogOptions(calibration=None if calibration is None else os.fspath(calibration))
-    opened = open_source(source, poses=poses, image_list=image_list, options=options)
+    opened = open_source(
+        source, poses=poses, image_list=image_list, options=options, for_mapping=True
+    )
     chosen = None if features is None else FeatureConfig(name=features)
     config = budget_of(budget, features=chosen)
     return pipeline.build_map(opened, os.fspath(map_path), config, device=device, progress=progress)

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )
-    source = open_input(args, poses=args.poses, pose_topic=args.pose_topic)
+    source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
     result = build_map(
         source,
         args.map,

@@ -20,8 +20,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         'input',
         type=user_path,
         metavar='INPUT',
-        help='rosbag2 (folder, .mcap or .db3), folder with images/ and a COLMAP text model, or '
-        'folder of images with a calibration file',
+        help='rosbag2 (folder, .mcap or .db3), video (.mp4 and others), folder with images/ and a '
+        'COLMAP text model, or folder of images with a calibration file',
     )
     add_source_options(parser)
 
@@ -113,6 +113,7 @@ def open_input(
     poses: str | None = None,
     pose_topic: str | None = None,
     want_poses: bool = True,
+    for_mapping: bool = False,
 ) -> FrameSource:
     """Open INPUT as the arguments say."""
     from d2s_ros.data.sources import open_source
@@ -125,4 +126,5 @@ def open_input(
         options=log_options(args),
         partial=args.partial,
         want_poses=want_poses,
+        for_mapping=for_mapping,
     )

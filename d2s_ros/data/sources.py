@@ -17,6 +17,7 @@ from d2s_ros.data.colmap_model import ColmapSource, find_colmap_model
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.data.image_folder import ImageFolderSource, list_images, read_calibration
 from d2s_ros.data.tum import data_lines
+from d2s_ros.data.video import VideoSource, is_video_file
 from d2s_ros.errors import InputError, UsageError
 
 
@@ -45,17 +46,19 @@ def open_source(
     options: LogOptions | None = None,
     partial: bool = False,
     want_poses: bool = True,
+    for_mapping: bool = False,
 ) -> FrameSource:
-    """Open a rosbag2 log, a folder with a COLMAP model, or a folder of images.
+    """Open a rosbag2 log, a video, a folder with a COLMAP model, or a folder of images.
 
     Args:
-        path: Folder, or a single .mcap or .db3 file (also .zstd); ~ is the home folder.
+        path: Folder, a single .mcap or .db3 file (also .zstd), or a video; ~ is the home folder.
         image_list: Text file with the names of the images to use, one per line (folders only).
         poses: TUM file of map_from_camera (or lines by image name, for folders).
         pose_topic: Topic of the poses of a log; see `find_poses` for None.
         options: Topics and calibration.
         partial: Read what is there of a log that is cut off.
         want_poses: Look for poses in a log; localizing needs none.
+        for_mapping: Of a video, take the frames that a map is made of: sharp and well spaced.
 
     Raises:
         InputError: nothing usable at `path`, or the input is broken.
@@ -68,6 +71,8 @@ def open_source(
         require_regular(root)
     options = options or LogOptions()
     names = None if image_list is None else read_image_list(image_list)
+    if root.is_file() and is_video_file(root):
+        return _open_video(root, names, poses, pose_topic, options, partial, for_mapping)
     is_log = (
         root.is_file()
         or (root / 'metadata.yaml').is_file()
@@ -76,8 +81,8 @@ def open_source(
     if is_log:
         if root.is_file() and not is_storage_file(root) and not is_ros1(root):
             raise InputError(
-                f'{path} is neither a rosbag2 file (.mcap, .db3) nor a folder; give a log or a '
-                f'folder of images'
+                f'{path} is neither a rosbag2 file (.mcap, .db3), nor a video, nor a folder; give '
+                f'a log, a video or a folder of images'
             )
         if names is not None:
             raise UsageError('an image list selects images of a folder, not of a log')
@@ -106,6 +111,26 @@ def open_source(
             f'{path} holds no log (metadata.yaml, .mcap, .db3) and no .jpg or .png images{hint}'
         )
     return ImageFolderSource(root, options.calibration, poses, names)
+
+
+def _open_video(
+    path: Path,
+    names: list[str] | None,
+    poses: str | os.PathLike[str] | None,
+    pose_topic: str | None,
+    options: LogOptions,
+    partial: bool,
+    for_mapping: bool,
+) -> VideoSource:
+    """Open a video as `open_source` was asked to."""
+    if options.image_topic or options.camera_info_topic or pose_topic:
+        raise UsageError(f'{path} is a video: it has no topics to choose')
+    if names is not None:
+        raise UsageError('an image list selects images of a folder, not frames of a video')
+    if options.rectified:
+        raise UsageError('--rectified is for logs; give a video the calibration of its pictures')
+    camera = None if options.calibration is None else read_calibration(options.calibration)
+    return VideoSource(path, camera, poses, choose=for_mapping, partial=partial)
 
 
 def read_image_list(path: str | os.PathLike[str]) -> list[str]:
