@@ -1,7 +1,7 @@
 """The network of the D2S paper: error against training time, and two tables of the paper.
 
     python benchmarks/paper_network.py DATA --work FOLDER [--scenes fountain-P11 castle-P30 fox]
-        [--steps N] [--rows ...] [--piece-minutes M] [--json OUT.json]
+        [--steps N] [--rows ...] [--piece-minutes M] [--record NAME]
 
 DATA is as of accuracy.py. Features and points of each scene are made once and kept in FOLDER. Every
 row trains a network of its own and asks all queries of the scene: at the start and whenever another
@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ from typing import Any
 
 # First: it decides how threads wait, before any is started.
 from accuracy import Scene, finite, real_scenes
+from records import write_record
 
 import numpy as np
 import torch
@@ -240,30 +239,37 @@ def train_row(
     }
 
 
-def print_tables(rows: Sequence[dict[str, Any]]) -> None:
-    """Print what was kept of each row, and the error against training time."""
-    print(
+def tables_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return what was kept of each row, and the error against training time."""
+    kept_rows = [
         '| scene | row | placed | median, worst of depth | median, worst [deg] | '
-        'coordinates [px] | keypoints used | pose [ms] | kept of step | training [CPU s] |'
-    )
-    print('|' + 10 * '---|')
+        'coordinates [px] | keypoints used | pose [ms] | kept of step | training [CPU s] |',
+        '|' + 10 * '---|',
+    ]
     for row in rows:
         kept = row['kept']
-        print(
+        kept_rows.append(
             f'| {row["scene"]} | {row["row"]} | {errors_of(kept)} | '
-            f'{kept["coordinates_px"]:.2f} | {kept["keypoints_used"]:.0f} | '
-            f'{kept["pose_ms"]:.1f} | {row["training"]["best_step"]} of {row["steps"]} | '
+            f'{number(kept["coordinates_px"], 2)} | {number(kept["keypoints_used"], 0)} | '
+            f'{number(kept["pose_ms"], 1)} | {row["training"]["best_step"]} of {row["steps"]} | '
             f'{row["curve"][-1]["cpu_seconds"]:.0f} |'
         )
-    print()
-    print('| scene | row | step | CPU s | placed | median, worst of depth | median, worst [deg] |')
-    print('|' + 7 * '---|')
+    curves = [
+        '| scene | row | step | CPU s | placed | median, worst of depth | median, worst [deg] |',
+        '|' + 7 * '---|',
+    ]
     for row in rows:
         for point in row['curve']:
-            print(
+            curves.append(
                 f'| {row["scene"]} | {row["row"]} | {point["step"]} | '
                 f'{point["cpu_seconds"]:.1f} | {errors_of(point)} |'
             )
+    return {'rows': kept_rows, 'curves': curves}
+
+
+def number(value: float | None, digits: int) -> str:
+    """Return a number, "none" where there is none."""
+    return 'none' if value is None or not np.isfinite(value) else f'{value:.{digits}f}'
 
 
 def errors_of(figures: dict[str, Any]) -> str:
@@ -272,13 +278,10 @@ def errors_of(figures: dict[str, Any]) -> str:
     def percent(value: float | None) -> str:
         return 'none' if value is None or not np.isfinite(value) else f'{100 * value:.2f} %'
 
-    def degrees(value: float | None) -> str:
-        return 'none' if value is None or not np.isfinite(value) else f'{value:.2f}'
-
     return (
         f'{figures["placed"]}/{figures["queries"]} | '
         f'{percent(figures["median_share_of_depth"])}, {percent(figures["max_share_of_depth"])} | '
-        f'{degrees(figures["median_deg"])}, {degrees(figures["max_deg"])}'
+        f'{number(figures["median_deg"], 2)}, {number(figures["max_deg"], 2)}'
     )
 
 
@@ -297,27 +300,14 @@ def main() -> int:
     parser.add_argument('--evaluations', type=int, default=4, help='after so many parts of a run')
     parser.add_argument('--features', choices=('rootsift', 'superpoint'), default='superpoint')
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
+    started = time.time()
     torch.set_num_threads(args.threads)
     features = FeatureConfig(name=args.features)
     extractor = create_extractor(features)
     config = budget('standard', features=features, recipe='paper')
-    commit = subprocess.run(
-        ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    keypoints = '' if args.keypoints is None else f'--keypoints {args.keypoints} '
-    document: dict[str, Any] = {
-        'command': 'python benchmarks/paper_network.py DATA --work FOLDER '
-        f'--features {args.features} --scenes {" ".join(args.scenes)} '
-        f'--rows {" ".join(args.rows)} --steps {args.steps} '
-        f'{keypoints}--evaluations {args.evaluations} '
-        f'--threads {args.threads}',
-        'commit': commit,
-        'machine': f'{platform.machine()}, {args.threads} threads, torch {torch.__version__}',
-        'rows': [],
-    }
-    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
     for scene in real_scenes(args.data, args.scenes):
         if scene.name not in args.scenes:
             continue
@@ -333,13 +323,13 @@ def main() -> int:
             except PieceEndError as piece:
                 print(piece)
                 return 3
-            document['rows'].append({**row, 'steps': args.steps})
+            rows.append(finite({**row, 'steps': args.steps, 'threads': args.threads}))
             print(f'{scene.name} {name}: {json.dumps(finite(row["kept"]))}', flush=True)
-            document['seconds'] = round(time.monotonic() - began)
-            if args.json:
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps(finite(document), indent=1) + '\n')
-    print_tables(document['rows'])
+            if args.record:
+                # After each row: a run takes hours.
+                write_record(args.record, rows, started, tables=tables_of(rows))
+    for lines in tables_of(rows).values():
+        print('\n' + '\n'.join(lines))
     return 0
 
 
