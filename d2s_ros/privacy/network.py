@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 #: Of the rectifiers for what is negative.
 _SLOPE = 0.1
 
