@@ -34,9 +34,9 @@ from d2s_ros.simulation.simulate import simulate_log
 #: Scenes that the attacker has photographed.
 OWN = ('castle-P30', 'fountain-P11', 'lund_door', 'redkitchen')
 #: Kinds of maps.
-HEADS = ('landmark',)
+HEADS = ('landmark', 'labels')
 #: Small enough for a busy core: a network of 0.24 M numbers, half a minute for a kind of content.
-CONFIG = AttackConfig(size=128, width=16, steps=120, photographs=6, own_photographs=12)
+CONFIG = AttackConfig(size=128, width=16, steps=150, photographs=6, own_photographs=12)
 BUILDING = SimulationConfig(frames=40, trajectory='lawnmower', width=480, height=360)
 
 

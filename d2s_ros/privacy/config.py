@@ -22,7 +22,7 @@ class AttackConfig:
         minimum=0.0,
     )
     pictures_per_step: int = option(4, 'Pictures of a training step.', minimum=1)
-    learning_rate: float = option(2e-3, 'Peak learning rate (Adam).', minimum=1e-6, maximum=1.0)
+    learning_rate: float = option(3e-3, 'Peak learning rate (Adam).', minimum=1e-6, maximum=1.0)
     width: int = option(32, 'Channels of the networks at their finest.', minimum=4, maximum=256)
     photographs: int = option(12, 'Photographs of the place that are compared.', minimum=1)
     own_photographs: int = option(

@@ -13,14 +13,19 @@ from d2s_ros.privacy.contents import (
     RawDescriptors,
     UpdateData,
 )
+from d2s_ros.privacy.label_contents import DenseFeatures, LabelReader, Labels
+from d2s_ros.scene_models.labels.model import LabelModel
 from d2s_ros.scene_models.landmark.model import LandmarkModel
 
 #: Word on the command line to what it stands for.
 _KINDS = {
     'depth': 'points without attributes, the floor',
     'keys': 'keys of landmarks',
+    'labels': 'labels of all levels',
+    'finest': 'labels of the finest level alone, as SegLoc is attacked',
     'update': 'update data',
-    'raw': 'descriptors of the photographs themselves, the ceiling',
+    'raw': 'descriptors of the photographs themselves, the ceiling of keys',
+    'dense': 'dense features of the photographs themselves, the ceiling of labels',
 }
 
 
@@ -45,10 +50,27 @@ def _of_landmarks(
     return found
 
 
+def _of_labels(
+    scene_map: SceneMap, update: UpdateData | None, device: str
+) -> dict[str, Callable[[], Content]]:
+    model = scene_map.model
+    assert isinstance(model, LabelModel)
+    reader = LabelReader(model, device)
+    found: dict[str, Callable[[], Content]] = {
+        'depth': DepthOnly,
+        'labels': lambda: Labels(reader),
+        'finest': lambda: Labels(reader, finest=True),
+    }
+    if update is not None:
+        found['update'] = lambda: update
+    found['dense'] = lambda: DenseFeatures(reader)
+    return found
+
+
 #: By the name of the scene model.
 _CONTENTS: dict[
     str, Callable[[SceneMap, UpdateData | None, str], dict[str, Callable[[], Content]]]
-] = {'landmark': _of_landmarks}
+] = {'landmark': _of_landmarks, 'labels': _of_labels}
 
 
 def contents_of(
