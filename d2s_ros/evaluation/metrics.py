@@ -133,3 +133,24 @@ def evaluate_trajectory(
             'no stamp of the trajectory is in the truth; are both of the same log and in seconds?'
         )
     return metrics_from_errors(errors, len(truth), len(estimate) - len(errors))
+
+
+def rate_bound(count: int, total: int, confidence: float = 0.95) -> float:
+    """Return the largest rate that so few events leave possible (Clopper and Pearson, one-sided).
+
+    Args:
+        count: Events seen, such as false accepts.
+        total: Trials.
+        confidence: That the true rate is not larger.
+    """
+    if count >= total:
+        return 1.0
+    seen = np.arange(count + 1)
+    steps = np.concatenate([[0.0], np.cumsum(np.log((total - seen[:-1]) / (seen[:-1] + 1)))])
+    low, high = count / total, 1.0
+    for _ in range(60):
+        rate = 0.5 * (low + high)
+        # So few or fewer, at this rate.
+        logs = steps + seen * np.log(rate) + (total - seen) * np.log1p(-rate)
+        low, high = (rate, high) if np.exp(logs).sum() > 1 - confidence else (low, rate)
+    return float(high)

@@ -9,7 +9,7 @@ import pytest
 
 from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError
-from d2s_ros.evaluation.metrics import evaluate_trajectory, metrics_from_errors
+from d2s_ros.evaluation.metrics import evaluate_trajectory, metrics_from_errors, rate_bound
 from d2s_ros.evaluation.run import localize_log, summarise
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
@@ -112,3 +112,14 @@ def test_summary_by_hand():
     assert summary['median_inlier_share'] == pytest.approx(0.7)
     assert summary['latency_ms']['total'] == {'median': 20.0, 'p95': 29.0}
     assert summary['refused'] == {}
+
+
+def test_the_bound_of_a_rate_is_where_so_few_events_are_improbable():
+    # Nothing in n trials: (1 - rate)^n is 5 %.
+    assert np.isclose(rate_bound(0, 3475), 1 - 0.05 ** (1 / 3475), rtol=1e-6)
+    assert rate_bound(0, 30_000) < 1.0e-4 < rate_bound(0, 29_000)
+    # Of a table of Clopper and Pearson.
+    assert np.isclose(rate_bound(1, 100), 0.0466, atol=1e-4)
+    assert np.isclose(rate_bound(5, 10), 0.7776, atol=1e-4)
+    assert rate_bound(10, 10) == 1.0
+    assert rate_bound(3, 100, 0.99) > rate_bound(3, 100)

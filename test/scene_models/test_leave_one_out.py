@@ -125,3 +125,79 @@ def test_landmarks_of_one_point_move_together(scene):
     np.testing.assert_allclose(
         left.points_in_map[one], expected.points_in_map[whole.landmark_of_point[0]], atol=1e-5
     )
+
+
+@pytest.fixture(scope='module')
+def walk():
+    """Return seven images along a wall of 90 points: each shows 30, 20 of them as the last one."""
+    rng = np.random.default_rng(6)
+    points = np.stack([np.arange(90) / 10, rng.uniform(-1, 1, 90), rng.uniform(4, 5, 90)], axis=1)
+    # As those of RootSIFT, none is opposite to another.
+    clean = np.abs(rng.normal(size=(90, 16)))
+    images = []
+    for number in range(7):
+        pose = RigidTransform(np.eye(3), np.array([number + 1.5, 0.1 * number % 3, 0.0]))
+        seen = np.arange(10 * number, 10 * number + 30)
+        descriptors = np.abs(clean[seen] + rng.normal(scale=0.2, size=(30, 16)))
+        descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+        pixel = CAMERA.project(pose.inverse().apply(points[seen])) + rng.normal(0, 0.3, (30, 2))
+        features = LocalFeatures(
+            pixel.astype(np.float32),
+            np.ones(30, np.float32),
+            descriptors.astype(np.float32),
+            (640, 480),
+            np.ones(30, np.float32),
+        )
+        images.append(MappedImage('', 0, CAMERA, pose, features, pixel, seen))
+    lengths = np.bincount(np.concatenate([image.point_idx for image in images]), minlength=90)
+    return Reconstruction(images, points, np.zeros(90), lengths, True)
+
+
+def test_a_new_view_is_one_whose_neighbours_are_left_out(walk):
+    table, statistics = build_landmarks(walk, max_landmarks=100)
+    left_out = LeaveOneOut(walk, table, statistics, 6, shares_left=(1.0, 0.6, 0.3))
+    chosen = [left_out.neighbours(index) for index in range(7)]
+    # In turns: the image alone, and until 60 and 30 % of its landmarks are seen by others.
+    assert chosen[0] == chosen[3] == chosen[6] == ()
+    assert sorted(chosen[4]) == [2, 3, 5]
+    assert len(chosen[5]) > len(chosen[1]) > 0
+    for index, share in ((1, 0.6), (2, 0.3), (4, 0.6), (5, 0.3)):
+        own = walk.images[index].point_idx
+
+        def seen_by_others(
+            without: tuple[int, ...], own: np.ndarray = own, index: int = index
+        ) -> int:
+            others = [
+                image.point_idx
+                for other, image in enumerate(walk.images)
+                if other != index and other not in without
+            ]
+            return int(np.isin(own, np.concatenate(others)).sum())
+
+        assert seen_by_others(chosen[index]) <= share * seen_by_others(())
+        assert seen_by_others(chosen[index][:-1]) > share * seen_by_others(())
+
+
+def test_a_new_view_finds_what_a_map_without_its_neighbours_shows(walk):
+    table, statistics = build_landmarks(walk, max_landmarks=100)
+    left_out = LeaveOneOut(walk, table, statistics, 6, shares_left=(1.0, 0.6, 0.3))
+    others = [i for i in range(7) if i != 4 and i not in left_out.neighbours(4)]
+    keys = np.zeros((90, 16))
+    for index in others:
+        np.add.at(keys, walk.images[index].point_idx, walk.images[index].features.descriptors)
+    image = walk.images[4]
+    norms = np.linalg.norm(keys, axis=1)
+    cosines = image.features.descriptors @ (keys / np.maximum(norms, 1e-9)[:, None]).T
+    cosines[:, norms == 0] = -1.0
+    found = left_out.nearest(4)
+    np.testing.assert_allclose(found.similarity[:, 0], cosines.max(axis=1), atol=1e-5)
+    alone = LeaveOneOut(walk, table, statistics, 6)
+    assert alone.neighbours(4) == ()
+    assert alone.nearest(4).similarity[:, 0].mean() > found.similarity[:, 0].mean()
+    left, gone = left_out.without(4)
+    counts = np.bincount(
+        np.concatenate([walk.images[index].point_idx for index in others]), minlength=90
+    )
+    np.testing.assert_array_equal(gone, (counts < 2) & (counts < walk.track_lengths))
+    again = np.trace(left.covariances, axis1=1, axis2=2)
+    assert (again >= np.trace(table.covariances, axis1=1, axis2=2) * 0.999).all()
