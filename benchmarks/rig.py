@@ -61,7 +61,7 @@ class Frames(list[Frame]):
 
 def base_config(seed: int) -> SimulationConfig:
     """Return the simulated building of a seed, as it is mapped."""
-    return SimulationConfig(seed=seed, frames=32, width=480, height=360)
+    return SimulationConfig(seed=seed, frames=24, width=480, height=360)
 
 
 def scene_of(seed: int, moments: int, work: Path) -> tuple[Path, list[list[Frame]]]:

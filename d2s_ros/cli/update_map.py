@@ -115,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
     print(f'{args.map}: {result.verdict.replace("_", " ")}; live version {result.version}')
     for reason in result.reasons:
         print(f'  {reason}')
+    if result.changes is not None:
+        for sentence in result.changes.sentences():
+            print(sentence)
+        if result.picture is not None:
+            print(f'picture: {result.picture}')
     if result.verdict == 'nothing_usable':
         raise NothingLocalizedError('no frame of the logs could be used; the map is unchanged')
     return 0

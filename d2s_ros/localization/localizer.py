@@ -169,7 +169,7 @@ class Localizer:
         refused: dict[str, LocalizationResult] = {}
         taken: dict[str, _Taken] = {}
         seen: list[CameraOnRig] = []
-        features_ms, started = 0.0, time.perf_counter()
+        started = time.perf_counter()
         for shot in shots:
             one = self._extract(shot.image, shot.camera, budget)
             if isinstance(one, _Taken):

@@ -19,6 +19,7 @@ from d2s_ros.map_update.growth_matching import (
     select_growth_pairs,
 )
 from d2s_ros.map_update.label_database import LabelledFrame
+from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.point_upkeep import find_forgotten, split_prototypes, usefulness
 from d2s_ros.maps.update_data import MappingData
 from d2s_ros.reconstruction.reconstruction import (
@@ -41,6 +42,7 @@ class GrownMap:
         logs: Name of the log of each image; '' for the first mapping.
         priority: (P,) usefulness of a point as a landmark; negative for forgotten ones.
         figures: Counts of what happened.
+        changes: What the logs say of the place.
     """
 
     reconstruction: Reconstruction
@@ -48,6 +50,7 @@ class GrownMap:
     logs: list[str]
     priority: NDArray[np.float64]
     figures: dict[str, int]
+    changes: PlaceChanges
 
 
 def grow(
@@ -106,6 +109,14 @@ def grow(
     figures['points_added'] = len(points) - len(data.points_in_map)
     forgotten = find_forgotten(images, logs, points, len(data.points_in_map), config)
     figures['points_forgotten'] = int(forgotten.sum())
+    # One log that misses a point says that something changed, not that it is gone for good.
+    soon = replace(config, forget_min_logs=1, forget_min_frames=3, forget_chance=0.01)
+    missed = forgotten | find_forgotten(images, logs, points, len(data.points_in_map), soon)
+    old_points = np.arange(len(points)) < len(data.points_in_map)
+    changes = PlaceChanges(
+        points[old_points], missed[old_points], int(forgotten.sum()), points[~old_points]
+    )
+    figures['points_lost'] = int(missed.sum())
     for image in images:
         # Without observations they do not come back with the next update either.
         gone = (image.point_idx >= 0) & forgotten[image.point_idx]
@@ -116,7 +127,7 @@ def grow(
     reconstruction = make_reconstruction(images, points, data.metric)
     priority = usefulness(images, logs, len(points))
     priority[forgotten | (reconstruction.track_lengths == 0)] = -1.0
-    return GrownMap(reconstruction, len(old), logs, priority, figures)
+    return GrownMap(reconstruction, len(old), logs, priority, figures, changes)
 
 
 def as_mapping_data(data: MappingData, grown: GrownMap) -> MappingData:

@@ -35,10 +35,11 @@ from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
+from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.promotion import PromotionDecision
 from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.map_update.result import UpdateResult
-from d2s_ros.maps.files import UPDATES_FOLDER
+from d2s_ros.maps.files import CHANGES_FILE, UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import MappingData
@@ -186,6 +187,8 @@ class _Run:
             status,
             show_progress,
         )
+        self.changes: PlaceChanges | None = None
+        self.picture: Path | None = None
         self.used_logs: list[dict[str, Any]] = []
         self.bad_logs: list[dict[str, Any]] = []
 
@@ -241,6 +244,9 @@ class _Run:
         decision, candidate, update_data = propose_candidate(
             context, grown, used, compared, results, figures
         )
+        if grown is not None:
+            self.changes = grown.changes.moved(self.origin)
+            figures['changes'] = self.changes.to_report()
         figures['seconds'] = dict(status.seconds)
         manifest = replace(
             candidate.manifest,
@@ -278,6 +284,9 @@ class _Run:
             )
         live = decision.promote and not suggest
         written = self.store.write(replace(candidate, manifest=manifest), update_data, promote=live)
+        if self.changes is not None and written.path is not None:
+            self.picture = written.path / CHANGES_FILE
+            self.picture.write_bytes(self.changes.picture())
         verdict = 'promoted' if live else 'suggested' if decision.promote else 'refused'
         return self._result(
             verdict,
@@ -372,6 +381,8 @@ class _Run:
             figures,
             frames,
             poses,
+            self.changes,
+            self.picture,
         )
 
 

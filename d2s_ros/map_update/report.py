@@ -60,6 +60,22 @@ def report_html(result: UpdateResult, title: str) -> str:
     ]
     if result.decision is not None:
         parts += ['<h2>Before and after</h2>', _comparison(result.decision.metrics)]
+    if result.changes is not None:
+        regions = [
+            (
+                ', '.join(f'{value:.1f}' for value in region.center),
+                region.known,
+                region.lost,
+                region.new,
+            )
+            for region in result.changes.regions()
+        ]
+        parts += [
+            '<h2>What changed in the place</h2>',
+            f'<p>{html.escape(result.changes.sentences()[0])}</p>',
+            _table(('around x, y, z', 'points before', 'lost', 'new'), regions),
+            _image(result.changes.picture()),
+        ]
     parts += ['<h2>Where the frames are</h2>', _image(_trajectory_plot(result))]
     numbers = [
         (name.replace('_', ' '), value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.map_update.keyframes import FrameRecord
 from d2s_ros.map_update.label_database import LabelledFrame
+from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.promotion import PromotionDecision
 
 
@@ -28,6 +30,8 @@ class UpdateResult:
         figures: Counts and seconds.
         frames: Labelled keyframes, for reports.
         old_poses: (I, 7) TUM poses of the old mapping images, for reports.
+        changes: What changed in the place; None where nothing was learned of it.
+        picture: File of the picture of it; None where none was written.
     """
 
     verdict: str
@@ -39,3 +43,5 @@ class UpdateResult:
     figures: dict[str, Any]
     frames: list[LabelledFrame] = field(default_factory=list)
     old_poses: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 7)))
+    changes: PlaceChanges | None = None
+    picture: Path | None = None

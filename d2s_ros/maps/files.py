@@ -6,6 +6,7 @@ Layout of a map folder, see docs/reference/map_format.md:
     MAP/versions/0001/manifest.json
     MAP/versions/0001/localization.safetensors
     MAP/versions/0001/update.safetensors   (optional: `d2s map strip` deletes it)
+    MAP/versions/0001/changes.png          (of updates: what changed in the place)
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ LOCALIZATION_FILE = 'localization.safetensors'
 UPDATE_FILE = 'update.safetensors'
 MANIFEST_FILE = 'manifest.json'
 CURRENT_FILE = 'current'
+#: The picture of what an update found changed; of no use to the map.
+CHANGES_FILE = 'changes.png'
 #: What map updates remember about a map, beside its versions.
 UPDATES_FOLDER = '.updates'
 LOCK_FILE = '.lock'

@@ -13,6 +13,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Float32
 from std_srvs.srv import Trigger
 
 from d2s_ros.errors import D2SError
@@ -64,6 +65,7 @@ class MapUpdaterNode(Node):
         self._published: dict[str, Any] = {}
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._status = self.create_publisher(DiagnosticArray, 'd2s/update_status', _LATCHED)
+        self._progress = self.create_publisher(Float32, 'd2s/update_progress', _LATCHED)
         for name, callback in (
             ('d2s/update_map', self._on_update),
             ('d2s/cancel_update', self._on_cancel),
@@ -220,6 +222,7 @@ class MapUpdaterNode(Node):
         )
         array.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(array)
+        self._progress.publish(Float32(data=float(status.get('percent', 0.0)) / 100.0))
 
     def begin(self) -> bool:
         """Return that the node waits for calls from the start."""

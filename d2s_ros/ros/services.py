@@ -7,7 +7,7 @@ from typing import Any
 
 from rclpy.node import Node
 from rclpy.task import Future
-from std_srvs.srv import Trigger
+from std_srvs.srv import Empty, Trigger
 
 from d2s_ros.ros.frame_pipeline import FrameOutcome
 from d2s_ros.ros.map_keeper import MapKeeper
@@ -49,6 +49,10 @@ class LocalizerServices:
                 ('~/localize_once', self._on_localize_once),
             )
         ]
+        # As amcl has it, so that Nav2's behaviour trees can call it.
+        self._services.append(
+            node.create_service(Empty, 'reinitialize_global_localization', self._on_nav2)
+        )
 
     def _on_reload(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._keeper.reload()
@@ -64,6 +68,10 @@ class LocalizerServices:
     ) -> Trigger.Response:
         self._forget()
         response.success, response.message = True, 'the next image is localized without memory'
+        return response
+
+    def _on_nav2(self, request: Empty.Request, response: Empty.Response) -> Empty.Response:
+        self._forget()
         return response
 
     async def _on_localize_once(

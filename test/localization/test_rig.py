@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -18,11 +16,10 @@ from d2s_ros.localization import ransac
 from d2s_ros.localization.localizer import Localizer, RigShot
 from d2s_ros.localization.pose_solver import PoseSolverConfig, minimise, residuals_of
 from d2s_ros.localization.ransac import CameraOfRig, RansacConfig, find_rig_pose
-from d2s_ros.localization.result import CameraShare, Disagreement, LocalizationStatus
+from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.localization.rig_solver import RigResiduals
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import base_from_camera, rendered_frames
-from d2s_ros.tracking.extrinsic_watch import ExtrinsicWatch
 
 CAMERA = Camera('pinhole', 640, 480, 460.0, 460.0, 320.0, 240.0)
 PLACES = (
@@ -202,25 +199,3 @@ def test_a_wrong_extrinsic_is_measured_and_spoils_no_pose(localizer, moments):
             assert metres < 0.05
     assert told
     assert np.median([one.degrees for one in told]) == pytest.approx(4.0, abs=1.0)
-
-
-def test_the_watch_tells_a_transform_that_is_a_little_off(localizer, moments, rng):
-    result = localized(localizer, moments[0])
-    pose = RigidTransform.identity()
-
-    def shown(degrees, noise):
-        turn = np.radians([0, degrees, 0]) + np.radians(noise) * rng.standard_normal(3)
-        moved = RigidTransform(rotation_from_vector(turn), np.zeros(3))
-        share = CameraShare('/left/image_raw', 'used', disagreement=Disagreement(moved, 1.0))
-        return replace(
-            result, status=LocalizationStatus.LOCALIZED, map_from_camera=pose, cameras=(share,)
-        )
-
-    watch = ExtrinsicWatch()
-    assert not any(watch.check(shown(0.0, 0.3)) for _ in range(40))
-    said = [watch.check(shown(1.0, 0.3)) for _ in range(20)]
-    assert '/left/image_raw' in said[-1]
-    degrees = float(said[-1].partition(' degrees')[0].rpartition(' ')[2])
-    assert degrees == pytest.approx(1.0, abs=0.3)
-    watch.reset()
-    assert watch.check(shown(1.0, 0.3)) == ''

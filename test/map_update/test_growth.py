@@ -10,6 +10,7 @@ from map_update.worlds import Room, keyframes, mapping_data
 
 from d2s_ros.map_update.config import GrowthConfig, LabelConfig
 from d2s_ros.map_update.growth import as_mapping_data, grow
+from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.reconstruction.reconstruction import point_groups
 from d2s_ros.scene_models.landmark.leave_one_out import statistics_of
@@ -103,6 +104,41 @@ def test_gone_points_are_forgotten_and_others_kept(room, mapped):
     assert np.allclose(np.linalg.norm(table.keys, axis=1), 1, atol=1e-4)
     for image in grown.reconstruction.images:
         assert not forgotten[image.point_idx[image.point_idx >= 0]].any()
+
+
+def test_what_changed_is_reported_by_region(room, mapped):
+    """A quarter of one end of the room is gone; nothing is taken out of the map yet."""
+    _, renumber = mapped
+    gone = (room.points[:, 0] > 5.0) & (np.arange(len(room.points)) % 4 == 0)
+    points = room.points.copy()
+    points[gone] += 100.0
+    grown, _ = grown_from(mapped, drives(room, [points] * 2))
+    changes = grown.changes
+    assert grown.figures['points_forgotten'] == changes.removed < 15
+    truly_gone = np.zeros(len(changes.known), bool)
+    rows = renumber[np.flatnonzero(gone)]
+    truly_gone[rows[rows >= 0]] = True
+    assert changes.lost.sum() > 30
+    assert truly_gone[changes.lost].mean() > 0.9
+    regions = [region for region in changes.regions() if region.lost > 10]
+    assert regions
+    assert all(region.center[0] > 4.5 for region in regions)
+    assert all(region.lost <= region.known for region in regions)
+    moved = changes.moved([1000.0, 0.0, 0.0])
+    assert moved.regions()[0].center[0] == pytest.approx(changes.regions()[0].center[0] + 1000.0)
+    assert str(int(changes.lost.sum())) in changes.sentences()[0]
+    report = changes.to_report()
+    assert report['lost'] == changes.lost.sum()
+    assert report['regions'][0]['lost'] == changes.regions()[0].lost
+    assert changes.picture().startswith(b'\x89PNG')
+
+
+def test_a_place_of_which_nothing_is_known_has_no_regions():
+    nothing = PlaceChanges(np.zeros((0, 3)), np.zeros(0, bool), 0, np.zeros((0, 3)))
+    assert nothing.regions() == []
+    assert nothing.picture().startswith(b'\x89PNG')
+    same = np.random.default_rng(0).random((100, 3))
+    assert PlaceChanges(same, np.zeros(100, bool), 0, np.zeros((0, 3))).regions() == []
 
 
 @pytest.mark.parametrize('present', [(0, 0), (0, 0, 0, 1)])

@@ -65,6 +65,13 @@ def test_a_log_at_dusk_makes_a_candidate_that_the_gate_judges(logs, map_path):
     assert np.abs(result.old_poses[:, :3] - UTM).max() < 100
     assert candidate.manifest.metrics['update']['reasons'] == list(result.reasons)
     assert len(json.loads(bytes(candidate.load_update_data()['names']))) > 14
+    # What changed in the place, in coordinates of the map, and a picture of it beside the version.
+    assert result.picture == map_path / 'versions' / '0003' / 'changes.png'
+    assert result.picture.read_bytes().startswith(b'\x89PNG')
+    changed = candidate.manifest.metrics['update']['changes']
+    assert changed == result.changes.to_report()
+    assert changed['known'] == len(result.changes.known) > 100
+    assert np.abs(np.median(result.changes.known, axis=0) - UTM).max() < 100
     assert [status['percent'] for status in statuses] == sorted(s['percent'] for s in statuses)
     assert statuses[-1]['verdict'] == result.verdict
     ledger = UpdateLedger(map_path)

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-from d2s_ros.localization.result import Check, LocalizationResult, LocalizationStatus
+from d2s_ros.localization.result import CameraShare, Check, LocalizationResult, LocalizationStatus
 from d2s_ros.ros import debug_view
-from d2s_ros.ros.diagnostics import frame_values
+from d2s_ros.ros.diagnostics import frame_values, key_values
 from d2s_ros.ros.frame_pipeline import FrameOutcome
 
 CHECKS = (
@@ -25,6 +25,25 @@ def test_the_status_has_every_check():
     assert values['check: inliers'] == '25 >= 14'
     assert values['check: spread'] == '0.0717 < 0.09 failed'
     assert values['check: rotation sigma'] == '4.25 > 3 failed'
+
+
+def test_figures_are_plain_numbers():
+    """The unit is in the key, so that programs read the value with float()."""
+    result = LocalizationResult(
+        LocalizationStatus.LOCALIZED,
+        covariance=np.eye(6),
+        num_keypoints=900,
+        num_inliers=80,
+        reprojection_error_px=0.7,
+        latency_ms={'total': 31.0},
+        cameras=(CameraShare('/left/image_raw', 'used', num_reliable=90, num_inliers=40),),
+    )
+    values = frame_values(FrameOutcome(0, 'camera', 'localized', '', result, latency_ms={'a': 1.5}))
+    text = {item.key: item.value for item in key_values(values)}
+    for key in ('keypoints', 'reliable', 'inliers', 'reprojection error [px]', 'a [ms]'):
+        assert float(text[key]) == pytest.approx(float(values[key]))
+    assert float(text['position sigma [m]']) == 1.0
+    assert text['camera: /left/image_raw'] == 'used, 40 inliers of 90 reliable'
 
 
 def test_the_debug_image_has_a_line_for_each_check():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import xml.etree.ElementTree as ElementTree
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ from rcl_interfaces.msg import Log
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
-from std_srvs.srv import Trigger
+from std_srvs.srv import Empty, Trigger
 
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.ros import conversions
@@ -388,6 +389,37 @@ class TestServices:
         again = client.create_client(Trigger, '/localizer/reinitialize')
         assert again.wait_for_service(20)
         answer = again.call_async(Trigger.Request())
+        wait_for(answer.done)
+        assert camera.show(present(picture(0, 0, 252))).message == 'too_few_inliers'
+
+    def test_the_behaviour_tree_of_nav2_calls_what_exists(
+        self, make_node, client, camera, repo_root
+    ):
+        """Its nodes are Nav2's or BehaviorTree.CPP's, and the service that it calls works."""
+        tree = ElementTree.parse(repo_root / 'config' / 'examples' / 'nav2_look_when_lost.xml')
+        (behaviour,) = tree.getroot().findall('BehaviorTree')
+        assert tree.getroot().get('main_tree_to_execute') == behaviour.get('ID')
+        nodes = list(behaviour.iter())[1:]
+        control = {'RecoveryNode', 'PipelineSequence', 'RateController', 'ReactiveFallback'}
+        control |= {'Sequence', 'ForceSuccess'}
+        leaves = {'ComputePathToPose', 'FollowPath', 'ClearEntireCostmap', 'GoalUpdated'}
+        leaves |= {'CancelControl', 'ReinitializeGlobalLocalization', 'Spin', 'Wait'}
+        assert {node.tag for node in nodes} == control | leaves
+        for node in nodes:
+            assert bool(len(node)) == (node.tag in control)
+            # The first child is tried, the second one is what to do when it fails.
+            assert node.tag != 'RecoveryNode' or len(node) == 2
+        (forget,) = behaviour.iter('ReinitializeGlobalLocalization')
+
+        node = make_node(tracking_seconds=5.0, max_speed=1.0)
+        assert node.start()
+        camera.connect()
+        assert camera.show(present()).message == 'localized'
+        assert camera.show(present(picture(0, 0, 252))).message == 'localized'
+        # Nav2 calls services with an empty request and an empty answer.
+        service = client.create_client(Empty, forget.get('service_name'))
+        assert service.wait_for_service(20)
+        answer = service.call_async(Empty.Request())
         wait_for(answer.done)
         assert camera.show(present(picture(0, 0, 252))).message == 'too_few_inliers'
 

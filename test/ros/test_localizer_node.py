@@ -582,7 +582,7 @@ def test_more_images_than_can_be_handled(make_node, camera):
     assert node.start()
     camera.connect()
     camera.infos.publish(info_msg(START))
-    wait_for(lambda: node._work._pipeline._camera_infos.find(START, 0))
+    wait_for(lambda: node._work._pipeline._readers[0]._infos.find(START, 0))
     message = image_msg(picture(1, 1, size=(640, 480)), START)
     calibration = info_msg(START, size=(640, 480))
     camera.infos.publish(calibration)

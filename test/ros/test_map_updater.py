@@ -14,6 +14,7 @@ rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from ros.helpers import LATCHED, Collector, values_of, wait_for  # noqa: E402
+from std_msgs.msg import Float32  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 from d2s_ros.cli import update_map  # noqa: E402
@@ -87,6 +88,7 @@ class Caller:
     def __init__(self, client):
         self._client = client
         self.status = Collector(client, DiagnosticArray, '/d2s/update_status', LATCHED)
+        self.progress = Collector(client, Float32, '/d2s/update_progress', LATCHED)
         self._clients = {
             name: client.create_client(Trigger, f'/d2s/{name}')
             for name in ('update_map', 'cancel_update', 'rollback_map', 'promote_map')
@@ -146,6 +148,11 @@ def test_a_job_runs_elsewhere_and_its_failure_is_told(updater, call, map_path):
         lambda: call.state() if call.state().get('state') == 'failed' else None, 60, 'the failure'
     )
     assert state['job'] == job
+    # Who follows it needs no text: the first is 0, and none is less than the one before.
+    shares = [message.data for message in call.progress.messages]
+    assert shares[0] == 0.0
+    assert shares == sorted(shares)
+    assert 0.0 <= float(state['percent']) <= 100.0
     assert 'update data' in state['reasons']
     log = map_path / '.updates' / 'jobs' / f'{job}.log'
     assert 'update data' in log.read_text()
