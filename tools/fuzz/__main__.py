@@ -123,17 +123,20 @@ def main(argv: list[str] | None = None) -> int:
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     results = {name: Result() for name in names}
     first, left = args.first, args.inputs
-    while (left is None or left > 0) and (deadline is None or time.monotonic() < deadline):
-        for name in names:
-            count = _BATCH if left is None else min(_BATCH, left)
-            if count <= 0 or (deadline is not None and time.monotonic() >= deadline):
-                break
-            found = run_batch(name, first, count, deadline)
-            results[name].inputs += found.inputs
-            results[name].findings += found.findings
-            if left is not None:
-                left -= count
-        first += _BATCH
+    try:
+        while (left is None or left > 0) and (deadline is None or time.monotonic() < deadline):
+            for name in names:
+                count = _BATCH if left is None else min(_BATCH, left)
+                if count <= 0 or (deadline is not None and time.monotonic() >= deadline):
+                    break
+                found = run_batch(name, first, count, deadline)
+                results[name].inputs += found.inputs
+                results[name].findings += found.findings
+                if left is not None:
+                    left -= count
+            first += _BATCH
+    except KeyboardInterrupt:
+        sys.stdout.write('interrupted; what was done until then:\n')
     return report(results, args.save)
 
 

@@ -18,6 +18,10 @@ _TOKENS = (
 )  # fmt: skip
 
 
+#: Larger texts take longer to change than to read; those of YAML are refused before.
+_ENOUGH_TEXT = 8_000_000
+
+
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     """Return data with a few bytes flipped, set, moved, cut or repeated."""
     result = bytearray(data)
@@ -34,6 +38,8 @@ def mutate_text(data: bytes, rng: random.Random) -> bytes:
         return mutate_bytes(data, rng)
     text = data.decode('utf-8', 'replace')
     for _change in range(rng.choice((1, 1, 2, 4))):
+        if len(text) > _ENOUGH_TEXT:
+            break
         words = list(re.finditer(r'[^\s,:\[\]{}"\']+|[,:\[\]{}"\'\n]', text))
         if not words:
             return rng.choice(_TOKENS).encode('utf-8', 'replace')
