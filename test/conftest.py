@@ -190,6 +190,29 @@ def day_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.fixture(scope='session')
+def label_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a map of labels of `building_logs` by day, hardly trained."""
+    from dataclasses import replace
+
+    from d2s_ros.data.sources import open_source
+    from d2s_ros.features.types import FeatureConfig
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.pipeline import build_map
+    from d2s_ros.scene_models.labels.network import LabelConfig
+
+    path = tmp_path_factory.mktemp('labels') / 'map'
+    features = FeatureConfig(name='rootsift', max_keypoints=1024)
+    config = budget('quick', head='labels', features=features)
+    config = replace(
+        config,
+        labels=LabelConfig(num_labels=32, hidden=32),
+        label_training=replace(config.label_training, steps=20, votes=2),
+    )
+    build_map(open_source(building_logs / 'map'), path, config, device='cpu', progress=False)
+    return path
+
+
 @pytest.fixture
 def benchmark_module(
     repo_root: Path, monkeypatch: pytest.MonkeyPatch

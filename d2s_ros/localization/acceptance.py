@@ -117,7 +117,8 @@ def _place(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> li
     place = evidence.place
     if place is None:
         return []
-    least = needed_evidence(place.chance_median, place.chance_scale, limits.false_accept_rate)
+    chance = needed_evidence(place.chance_median, place.chance_scale, limits.false_accept_rate)
+    least = max(chance, place.least)
     reason = _with_hint(
         f'the place is as expected by {place.found:.1f}, {least:.1f} needed',
         place.found >= least,

@@ -125,11 +125,13 @@ class PlaceEvidence:
         found: For the image; its unit is the model's.
         chance_median, chance_scale: What images of other places have, and the scale of the
             exponential tail above it.
+        least: What is needed whatever chance was measured to find.
     """
 
     found: float
     chance_median: float
     chance_scale: float
+    least: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,3 +84,13 @@ def test_update_data_comes_back(data, written):
         np.testing.assert_array_equal(image.features.keypoints, original.features.keypoints)
         cosine = (image.features.descriptors * original.features.descriptors).sum(axis=1)
         assert cosine.min() > 0.999
+
+
+def test_every_tensor_of_labels_is_documented(label_map, repo_root):
+    tensors = load_file(label_map / 'versions' / '0001' / LOCALIZATION_FILE)
+    expected = documented(repo_root, f'## {LOCALIZATION_FILE} of labels')
+    assert expected.pop('network.*') == 'float16'
+    found = {
+        name: str(value.dtype) for name, value in tensors.items() if not name.startswith('network.')
+    }
+    assert found == expected

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from d2s_ros.data.sources import open_source
 from d2s_ros.errors import ConfigError, UsageError
 from d2s_ros.features.dense import FeaturePyramid, SuperPointEncoder
-from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, rotation_from_vector
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.result import LocalizationStatus
-from d2s_ros.map_building.config import budget
-from d2s_ros.map_building.pipeline import build_map
+from d2s_ros.maps.files import LOCALIZATION_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.verification import verify
 from d2s_ros.scene_models.labels.assignment import balanced_labels
@@ -201,28 +198,13 @@ def test_dense_features_lie_where_they_say():
         torch.testing.assert_close(moved[inner], b.maps[stride][inner], rtol=1e-3, atol=1e-3)
 
 
-@pytest.fixture(scope='module')
-def built(building_logs, tmp_path_factory):
-    path = tmp_path_factory.mktemp('labels') / 'map'
-    features = FeatureConfig(name='rootsift', max_keypoints=1024)
-    config = budget('quick', head='labels', features=features)
-    config = replace(
-        config,
-        labels=LabelConfig(num_labels=32, hidden=32),
-        label_training=replace(config.label_training, steps=20, votes=2),
-    )
-    source = open_source(building_logs / 'map')
-    result = build_map(source, path, config, device='cpu', progress=False)
-    return path, result
-
-
-def test_a_map_of_labels_holds_no_descriptor(built):
-    path, result = built
-    model = result.scene_map.model
+def test_a_map_of_labels_holds_no_descriptor(label_map):
+    scene_map = SceneMap.open(label_map)
+    model = scene_map.model
     assert isinstance(model, LabelModel)
-    assert result.scene_map.manifest.head == 'labels'
-    assert verify(path) == []
-    assert not list(path.rglob('update.safetensors'))
+    assert scene_map.manifest.head == 'labels'
+    assert verify(label_map) == []
+    assert not list(label_map.rglob('update.safetensors'))
     table = model.table
     assert table.labels.shape == (len(table), 3)
     # Nothing of a point but where it is, how surely, and its labels.
@@ -230,16 +212,18 @@ def test_a_map_of_labels_holds_no_descriptor(built):
     assert per_point == {'points', 'covariances', 'labels'}
     # Nothing of an image but its pose, what it sees, and how frequent labels are in it.
     assert table.image_vectors.shape == (table.num_images, 2 * 32)
-    assert result.scene_map.localization_size_bytes() < 300_000
+    assert scene_map.localization_size_bytes() < 300_000
 
 
-def test_it_is_read_as_it_was_written(built):
-    path, result = built
-    opened = SceneMap.open(path)
-    for name, value in result.scene_map.model.tensors().items():
-        found = opened.model.tensors()[name]
+def test_it_is_read_as_it_was_written(label_map):
+    opened = SceneMap.open(label_map)
+    stored = load_file(label_map / 'versions' / '0001' / LOCALIZATION_FILE)
+    found = opened.model.tensors()
+    assert found.keys() == stored.keys()
+    for name, value in stored.items():
+        assert found[name].dtype == value.dtype
         np.testing.assert_allclose(
-            found.astype(np.float64), value.astype(np.float64), rtol=2e-3, atol=1e-6, err_msg=name
+            found[name].astype(np.float64), value.astype(np.float64), rtol=2e-3, atol=1e-6
         )
     broken = dict(opened.model.tensors())
     broken['labels'] = broken['labels'] + np.uint8(200)
@@ -251,9 +235,9 @@ def test_it_is_read_as_it_was_written(built):
         LabelModel.from_tensors(opened.model.network_config, broken)
 
 
-def test_it_localizes_and_refuses(built, building_logs):
+def test_it_localizes_and_refuses(label_map, building_logs):
     """A few steps of training do for images of the map; none of another place is let through."""
-    localizer = Localizer.from_map(built[0], device='cpu')
+    localizer = Localizer.from_map(label_map, device='cpu')
     frames = list(open_source(building_logs / 'map'))
     errors, right = [], None
     for frame in frames[:6]:

@@ -34,7 +34,7 @@ _CHANCE_IMAGES = 30
 #: Observations of images that were held out decide on labels of points that no other image sees.
 _HELD_OUT_WEIGHT = 1e-4
 #: Smallest scale of the tail of chance.
-_MIN_CHANCE_SCALE = 0.1
+_MIN_CHANCE_SCALE = 1.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ _NEAREST = 6
 _DEGREES_OF_DEPTH = 60.0
 #: Mapping images of which a build keeps what the heads tell, some 8 MB each.
 _KEPT_FIELDS = 64
+#: Place evidence that a pose needs, nats. That labels drawn by chance are likelier than chance by a
+#: factor of x happens once in x poses (Markov): ten thousand poses are tried, and one image of ten
+#: thousand may be wrong. What is measured with other names of the labels is no bound: heads are
+#: surer of what they know, so that wrong names are worse than images of other places.
+LEAST_EVIDENCE = float(np.log(1e8))
 #: Points count once in a cell of this size: neighbours tell the same.
 _CELL_PX = 16
 
@@ -249,7 +254,7 @@ class LabelObserver(Observer):
         coordinates, candidates = pair_keypoints(
             view, field, table, self._covariances, found.camera_from_map, found.points
         )
-        evidence = PlaceEvidence(found.evidence, *self._chance)
+        evidence = PlaceEvidence(found.evidence, *self._chance, LEAST_EVIDENCE)
         return Observation(view, coordinates, candidates, evidence)
 
 
@@ -265,9 +270,10 @@ def nearest_images(table: LabelTable, pose: RigidTransform, count: int) -> list[
 def place_evidence(
     field: LabelField, table: LabelTable, visible: NDArray[np.int64], pose: RigidTransform
 ) -> float:
-    """Return how much better than chance a pose explains the labels of points, nats a cell.
+    """Return how much likelier than by chance a pose makes the labels of points, nats.
 
-    The mean over levels and over cells of the image of log(p / chance); a cell counts one point.
+    The sum over cells of the image, and mean over levels, of log(p / chance); a cell counts one
+    point.
     """
     points = table.points.at(visible)
     pixels, _ = field.project(pose.rotation, pose.translation, points.points_in_map)
@@ -284,6 +290,4 @@ def place_evidence(
         level.evidence(pixels[seen].astype(np.float32), points.labels[seen, number], 0.0)
         for number, level in enumerate(field.levels)
     ]
-    total = np.mean(values, axis=0).sum()
-    # A few cells that agree are chance: as if there were some more, of which nothing is known.
-    return float(total / np.sqrt(len(seen) + 16.0))
+    return float(np.mean(values, axis=0).sum())
