@@ -57,6 +57,7 @@ def ask(localizer: Localizer, scene: Scene) -> list[Asked]:
         seconds = time.monotonic() - started
         error = nees = None
         if result.map_from_camera is not None and frame.map_from_camera is not None:
+            assert result.covariance is not None
             error = pose_error(result.map_from_camera, frame.map_from_camera)
             difference = pose_difference(result.map_from_camera, frame.map_from_camera)
             nees = float(difference @ np.linalg.solve(result.covariance, difference))

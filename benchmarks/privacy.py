@@ -35,6 +35,8 @@ from d2s_ros.simulation.simulate import simulate_log
 OWN = ('castle-P30', 'fountain-P11', 'lund_door', 'redkitchen')
 #: Kinds of maps.
 HEADS = ('landmark', 'labels')
+#: Kinds of content that are attacked.
+KINDS = {'landmark': ('depth', 'keys', 'update', 'raw'), 'labels': ('depth', 'labels', 'dense')}
 #: Small enough for a busy core: a network of 0.24 M numbers, half a minute for a kind of content.
 CONFIG = AttackConfig(size=128, width=16, steps=150, photographs=6, own_photographs=12)
 BUILDING = SimulationConfig(frames=40, trajectory='lawnmower', width=480, height=360)
@@ -63,7 +65,16 @@ def attack_place(places: Places, place: str, head: str, config: AttackConfig) ->
         build_map(source, path, budget('standard', head=head), progress=True)
     assert places.data is not None
     own = [open_source(places.data / name) for name in OWN if name != place]
-    attack([path], source, own, output, config, inputs=[place, *OWN], progress=True)
+    attack(
+        [path],
+        source,
+        own,
+        output,
+        config,
+        inputs=[place, *OWN],
+        wanted=KINDS[head],
+        progress=True,
+    )
     return output
 
 
@@ -104,9 +115,11 @@ def main() -> None:
         parser.error('give --work and --data')
     started = time.time()
     places = Places(arguments.work, None, arguments.data)
-    figures: dict[str, Any] = {}
+    # A call adds to what others have measured.
+    record = RESULTS / 'privacy.json'
+    figures: dict[str, Any] = read_record(record)['figures'] if record.exists() else {}
     for place in arguments.places:
-        figures[place] = {}
+        figures.setdefault(place, {})
         for head in arguments.heads:
             output = attack_place(places, place, head, CONFIG)
             report = json.loads((output / 'report.json').read_text())

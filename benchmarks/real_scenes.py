@@ -113,9 +113,10 @@ class RealScenes:
         if not path.exists():
             found = reconstruct(images)
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **pack_reconstruction(found, images))
-        with np.load(path) as arrays:
-            return unpack_reconstruction(dict(arrays), images)
+            arrays: dict[str, Any] = pack_reconstruction(found, images)
+            np.savez(path, **arrays)
+        with np.load(path) as stored:
+            return unpack_reconstruction(dict(stored), images)
 
     def map(
         self, scene: str, fold: int, variant: str, config: BuildConfig | None = None
