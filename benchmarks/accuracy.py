@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,7 @@ def main() -> int:
     parser.add_argument('--features', choices=('rootsift', 'superpoint'))
     parser.add_argument('--weights')
     parser.add_argument('--budget', default='standard', choices=('quick', 'standard', 'full'))
+    parser.add_argument('--short-keys', type=int, default=0, help='as of d2s build-map')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--progress', action='store_true')
@@ -301,7 +302,7 @@ def main() -> int:
     print('\n'.join(lines))
     rows = []
     features = FeatureConfig(name=args.features) if args.features else FeatureConfig()
-    config = budget(args.budget, features=features)
+    config = replace(budget(args.budget, features=features), short_keys=args.short_keys)
     for name, parts in wanted(args):
         builts = []
         outcomes: Outcomes = {'ours': [], 'baseline': []}
