@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
@@ -100,11 +101,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
+def camera_info_path(map_path: str) -> Path:
+    """Return where the calibration that a build found is written: beside the map."""
+    path = Path(map_path)
+    return path.with_name(f'{path.name}.camera_info.yaml')
+
+
 def run(args: argparse.Namespace) -> int:
     """Build, write, and say what came out; returns the exit code."""
     from dataclasses import replace
 
     from d2s_ros import distributed
+    from d2s_ros.data.calibration import write_camera_info
     from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.config import budget
     from d2s_ros.map_building.join_build import join_build
@@ -161,6 +169,12 @@ def run(args: argparse.Namespace) -> int:
         f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
         f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
+    if 'self_calibration' in metrics:
+        found, camera = metrics['self_calibration'], manifest.cameras[0]
+        path = camera_info_path(args.map)
+        text = f'focal length {camera.fx:.1f} +- {found["focal_sigma_px"]:.1f} px'
+        write_camera_info(path, camera, comment=f'found by d2s build-map: {text}')
+        print(f'calibration found in the images: {text}; {path} is for the driver of the camera')
     if 'refined_poses' in metrics:
         moved = metrics['refined_poses']
         print(

@@ -56,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
     localizer = Localizer.from_map(
         args.map, device=args.device, weights=args.weights, precision=args.precision
     )
-    source = open_input(args, want_poses=False)
+    source = open_input(
+        args, want_poses=False, fallback=next(iter(localizer.scene_map.manifest.cameras), None)
+    )
     frames: list[dict[str, Any]] = []
     results = []
     poses: dict[int, RigidTransform] = {}

@@ -12,6 +12,7 @@ from d2s_ros.errors import InputError
 if TYPE_CHECKING:
     from d2s_ros.data.frames import FrameSource
     from d2s_ros.data.sources import LogOptions
+    from d2s_ros.geometry.cameras import Camera
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +115,9 @@ def open_input(
     pose_topic: str | None = None,
     want_poses: bool = True,
     for_mapping: bool = False,
+    fallback: Camera | None = None,
 ) -> FrameSource:
-    """Open INPUT as the arguments say."""
+    """Open INPUT as the arguments say; see `open_source`."""
     from d2s_ros.data.sources import open_source
 
     return open_source(
@@ -127,4 +129,5 @@ def open_input(
         partial=args.partial,
         want_poses=want_poses,
         for_mapping=for_mapping,
+        fallback=fallback,
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from d2s_ros.errors import CalibrationError
+from d2s_ros.errors import CalibrationError, InputError
 from d2s_ros.geometry.cameras import Camera
 
 #: Words in the names of topics whose images have no distortion.
@@ -105,3 +108,45 @@ def rectification_problem(image_topic: str, values: CameraInfoValues) -> str:
         'distortion (D is not zero), which holds for the raw images: set rectified '
         '(--rectified), so that P without distortion is used, or give another calibration'
     )
+
+
+def write_camera_info(
+    path: str | os.PathLike[str], camera: Camera, name: str = 'camera', comment: str = ''
+) -> None:
+    """Write a calibration as camera drivers of ROS read it (camera_info_manager, image_proc).
+
+    Args:
+        path: The YAML file.
+        camera: The calibration.
+        name: `camera_name` of the file.
+        comment: A line for people.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    model, coefficients = camera.model, list(camera.distortion)
+    if model == 'pinhole':
+        model, coefficients = 'plumb_bob', [0.0] * 5
+    matrix = camera.matrix
+    document = {
+        'image_width': camera.width,
+        'image_height': camera.height,
+        'camera_name': name,
+        'camera_matrix': _matrix(matrix),
+        'distortion_model': model,
+        'distortion_coefficients': _matrix(np.array([coefficients])),
+        'rectification_matrix': _matrix(np.eye(3)),
+        'projection_matrix': _matrix(np.hstack([matrix, np.zeros((3, 1))])),
+    }
+    head = f'# {comment}\n' if comment else ''
+    text = head + yaml.safe_dump(document, sort_keys=False, default_flow_style=None)
+    try:
+        Path(path).write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise InputError(f'cannot write {path}: {error.strerror}') from error
+
+
+def _matrix(values: Any) -> dict[str, Any]:
+    rows, columns = values.shape
+    data = [float(value) for value in values.reshape(-1)]
+    return {'rows': rows, 'cols': columns, 'data': data}

@@ -272,7 +272,11 @@ class ImageFiles:
 
 
 class ImageFolderSource(ImageFiles):
-    """Images of `folder` or `folder/images` with a calibration and, if given, poses."""
+    """Images of `folder` or `folder/images` with a calibration and, if given, poses.
+
+    Attributes:
+        camera_is_guess: Whether the calibration is a first guess that mapping must refine.
+    """
 
     def __init__(
         self,
@@ -295,11 +299,14 @@ class ImageFolderSource(ImageFiles):
             CalibrationError: no calibration, or an invalid one.
         """
         root = Path(folder)
-        images = root / 'images' if (root / 'images').is_dir() else root
-        all_names = photographs(images, list_images(images))
-        if not all_names:
-            raise InputError(f'{folder} holds no .jpg or .png images')
+        self.camera_is_guess = False
+        images, all_names = images_of(root)
         camera = find_calibration(root) if calibration is None else calibration
+        if camera is None:
+            raise CalibrationError(
+                f'{folder} has no calibration file; add {CALIBRATION_NAMES[0]} as written by '
+                'camera_calibration, or give one with --calibration'
+            )
         if not isinstance(camera, Camera):
             camera = read_calibration(camera)
         if poses is None or isinstance(poses, Mapping):
@@ -315,20 +322,26 @@ class ImageFolderSource(ImageFiles):
         )
 
 
-def find_calibration(folder: Path) -> Path:
-    """Return the calibration file of an image folder.
+def images_of(root: Path) -> tuple[Path, list[str]]:
+    """Return the folder of the images of an input, and their names.
 
     Raises:
-        CalibrationError: if there is none.
+        InputError: there are none.
     """
+    images = root / 'images' if (root / 'images').is_dir() else root
+    names = photographs(images, list_images(images))
+    if not names:
+        raise InputError(f'{root} holds no .jpg or .png images')
+    return images, names
+
+
+def find_calibration(folder: Path) -> Path | None:
+    """Return the calibration file of an image folder, None if there is none."""
     for place in (folder, folder.parent if folder.name == 'images' else folder):
         for name in CALIBRATION_NAMES:
             if (place / name).is_file():
                 return place / name
-    raise CalibrationError(
-        f'{folder} has no calibration file; add {CALIBRATION_NAMES[0]} as written by '
-        f'camera_calibration, or give one with --calibration'
-    )
+    return None
 
 
 def fit_camera(camera: Camera, width: int, height: int) -> tuple[Camera | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,23 @@ from d2s_ros.data.bag_storage import (
     storage_files,
 )
 from d2s_ros.data.bags import BagSource
+from d2s_ros.data.camera_guess import guess_camera, guess_camera_of_images
 from d2s_ros.data.colmap_model import ColmapSource, find_colmap_model
 from d2s_ros.data.frames import FrameSource
-from d2s_ros.data.image_folder import ImageFolderSource, list_images, read_calibration
+from d2s_ros.data.image_folder import (
+    ImageFolderSource,
+    find_calibration,
+    images_of,
+    list_images,
+    read_calibration,
+    select_names,
+)
 from d2s_ros.data.tum import data_lines
 from d2s_ros.data.video import VideoSource, is_video_file
 from d2s_ros.errors import InputError, UsageError
+from d2s_ros.geometry.cameras import Camera
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ def open_source(
     partial: bool = False,
     want_poses: bool = True,
     for_mapping: bool = False,
+    fallback: Camera | None = None,
 ) -> FrameSource:
     """Open a rosbag2 log, a video, a folder with a COLMAP model, or a folder of images.
 
@@ -58,7 +71,10 @@ def open_source(
         options: Topics and calibration.
         partial: Read what is there of a log that is cut off.
         want_poses: Look for poses in a log; localizing needs none.
-        for_mapping: Of a video, take the frames that a map is made of: sharp and well spaced.
+        for_mapping: Of a video, take the frames that a map is made of: sharp and well spaced. A
+            video or folder without calibration and poses gets a first guess of the camera, which is
+            to be refined (`camera_is_guess`).
+        fallback: Calibration of videos and folders that have none.
 
     Raises:
         InputError: nothing usable at `path`, or the input is broken.
@@ -72,7 +88,7 @@ def open_source(
     options = options or LogOptions()
     names = None if image_list is None else read_image_list(image_list)
     if root.is_file() and is_video_file(root):
-        return _open_video(root, names, poses, pose_topic, options, partial, for_mapping)
+        return _open_video(root, names, poses, pose_topic, options, partial, for_mapping, fallback)
     is_log = (
         root.is_file()
         or (root / 'metadata.yaml').is_file()
@@ -110,7 +126,7 @@ def open_source(
         raise InputError(
             f'{path} holds no log (metadata.yaml, .mcap, .db3) and no .jpg or .png images{hint}'
         )
-    return ImageFolderSource(root, options.calibration, poses, names)
+    return _open_folder(root, options, poses, names, for_mapping, fallback)
 
 
 def _open_video(
@@ -121,6 +137,7 @@ def _open_video(
     options: LogOptions,
     partial: bool,
     for_mapping: bool,
+    fallback: Camera | None,
 ) -> VideoSource:
     """Open a video as `open_source` was asked to."""
     if options.image_topic or options.camera_info_topic or pose_topic:
@@ -130,7 +147,46 @@ def _open_video(
     if options.rectified:
         raise UsageError('--rectified is for logs; give a video the calibration of its pictures')
     camera = None if options.calibration is None else read_calibration(options.calibration)
-    return VideoSource(path, camera, poses, choose=for_mapping, partial=partial)
+    if camera is None and fallback is not None:
+        _say_fallback(path, fallback)
+    source = VideoSource(path, camera or fallback, poses, choose=for_mapping, partial=partial)
+    if for_mapping and camera is None and poses is None:
+        source.guess_camera(guess_camera(*source.size))
+    return source
+
+
+def _open_folder(
+    root: Path,
+    options: LogOptions,
+    poses: str | os.PathLike[str] | None,
+    names: list[str] | None,
+    for_mapping: bool,
+    fallback: Camera | None,
+) -> ImageFolderSource:
+    """Open a folder of images; without calibration it gets the fallback, or a guess for mapping."""
+    if options.calibration is not None or find_calibration(root) is not None:
+        return ImageFolderSource(root, options.calibration, poses, names)
+    if fallback is not None:
+        _say_fallback(root, fallback)
+        return ImageFolderSource(root, fallback, poses, names)
+    if not for_mapping or poses is not None:
+        return ImageFolderSource(root, None, poses, names)
+    folder, all_names = images_of(root)
+    guess = guess_camera_of_images(folder, select_names(all_names, names, folder))
+    source = ImageFolderSource(root, guess, None, names)
+    source.camera_is_guess = True
+    return source
+
+
+def _say_fallback(path: Path, camera: Camera) -> None:
+    _logger.warning(
+        '%s has no calibration: that of the camera the map was made with is used (focal length '
+        '%.1f px at %dx%d); for another camera give --calibration',
+        path,
+        camera.fx,
+        camera.width,
+        camera.height,
+    )
 
 
 def read_image_list(path: str | os.PathLike[str]) -> list[str]:

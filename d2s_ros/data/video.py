@@ -115,7 +115,7 @@ class VideoSource:
             yield Frame(format_stamp(stamp_ns), stamp_ns, image, camera, pose, error)
 
     def _chosen_frames(self) -> list[int]:
-        """Return the places of the frames for mapping; they are chosen once."""
+        """Return the numbers of the frames for mapping; they are chosen once."""
         if self._chosen is None:
             chooser = FrameChooser()
             for _stamp, picture in self._decoded():

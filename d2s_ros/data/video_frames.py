@@ -47,7 +47,7 @@ class FrameChooser:
         self._before = grey
 
     def choose(self) -> list[int]:
-        """Return the positions of the frames to use, in order."""
+        """Return the numbers of the frames to use, counted from zero, in order."""
         if not self._sharpness:
             return []
         path = np.cumsum(self._motion)
@@ -63,15 +63,15 @@ class FrameChooser:
                 path <= turn + (_LATE - 1) * spacing
             )
             window[: chosen[-1] + 1 if chosen else 0] = False
-            positions = np.flatnonzero(window & ~blurred)
-            if len(positions) == 0:
+            frames = np.flatnonzero(window & ~blurred)
+            if len(frames) == 0:
                 # All of this stretch is blurred, or the picture jumped: the next sharp frame.
                 later = np.flatnonzero((path > turn) & ~blurred)
                 later = later[later > (chosen[-1] if chosen else -1)]
                 if len(later) == 0:
                     break
-                positions = later[:1]
-            best = int(positions[np.argmax(relative[positions])])
+                frames = later[:1]
+            best = int(frames[np.argmax(relative[frames])])
             chosen.append(best)
             turn = float(path[best]) + spacing
         return chosen

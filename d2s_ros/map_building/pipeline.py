@@ -108,6 +108,8 @@ def build_map(
         raise InputError(f'the poses of the log cannot be used: {pose_problem}')
     if use_poses and getattr(source, 'pose_topic', None) is not None:
         require_poses = True
+    calibrated = not getattr(source, 'camera_is_guess', False)
+    use_poses &= calibrated
     with distributed.group(resolve_device(device)) as device:
         extractor = create_extractor(config.features, device=device, weights=weights)
         description = {
@@ -117,10 +119,11 @@ def build_map(
             'device': torch.device(device).type,
             'processes': distributed.world(),
             'use_poses': use_poses,
+            'calibrated': calibrated,
         }
         path = Path(map_path) if keep_stages else None
         with BuildStages(path, description, fresh=fresh) as stages:
-            run = _Build(source, extractor, config, stages, device, progress)
+            run = _Build(source, extractor, config, stages, device, progress, calibrated)
             return run.execute(store, use_poses=use_poses, require_poses=require_poses)
 
 
@@ -133,6 +136,7 @@ class _Build:
         extractor, config: Features and options.
         stages: What is done of it.
         device, progress: As for `build_map`.
+        calibrated: The cameras of the source are not first guesses.
         seconds: By stage.
     """
 
@@ -142,6 +146,7 @@ class _Build:
     stages: BuildStages
     device: str
     progress: bool
+    calibrated: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -188,6 +193,13 @@ class _Build:
             # The times of a build that was interrupted are those of its last run.
             'resumed': self.stages.resumed,
         }
+        if reconstruction.focal_sigma_px is not None:
+            metrics['self_calibration'] = {
+                'focal_px': round(reconstruction.images[0].camera.fx, 3),
+                'focal_sigma_px': round(reconstruction.focal_sigma_px, 3),
+                'guess_px': round(images[0].camera.fx, 3),
+                'images': len(reconstruction.images),
+            }
         if reconstruction.metric:
             metrics['doubtful_poses'] = _doubtful_poses(reconstruction)
         useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
@@ -226,6 +238,7 @@ class _Build:
         reconstruction = reconstruct(
             images,
             self.config.reconstruction,
+            calibrated=self.calibrated,
             stage=self.stages.log('matches'),
             progress=self.progress,
         )

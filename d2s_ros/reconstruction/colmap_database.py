@@ -26,6 +26,7 @@ def write_database(
     path: Path,
     *,
     verify: bool,
+    calibrated: bool = True,
 ) -> Any:
     """Write keypoints and matches into a new pycolmap database.
 
@@ -35,6 +36,7 @@ def write_database(
         matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
         path: The database.
         verify: Keep only matches that obey one epipolar geometry; otherwise all are taken as right.
+        calibrated: Cameras are right; otherwise focal length and radial distortion are to be found.
 
     Returns:
         A pycolmap reconstruction of the posed images, without points.
@@ -57,7 +59,7 @@ def write_database(
         for index, image in enumerate(images):
             if image.camera not in cameras:
                 cameras[image.camera] = len(cameras) + 1
-                camera = colmap_camera(image.camera, cameras[image.camera])
+                camera = colmap_camera(image.camera, cameras[image.camera], calibrated)
                 database.write_camera(camera, use_camera_id=True)
                 rig = pycolmap.Rig(rig_id=cameras[image.camera])
                 rig.add_ref_sensor(camera.sensor_id)
@@ -92,7 +94,7 @@ def write_database(
                 geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
                 geometry.inlier_matches = pairs
             else:
-                geometry = _verify(images, ideal, i, j, found)
+                geometry = _verify(images, ideal, i, j, found, calibrated)
                 if geometry is None:
                     continue
             database.write_two_view_geometry(i + 1, j + 1, geometry)
@@ -126,10 +128,21 @@ def limit_errors(options: Any, limit_px: float) -> None:
     options.triangulation.merge_max_reproj_error = limit_px
 
 
-def colmap_camera(camera: Camera, camera_id: int) -> Any:
-    """Return pycolmap's camera of the undistorted image; its pixels begin at 0.5."""
+def colmap_camera(camera: Camera, camera_id: int, calibrated: bool = True) -> Any:
+    """Return pycolmap's camera of the undistorted image; its pixels begin at 0.5.
+
+    One that is not calibrated has a focal length and two coefficients of distortion to be found.
+    """
     pycolmap = import_pycolmap()
 
+    if not calibrated:
+        return pycolmap.Camera(
+            camera_id=camera_id,
+            model='RADIAL',
+            width=camera.width,
+            height=camera.height,
+            params=[camera.fx, camera.cx + 0.5, camera.cy + 0.5, 0.0, 0.0],
+        )
     return pycolmap.Camera(
         camera_id=camera_id,
         model='PINHOLE',
@@ -145,13 +158,19 @@ def _verify(
     i: int,
     j: int,
     found: NDArray[np.int64],
+    calibrated: bool,
 ) -> Any:
     pycolmap = import_pycolmap()
 
-    geometry = pycolmap.estimate_calibrated_two_view_geometry(
-        colmap_camera(images[i].camera, 1),
+    estimate = (
+        pycolmap.estimate_calibrated_two_view_geometry
+        if calibrated
+        else pycolmap.estimate_two_view_geometry
+    )
+    geometry = estimate(
+        colmap_camera(images[i].camera, 1, calibrated),
         np.nan_to_num(ideal[i], nan=-1e6) + 0.5,
-        colmap_camera(images[j].camera, 2),
+        colmap_camera(images[j].camera, 2, calibrated),
         np.nan_to_num(ideal[j], nan=-1e6) + 0.5,
         found.astype(np.uint32),
     )

@@ -26,6 +26,7 @@ from d2s_ros.reconstruction.reconstruction import (
     Reconstruction,
     ReconstructionConfig,
 )
+from d2s_ros.reconstruction.self_calibration import reconstruct_uncalibrated
 from d2s_ros.reconstruction.triangulation import run_pycolmap
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def reconstruct(
     images: Sequence[ImageInput],
     config: ReconstructionConfig | None = None,
     *,
+    calibrated: bool = True,
     stage: StageLog | None = None,
     progress: bool = False,
 ) -> Reconstruction:
@@ -43,6 +45,8 @@ def reconstruct(
     Args:
         images: Images with features.
         config: Options.
+        calibrated: Cameras are right. Otherwise they are first guesses: poses, if any, are not
+            used, and the images of the result have the camera that was found.
         stage: Where matches are kept, so that an interrupted run goes on from there.
         progress: Show progress bars.
 
@@ -52,6 +56,8 @@ def reconstruct(
     config = config or ReconstructionConfig()
     if len(images) < 2:
         raise InputError(f'mapping needs at least two images with features, found {len(images)}')
+    if not calibrated:
+        images = [replace(image, map_from_camera=None) for image in images]
     posed = [image.map_from_camera is not None for image in images]
     if any(posed) and not all(posed):
         raise InputError(
@@ -73,6 +79,8 @@ def reconstruct(
             'calibration right?'
         )
     with tempfile.TemporaryDirectory(prefix='d2s_reconstruct_') as folder:
+        if not calibrated:
+            return reconstruct_uncalibrated(images, matches, config, Path(folder))
         return run_pycolmap(images, ideal, matches, config, metric, Path(folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ class Reconstruction:
         point_errors_px: (P,) float64 mean reprojection error.
         track_lengths: (P,) int64 number of observing images.
         metric: Whether poses were given (False: scale and frame are arbitrary).
+        focal_sigma_px: Standard deviation of the focal length of all images, px, where the
+            reconstruction found it; None where the calibration was given.
     """
 
     images: list[MappedImage]
@@ -95,6 +98,7 @@ class Reconstruction:
     point_errors_px: NDArray[np.float64]
     track_lengths: NDArray[np.int64]
     metric: bool
+    focal_sigma_px: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,15 @@ def pack_reconstruction(
     """Return a reconstruction of `images` as arrays, without their features."""
     index_of = {image.name: index for index, image in enumerate(images)}
     mapped = reconstruction.images
+    found: dict[str, NDArray[Any]] = {}
+    if reconstruction.focal_sigma_px is not None:
+        camera = json.dumps(mapped[0].camera.to_dict()).encode()
+        found = {
+            'camera': np.frombuffer(camera, np.uint8),
+            'focal_sigma_px': np.array([reconstruction.focal_sigma_px]),
+        }
     return {
+        **found,
         'image_idx': np.array([index_of[image.name] for image in mapped], np.int64),
         'rotations': np.stack([image.map_from_camera.rotation for image in mapped]),
         'translations': np.stack([image.map_from_camera.translation for image in mapped]),
@@ -133,16 +145,21 @@ def unpack_reconstruction(
     """Return the reconstruction that `pack_reconstruction` was given, of the same images."""
     point_idx = np.split(arrays['point_idx'], np.cumsum(arrays['counts'])[:-1])
     mapped = []
+    found, focal_sigma_px = None, None
+    if 'camera' in arrays:
+        found = Camera.from_dict(json.loads(arrays['camera'].tobytes()))
+        focal_sigma_px = float(arrays['focal_sigma_px'][0])
     for row, index in enumerate(arrays['image_idx'].tolist()):
         image = images[index]
+        camera = found or image.camera
         mapped.append(
             MappedImage(
                 image.name,
                 image.stamp_ns,
-                image.camera,
+                camera,
                 RigidTransform(arrays['rotations'][row], arrays['translations'][row]),
                 image.features,
-                image.camera.undistort(image.features.keypoints),
+                camera.undistort(image.features.keypoints),
                 point_idx[row],
             )
         )
@@ -152,6 +169,7 @@ def unpack_reconstruction(
         arrays['point_errors_px'],
         arrays['track_lengths'],
         bool(arrays['metric'][0]),
+        focal_sigma_px,
     )
 
 

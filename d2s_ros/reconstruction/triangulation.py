@@ -83,22 +83,42 @@ def run_pycolmap(
         )
     else:
         options.mapper.filter_max_reproj_error = config.max_reprojection_error_unposed_px
-        models = pycolmap.incremental_mapping(str(database_path), str(folder), str(output), options)
-        if not models:
-            raise InputError(
-                'incremental mapping found no model; give poses, or more overlapping images'
-            )
-        model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
-        _logger.warning(
-            'no poses given: incremental mapping registered %d of %d images; scale and frame of '
-            'this map are arbitrary',
-            model.num_reg_images(),
-            len(images),
+        model = map_incrementally(database_path, folder, options, len(images))
+    return collect(images, ideal, model, config, metric)
+
+
+def map_incrementally(database_path: Path, folder: Path, options: Any, total: int) -> Any:
+    """Return pycolmap's largest model of the images of a database.
+
+    Args:
+        database_path: The database.
+        folder: A folder for pycolmap's files, empty but for the database.
+        options: Of the mapping.
+        total: Number of images, for the message.
+
+    Raises:
+        InputError: no image could be mapped.
+    """
+    pycolmap = import_pycolmap()
+
+    output = folder / 'model'
+    output.mkdir(exist_ok=True)
+    models = pycolmap.incremental_mapping(str(database_path), str(folder), str(output), options)
+    if not models:
+        raise InputError(
+            'incremental mapping found no model; give poses, or more overlapping images'
         )
-    return _collect(images, ideal, model, config, metric)
+    model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
+    _logger.warning(
+        'no poses given: incremental mapping registered %d of %d images; scale and frame of '
+        'this map are arbitrary',
+        model.num_reg_images(),
+        total,
+    )
+    return model
 
 
-def _collect(
+def collect(
     images: Sequence[ImageInput],
     ideal: list[NDArray[np.float64]],
     model: Any,

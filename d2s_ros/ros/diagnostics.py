@@ -322,7 +322,10 @@ def _map(facts: NodeFacts) -> _Status:
     if facts.map_problem:
         return WARN, f'version {facts.map_version} stays in use: {facts.map_problem}', values
     if not facts.metric:
-        what = 'its scale is arbitrary, poses are not in metres'
+        what = (
+            'its scale is arbitrary, poses are not in metres: no map->odom, no fusion with '
+            'odometry, no check of speeds'
+        )
         return WARN, f'version {facts.map_version}: {what}', values
     return OK, f'version {facts.map_version}', values
 

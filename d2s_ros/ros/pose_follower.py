@@ -118,6 +118,9 @@ class PoseFollower:
         if not resolved.body:
             outcome.refuse(NodeRefusal.NO_EXTRINSIC.value, resolved.problem)
             return None
+        if not loaded.metric:
+            # Speeds in metres per second say nothing of a map of unknown scale.
+            return resolved
         after, implausible = self._after(outcome.stamp_ns, resolved, proven=not result.with_prior)
         if implausible:
             outcome.refuse(NodeRefusal.IMPLAUSIBLE.value, implausible)

@@ -503,6 +503,14 @@ def test_odometry_is_not_fused_where_it_is_not_looked_up(wrong):
         LocalizerNodeConfig(fuse_odometry=True, **wrong)
 
 
+def test_speeds_are_not_checked_in_a_map_of_unknown_scale(make_node, client, camera):
+    node = make_node(max_speed=1.0, metric=False)
+    assert node.start()
+    camera.connect()
+    assert show(camera, (0, 0), 0).message == 'localized'
+    assert show(camera, (250, 0), 1).message == 'localized'
+
+
 def test_implausible_poses_are_held_back_until_confirmed(make_node, client, camera):
     node = make_node(max_speed=1.0)
     assert node.start()
