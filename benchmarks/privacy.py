@@ -78,8 +78,8 @@ def attack_place(places: Places, place: str, head: str, config: AttackConfig) ->
     return output
 
 
-def docs_table(figures: dict[str, Any]) -> str:
-    """Return the figures of all places as the table of docs/research/privacy.md."""
+def table(figures: dict[str, Any]) -> list[str]:
+    """Return the lines of a table of all places."""
     lines = [
         '| place | content | PSNR [dB] | over depth alone | SSIM | MAE | feature distance '
         '| gradient correlation |',
@@ -95,24 +95,18 @@ def docs_table(figures: dict[str, Any]) -> str:
                     f'| {row["psnr_db"] - floor:+.2f} | {row["ssim"]:.3f} | {row["mae"]:.3f} '
                     f'| {row["feature_distance"]:.3f} | {row["gradient_correlation"]:.2f} |'
                 )
-    return '\n'.join(lines) + '\n'
+    return lines
 
 
 def main() -> None:
     """Attack the places and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--table', action='store_true', help='print the table of the record')
-    parser.add_argument('--work', type=Path, help='maps, logs and reports')
-    parser.add_argument('--data', type=Path, help='scenes of photographs')
+    parser.add_argument('--work', type=Path, required=True, help='maps, logs and reports')
+    parser.add_argument('--data', type=Path, required=True, help='scenes of photographs')
     parser.add_argument('--places', nargs='+', default=['fox', 'b11'])
     parser.add_argument('--heads', nargs='+', default=list(HEADS))
     parser.add_argument('--picture', type=Path, help='folder for pictures of simulated buildings')
     arguments = parser.parse_args()
-    if arguments.table:
-        print(docs_table(read_record(RESULTS / 'privacy.json')['figures']), end='')
-        return
-    if arguments.work is None or arguments.data is None:
-        parser.error('give --work and --data')
     started = time.time()
     places = Places(arguments.work, None, arguments.data)
     # A call adds to what others have measured.
@@ -129,7 +123,13 @@ def main() -> None:
             if arguments.picture and is_building(place):
                 picture = arguments.picture / f'privacy_{head}.png'
                 picture.write_bytes((output / 'pictures.png').read_bytes())
-    write_record('privacy', figures, started, measures=('d2s_ros/privacy', 'd2s_ros/scene_models'))
+    write_record(
+        'privacy',
+        figures,
+        started,
+        tables={'places': table(figures)},
+        measures=('d2s_ros/privacy', 'd2s_ros/scene_models'),
+    )
 
 
 if __name__ == '__main__':

@@ -187,9 +187,3 @@ def test_each_photograph_is_shown_with_its_own_points(day_map, place):
         keys = scene_map.model.table.keys[shot.point_idx]
         alike = (keys * shot.features.descriptors[shot.keypoint_idx]).sum(axis=1)
         assert np.median(alike) > 0.7
-
-
-def test_the_table_of_the_document_is_that_of_the_record(repo_root, benchmark_module):
-    record = json.loads((repo_root / 'benchmarks' / 'results' / 'privacy.json').read_text())
-    page = (repo_root / 'docs' / 'research' / 'privacy.md').read_text()
-    assert benchmark_module('privacy').docs_table(record['figures']) in page
