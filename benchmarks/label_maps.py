@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,26 @@ def row_of(scene: Scene, head: str, steps: int | None, foreign: list[np.ndarray]
     }
 
 
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table of scenes and heads."""
+    lines = [
+        '| scene | head | map [MB] | build [s] | localized | wrong | median | median [deg] | '
+        'NEES, median | query [ms] | foreign photographs published |',
+        '|---' * 11 + '|',
+    ]
+    for row in rows:
+        figures = [
+            'none' if row[name] is None else f'{row[name]:.{digits}f}'
+            for name, digits in (('median', 5), ('median_deg', 4), ('median_nees', 1))
+        ]
+        lines.append(
+            f'| {row["scene"]} | {row["head"]} | {row["map_mb"]:.2f} | {row["seconds"]:.0f} | '
+            f'{row["localized"]}/{row["queries"]} | {row["wrong"]} | {" | ".join(figures)} | '
+            f'{row["query_ms"]:.0f} | {row["foreign_published"]}/{row["foreign"]} |'
+        )
+    return lines
+
+
 def main() -> int:
     """Print a row for each scene and head; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,7 +164,7 @@ def main() -> int:
             rows.append(row_of(scene, head, args.steps, foreign))
             print(rows[-1], flush=True)
             if args.record:
-                write_record(args.record, finite(rows), started)
+                write_record(args.record, finite(rows), started, tables={'scenes': table(rows)})
     return 0
 
 
