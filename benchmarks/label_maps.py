@@ -130,8 +130,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             for name, digits in (('median', 5), ('median_deg', 4), ('median_nees', 1))
         ]
         lines.append(
-            f'| {row["scene"]} | {row["head"]} | {row["map_mb"]:.2f} | {row["seconds"]["total"]:.0f} | '
-            f'{row["localized"]}/{row["queries"]} | {row["wrong"]} | {" | ".join(figures)} | '
+            f'| {row["scene"]} | {row["head"]} | {row["map_mb"]:.2f} | '
+            f'{row["seconds"]["total"]:.0f} | {row["localized"]}/{row["queries"]} | '
+            f'{row["wrong"]} | {" | ".join(figures)} | '
             f'{row["query_ms"]:.0f} | {row["foreign_published"]}/{row["foreign"]} |'
         )
     return lines
