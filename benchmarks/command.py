@@ -1,4 +1,4 @@
-"""Run a command that prints Markdown tables, and keep them as a record.
+"""Run a command that prints tables, and keep them as a record.
 
     python benchmarks/command.py NAME -- d2s benchmark MAP INPUT
 
@@ -7,6 +7,7 @@ The tables are named by their first column's heading; a second one with the same
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -15,21 +16,30 @@ from records import write_record
 
 
 def tables_of(text: str) -> dict[str, list[str]]:
-    """Return the Markdown tables of a text by name."""
+    """Return the tables of a text by name, as lines of Markdown."""
     tables: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in [*text.splitlines(), '']:
-        if line.startswith('|'):
-            lines.append(line)
-        elif lines:
-            first = lines[0].strip('| ').partition('|')[0].strip() or 'table'
-            name, number = first, 1
-            while name in tables:
-                number += 1
-                name = f'{first} {number}'
-            tables[name] = lines
-            lines = []
+    for paragraph in re.split(r'\n\s*\n', text):
+        lines = paragraph.strip('\n').splitlines()
+        table = [line for line in lines if line.startswith('|')] or _aligned(lines)
+        if not table:
+            continue
+        first = table[0].strip('| ').partition('|')[0].strip() or 'table'
+        name, number = first, 1
+        while name in tables:
+            number += 1
+            name = f'{first} {number}'
+        tables[name] = table
     return tables
+
+
+def _aligned(lines: list[str]) -> list[str]:
+    """Return columns that stand below each other, as `d2s benchmark` prints them, as Markdown."""
+    cells = [re.split(r'\s{2,}', line.strip()) for line in lines]
+    if len(cells) < 3 or len(cells[0]) < 3 or min(map(len, cells)) < 2:
+        return []
+    width = len(cells[0])
+    rows = ['| ' + ' | '.join(row + [''] * (width - len(row))) + ' |' for row in cells]
+    return [rows[0], '|---' * width + '|', *rows[1:]]
 
 
 def main() -> int:

@@ -74,3 +74,22 @@ def test_a_table_is_written_and_a_missing_one_is_an_error(tables, tmp_path):
     for wrong in (text.replace('made rows', 'made others'), text.replace('made rows', 'none rows')):
         with pytest.raises(ValueError, match=r'has no table|no record'):
             tables.written(wrong, tmp_path)
+
+
+def test_tables_that_a_command_prints_are_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    tables_of = importlib.import_module('command').tables_of
+    text = (
+        'one line\n\nstage [ms]     median   p95\ndecode           2.71  9.91\n'
+        '  of it text     0.25\n\n| a | b |\n|---|---|\n| 1 | 2 |\nafter\n\n| a | c |\n|---|---|\n'
+    )
+    assert tables_of(text) == {
+        'stage [ms]': [
+            '| stage [ms] | median | p95 |',
+            '|---|---|---|',
+            '| decode | 2.71 | 9.91 |',
+            '| of it text | 0.25 |  |',
+        ],
+        'a': ['| a | b |', '|---|---|', '| 1 | 2 |'],
+        'a 2': ['| a | c |', '|---|---|'],
+    }
