@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument('--variant', default='now', help='name under which maps are kept')
     parser.add_argument('--shares', nargs='+', type=float, help='shares_left of the maps')
     parser.add_argument('--json', type=Path, help='every frame')
-    parser.add_argument('--record', action='store_true', help='write benchmarks/results')
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
     scenes = RealScenes(args.data, args.work)
@@ -193,7 +193,7 @@ def main() -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(rows))
     if args.record:
-        write_record('availability', figures, started)
+        write_record(args.record, figures, started, tables={'places': lines})
     return 0
 
 

@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument('--folds', nargs='+', type=int, default=[0])
     parser.add_argument('--every', type=int, default=1, help='ask about each n-th image')
     parser.add_argument('--seconds', type=float, default=1e9, help='ask for so long')
-    parser.add_argument('--record', action='store_true', help='write benchmarks/results')
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
     scenes = RealScenes(args.data, args.work)
@@ -151,7 +151,7 @@ def main() -> int:
     lines, figures = table(rows)
     print('\n'.join(lines))
     if args.record:
-        write_record('false_accepts', figures, started)
+        write_record(args.record, figures, started, tables={'sources': lines})
     return 0
 
 

@@ -271,17 +271,20 @@ def main() -> int:
     one, two = figures['one camera'], figures['two cameras']
     figures['two_times_smaller_cm'] = round(one['common_p95_cm'] / two['common_p95_cm'], 2)
     figures['two_times_smaller_deg'] = round(one['common_p95_deg'] / two['common_p95_deg'], 2)
-    print('| cameras | localized | median | 95 % | 95 % of moments that all localize | told |')
-    print('|---|---|---|---|---|---|')
+    lines = [
+        '| cameras | localized | median | 95 % | 95 % of moments that all localize | told |',
+        '|---|---|---|---|---|---|',
+    ]
     for case in CASES:
         row = figures[case]
-        print(
+        lines.append(
             f'| {case} | {row["localized"]} of {row["moments"]} | {row["median_cm"]:.2f} cm | '
             f'{row["p95_cm"]:.2f} cm, {row["p95_deg"]:.2f} deg | {row["common_p95_cm"]:.2f} cm, '
             f'{row["common_p95_deg"]:.2f} deg | {"yes" if row["told"] else "no"} |'
         )
     measures = ('d2s_ros/localization', 'd2s_ros/ros', 'benchmarks/rig.py')
-    write_record('rig', figures, started, measures=measures)
+    print('\n'.join(lines))
+    write_record('rig', figures, started, tables={'cameras': lines}, measures=measures)
     return 0
 
 

@@ -129,22 +129,25 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     scenes: list[Scene] = list(real_scenes(args.data, None)) if args.data else []
     rows = []
-    print('| scene | localized: poselib, OpenCV | median error | largest difference | in sigmas |')
-    print('|---|---|---|---|---|')
+    lines = [
+        '| scene | localized: poselib, OpenCV | median error | largest difference | in sigmas |',
+        '|---|---|---|---|---|',
+    ]
+    print('\n'.join(lines))
     for scene in (*scenes, *simulated()):
         if args.only and scene.name not in args.only:
             continue
         row = row_of(scene, args.work)
         rows.append(row)
         one, two, apart = row['poselib'], row['opencv'], row.get('difference')
-        print(
+        lines.append(
             f'| {scene.name} | {one["localized"]}, {two["localized"]} of {row["queries"]} | '
             f'{one["median"]:.4f}, {two["median"]:.4f} | '
-            + (f'{apart["worst"]:.5f} | {apart["worst_sigmas"]:.2f} |' if apart else '- | - |'),
-            flush=True,
+            + (f'{apart["worst"]:.5f} | {apart["worst_sigmas"]:.2f} |' if apart else '- | - |')
         )
+        print(lines[-1], flush=True)
         measures = ('d2s_ros/localization', 'benchmarks/solvers.py')
-        write_record('solvers', rows, started, measures=measures)
+        write_record('solvers', rows, started, tables={'scenes': lines}, measures=measures)
     return 0
 
 

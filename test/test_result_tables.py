@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -17,9 +16,8 @@ TYPED = ('docs/design/experiments.md', 'docs/reference')
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-    return importlib.import_module('tables')
+def tables(benchmark_module):
+    return benchmark_module('tables')
 
 
 def test_documents_show_what_the_records_have(tables):
@@ -76,9 +74,8 @@ def test_a_table_is_written_and_a_missing_one_is_an_error(tables, tmp_path):
             tables.written(wrong, tmp_path)
 
 
-def test_tables_that_a_command_prints_are_kept(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-    tables_of = importlib.import_module('command').tables_of
+def test_tables_that_a_command_prints_are_kept(benchmark_module):
+    tables_of = benchmark_module('command').tables_of
     text = (
         'one line\n\nstage [ms]     median   p95\ndecode           2.71  9.91\n'
         '  of it text     0.25\n\n| a | b |\n|---|---|\n| 1 | 2 |\nafter\n\n| a | c |\n|---|---|\n'

@@ -172,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
     if 'self_calibration' in metrics:
         found, camera = metrics['self_calibration'], manifest.cameras[0]
         path = camera_info_path(args.map)
-        text = f'focal length {camera.fx:.1f} +- {found["focal_sigma_px"]:.1f} px'
+        # What all images share is not in the residuals: no error bar can be given.
+        text = f'focal length {camera.fx:.1f} px, off by {found["focal_sigma_px"]:.1f} px or more'
         write_camera_info(path, camera, comment=f'found by d2s build-map: {text}')
         print(f'calibration found in the images: {text}; {path} is for the driver of the camera')
     if 'refined_poses' in metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import typing
 from typing import Any
 
 import yaml
@@ -24,7 +25,7 @@ _DEFAULTS = {
     },
 }
 
-_LISTS_OF_NAMES = ('rig_image_topics', 'rig_camera_info_topics')
+_HINTS = typing.get_type_hints(LocalizerNodeConfig)
 
 
 def boolean(name: str, value: str) -> bool:
@@ -45,16 +46,18 @@ def typed(name: str, value: str) -> Any:
         ConfigError: it is not of that type.
     """
     default = _DEFAULTS[name]
+    kind: Any = type(default)
+    what = kind.__name__
+    if isinstance(default, tuple):
+        kind = typing.get_args(_HINTS[name])[0]
+        what = 'a list of names' if kind is str else 'a list of numbers'
     if isinstance(default, bool):
         return boolean(name, value)
     try:
         if isinstance(default, tuple):
-            kind = str if name in _LISTS_OF_NAMES else float
             return [kind(item) for item in yaml.safe_load(value)]
-        return type(default)(value)
+        return kind(value)
     except (ValueError, TypeError, yaml.YAMLError):
-        what = 'a list of names' if name in _LISTS_OF_NAMES else 'a list of numbers'
-        what = what if isinstance(default, tuple) else type(default).__name__
         raise ConfigError(f'{name} is {value!r}, it must be {what}') from None
 
 
