@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.features.types import LocalFeatures
-from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import first_of_each
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.guided_refinement import (
@@ -117,6 +116,10 @@ class PoseSearch:
         sigma_px: Noise of a keypoint of scale 1, one axis.
         config: Of the localizer.
         solver: Of the pose solver, with the RANSAC threshold of the scene model.
+
+    Attributes:
+        camera: Of the image, without distortion.
+        coordinates: Of all keypoints.
     """
 
     def __init__(
@@ -126,10 +129,10 @@ class PoseSearch:
         config: LocalizerConfig,
         solver: PoseSolverConfig,
     ) -> None:
-        self._coordinates = observation.coordinates
+        self.coordinates = observation.coordinates
         self._config, self._solver = config, solver
         view, candidates = observation.view, observation.candidates
-        self._camera, self._ideal = view.ideal_camera, view.ideal_keypoints
+        self.camera, self._ideal = view.ideal_camera, view.ideal_keypoints
         self._sigmas = sigma_px * view.detection_sigmas
         self._matches = (
             None
@@ -142,7 +145,7 @@ class PoseSearch:
                 np.ascontiguousarray(candidates.landmark_idx),
                 np.ascontiguousarray(candidates.points_in_map),
                 candidates.point_covariances,
-                self._camera,
+                self.camera,
             )
         )
 
@@ -152,9 +155,9 @@ class PoseSearch:
         Args:
             threshold: Reliability from which a keypoint is reliable.
         """
-        reliability = self._coordinates.reliability
+        reliability = self.coordinates.reliability
         order = np.argsort(-reliability, kind='stable')
-        landmark_idx = self._coordinates.landmark_idx
+        landmark_idx = self.coordinates.landmark_idx
         if landmark_idx is not None and self._matches is not None:
             # A landmark is seen once: its most reliable keypoint speaks for it.
             order = order[first_of_each(landmark_idx[order], len(self._matches.points_in_map))]
@@ -169,16 +172,16 @@ class PoseSearch:
         inliers. They lie close together then, while those of the right pose are all over the image.
         """
         matches = self._matches if self._config.guided_refinement else None
-        best, most = Hypothesis(self._coordinates, used, None), 0.0
+        best, most = Hypothesis(self.coordinates, used, None), 0.0
         for _ in range(MAX_HYPOTHESES):
-            estimate = self._solve(self._coordinates, used, matches)
+            estimate = self._solve(self.coordinates, used, matches)
             if best.estimate is None:
-                best = Hypothesis(self._coordinates, used, estimate)
+                best = Hypothesis(self.coordinates, used, estimate)
             if estimate is None or estimate.inlier_mask.sum() < self._config.limits.min_inliers:
                 break
-            spread = estimate.spread(self._camera)
+            spread = estimate.spread(self.camera)
             if spread > most:
-                best, most = Hypothesis(self._coordinates, used, estimate), spread
+                best, most = Hypothesis(self.coordinates, used, estimate), spread
             if spread >= self._config.limits.doubtful_spread:
                 break
             used = used[~estimate.inlier_mask]
@@ -195,18 +198,18 @@ class PoseSearch:
         matches = self._matches
         if matches is None:
             return None
-        threshold = self._solver.threshold_px(self._camera)
+        threshold = self._solver.threshold_px(self.camera)
         used, landmarks = prior.pairs(matches, scene_depth, threshold).T
         points, landmark_idx = (
-            self._coordinates.points_in_map.copy(),
-            self._coordinates.landmark_idx,
+            self.coordinates.points_in_map.copy(),
+            self.coordinates.landmark_idx,
         )
         assert landmark_idx is not None
         landmark_idx = landmark_idx.copy()
         points[used], landmark_idx[used] = matches.points_in_map[landmarks], landmarks
         named = SceneCoordinates(
             points,
-            self._coordinates.reliability,
+            self.coordinates.reliability,
             matches.point_covariances[landmark_idx],
             landmark_idx,
         )
@@ -226,7 +229,7 @@ class PoseSearch:
         estimate = solve_pose(
             given.ideal_keypoints,
             given.points_in_map,
-            self._camera,
+            self.camera,
             sigmas_px=given.sigmas_px,
             point_covariances=given.covariances,
             config=self._solver,
@@ -264,16 +267,6 @@ class PoseSearch:
     # What the solver of a rig asks of each of its cameras.
 
     @property
-    def camera(self) -> Camera:
-        """Without distortion."""
-        return self._camera
-
-    @property
-    def coordinates(self) -> SceneCoordinates:
-        """Of all keypoints."""
-        return self._coordinates
-
-    @property
     def guided(self) -> bool:
         """Whether poses are refined on candidates."""
         return self._matches is not None and self._config.guided_refinement
@@ -286,7 +279,7 @@ class PoseSearch:
 
     def correspondences(self, used: NDArray[np.int64]) -> Correspondences:
         """Return what the scene model says of some keypoints (K,)."""
-        return self._correspondences(self._coordinates, used)
+        return self._correspondences(self.coordinates, used)
 
     def named(self, pairs: NDArray[np.int64]) -> Correspondences:
         """Return pairs (K, 2) of keypoint and candidate landmark."""
@@ -295,5 +288,5 @@ class PoseSearch:
 
     def landmarks_of(self, keypoints: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the landmark that each of some keypoints (K,) shows."""
-        assert self._coordinates.landmark_idx is not None
-        return self._coordinates.landmark_idx[keypoints]
+        assert self.coordinates.landmark_idx is not None
+        return self.coordinates.landmark_idx[keypoints]

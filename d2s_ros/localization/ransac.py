@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.transforms import RigidTransform
 
 Array = NDArray[np.float64]
@@ -239,9 +240,6 @@ def _by_generalized_pnp(
 def _agree(rig_from_map: RigidTransform, one: CameraOfRig) -> NDArray[np.bool_]:
     """Return which correspondences (N,) of a camera a pose of its rig explains."""
     in_camera = (one.camera_from_rig @ rig_from_map).apply(one.points_in_map)
-    front = in_camera[:, 2] > 1e-6
-    depth = np.where(front, in_camera[:, 2], 1.0)
-    camera = one.camera
-    pixels = in_camera[:, :2] / depth[:, None] * [camera.fx, camera.fy] + [camera.cx, camera.cy]
-    distance = np.linalg.norm(pixels - one.ideal_keypoints, axis=1)
-    return np.asarray(front & (distance <= one.threshold_px))
+    residuals = reprojection_residuals(one.camera, in_camera, one.ideal_keypoints)
+    # Points behind the camera have none: NaN agrees with nothing.
+    return np.asarray(np.linalg.norm(residuals, axis=1) <= one.threshold_px)
