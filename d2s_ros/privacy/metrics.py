@@ -71,7 +71,10 @@ def mae(picture: Picture, truth: Picture) -> float:
 
 
 def ssim(picture: Picture, truth: Picture) -> float:
-    """Return the mean structural similarity, without the border that windows leave."""
+    """Return the mean structural similarity, without the border that windows leave.
+
+    Equal to scikit-image's, which a test compares: that is an extra for the simulator only.
+    """
     a, b = picture.astype(np.float64), truth.astype(np.float64)
     margin = _WINDOW // 2
 
