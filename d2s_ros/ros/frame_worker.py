@@ -111,6 +111,15 @@ class FrameWorker:
 
     def _handle(self, queued: tuple[QueuedImage, ...]) -> None:
         """Localize the images of a moment and publish what came out; called by the worker."""
+        try:
+            self._process(queued)
+        except Exception as error:
+            # Publishers and subscriptions become invalid while the process shuts down.
+            if self._node.context.ok():
+                raise
+            logging.getLogger(__name__).info('not published while shutting down: %s', error)
+
+    def _process(self, queued: tuple[QueuedImage, ...]) -> None:
         loaded = self._keeper.loaded
         if self._stopped or loaded is None:
             return
@@ -127,10 +136,6 @@ class FrameWorker:
         try:
             self._publish(outcome, loaded)
         except Exception as error:
-            # Publishers become invalid while the process shuts down.
-            if not self._node.context.ok():
-                logging.getLogger(__name__).info('not published while shutting down: %s', error)
-                return
             outcome.refuse(NodeRefusal.INTERNAL_ERROR.value, f'{type(error).__name__}: {error}')
             self._finished(outcome)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -111,6 +112,21 @@ def test_bad_input_is_refused_counted_and_shown(start_stub_node, client):
         )
     )
     assert status.level == DiagnosticStatus.OK
+
+
+def test_an_image_that_is_worked_on_at_the_end_leaves_no_traceback(start_stub_node, client):
+    """Its publishers are gone when it is done, and another image waits."""
+    process = start_stub_node()
+    camera = Camera(client)
+    camera.connect()
+    assert camera.show(image_msg(picture(1, 1), START)).message == 'localized'
+    for second, command in ((1, 251), (2, 0)):
+        camera.infos.publish(info_msg(START + second * SECOND))
+        camera.images.publish(image_msg(picture(1, 1, command), START + second * SECOND))
+        # The first is worked on for longer than this.
+        time.sleep(0.1)
+    assert process.wait(20) == 0
+    assert 'Traceback' not in process.output
 
 
 @pytest.mark.parametrize('name', sorted(INTERRUPTS))
