@@ -25,6 +25,7 @@ set_passive_omp_wait()
 from records import write_record
 from tqdm import tqdm
 
+from d2s_ros.cli.localize import write_json
 from d2s_ros.data.camera_guess import guess_camera
 from d2s_ros.data.image_folder import ImageFolderSource, list_images
 from d2s_ros.errors import InputError
@@ -67,6 +68,13 @@ class Asked:
         asked = [one for one in self.attempts if one.place in wanted]
         asked = asked[: LocalizerConfig().max_candidates]
         return choose(asked, Limits(max_rival_share=limit)).place if asked else ''
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the inliers of each place, for a closer look."""
+        inliers = {
+            one.place: [one.result.num_inliers, one.result.status.value] for one in self.attempts
+        }
+        return {'floor': self.floor, 'name': self.name, 'query': self.query, 'inliers': inliers}
 
     def published_alone(self) -> bool:
         """Return whether the map of its own floor alone publishes it."""
@@ -202,6 +210,7 @@ def main() -> int:
         names = list_images(args.data / floor)[:: args.every]
         source = ImageFolderSource(args.data / floor, camera, names=names)
         asked += ask(localizer, source, floor, False)
+    write_json(args.work / 'asked.json', [one.to_json() for one in asked])
     limit = Limits().max_rival_share
     # Negatives belong to the part that is reported.
     reported = [*args.places, *args.negatives]

@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def camera_info_path(map_path: str) -> Path:
+def camera_info_path(map_path: str | Path) -> Path:
     """Return where the calibration that a build found is written: beside the map."""
     path = Path(map_path)
     return path.with_name(f'{path.name}.camera_info.yaml')
@@ -238,8 +238,6 @@ def _build_places(
     build: Callable[[str | Path, str], BuildResult],
 ) -> int:
     """Build the places of an area; returns the exit code."""
-    from functools import partial
-
     from d2s_ros.map_building.area_building import build_area
     from d2s_ros.maps.files import PLACES_FOLDER
 
@@ -248,9 +246,12 @@ def _build_places(
     def built(name: str, result: BuildResult) -> None:
         codes.append(say_result(Path(args.map) / PLACES_FOLDER / name, result))
 
+    def of_place(source: str) -> Callable[[Path], BuildResult]:
+        return lambda folder: build(folder, source)
+
     area, failed = build_area(
         args.map,
-        {name: partial(build, source_path=source) for name, source in inputs.items()},
+        {name: of_place(source) for name, source in inputs.items()},
         common_frame=args.common_frame,
         on_built=built,
     )

@@ -72,7 +72,7 @@ def _run_on_area(args: argparse.Namespace, area: Area) -> int:
             print(name)
             _print_versions(versions, indent='  ')
         return 0
-    described = []
+    described: list[dict[str, Any]] = []
     for name, place in area.places.items():
         scene_map = SceneMap.open(area.folder(name))
         metrics = scene_map.manifest.metrics

@@ -198,7 +198,8 @@ def test_commands_know_areas(small_area, building_logs, tmp_path, capsys):
     assert '2 places' in capsys.readouterr().out
     assert main(['map', 'rollback', str(small_area)]) == 2
     assert 'hall, annex' in capsys.readouterr().err
-    assert main(['evaluate', str(small_area), str(building_logs / 'map')]) == 3
+    log, output = str(building_logs / 'map'), str(tmp_path / 'evaluation')
+    assert main(['evaluate', str(small_area), log, '--output', output]) == 3
     assert 'is an area' in capsys.readouterr().err
 
 
