@@ -42,6 +42,7 @@ class MapFacts:
         metric: Whether one unit is a metre.
         features: Of its images.
         cameras: Of its mapping images.
+        place_frames: Of an area, the frames of places that are not in the common one.
     """
 
     version: str
@@ -49,6 +50,7 @@ class MapFacts:
     metric: bool
     features: FeatureConfig
     cameras: tuple[Camera, ...]
+    place_frames: tuple[str, ...] = ()
 
 
 class Localizer:
