@@ -25,6 +25,8 @@ from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.area import Area, read_area
+from d2s_ros.maps.files import version_folder
+from d2s_ros.maps.manifest import read_manifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import View
 
@@ -126,7 +128,7 @@ class AreaLocalizer:
         self.config = config or LocalizerConfig()
         self._index = area.read_index()
         self._names = list(area.places)
-        features = SceneMap.open(area.folder(self._names[0])).manifest.features
+        features = read_manifest(version_folder(area.folder(self._names[0]))).features
         self.extractor = extractor or create_extractor(
             features, device=device, weights=weights, precision=precision
         )
