@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
-from d2s_ros.errors import NothingLocalizedError, UsageError
+from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
+
+if TYPE_CHECKING:
+    from d2s_ros.map_building.config import BuildConfig
+    from d2s_ros.map_building.pipeline import BuildResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_source(parser)
+    add_source(parser, optional=True)
     parser.add_argument(
-        '--map', required=True, type=user_path, metavar='MAP', help='map folder to write'
+        '--map',
+        required=True,
+        type=user_path,
+        metavar='MAP',
+        help='map folder to write; of several places the folder of the area',
+    )
+    parser.add_argument(
+        '--place',
+        action='append',
+        default=[],
+        metavar='NAME=INPUT',
+        help='build the map of one place of an area, such as a floor; give it once for each '
+        'place. Places that the area has already stay as they are',
+    )
+    parser.add_argument(
+        '--each-folder',
+        action='store_true',
+        help='every folder in INPUT is a place of an area, named like the folder',
+    )
+    parser.add_argument(
+        '--common-frame',
+        action='store_true',
+        help='the poses of all places are in one frame, and so will be those of the area; '
+        'otherwise each place has a frame of its own',
     )
     parser.add_argument(
         '--poses',
@@ -101,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def camera_info_path(map_path: str) -> Path:
+def camera_info_path(map_path: str | Path) -> Path:
     """Return where the calibration that a build found is written: beside the map."""
     path = Path(map_path)
     return path.with_name(f'{path.name}.camera_info.yaml')
@@ -109,22 +137,140 @@ def camera_info_path(map_path: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Build, write, and say what came out; returns the exit code."""
-    from dataclasses import replace
-
     from d2s_ros import distributed
-    from d2s_ros.data.calibration import write_camera_info
-    from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.config import budget
     from d2s_ros.map_building.join_build import join_build
     from d2s_ros.map_building.pipeline import build_map
 
+    check_options(args)
+    if distributed.world() > 1 and (args.place or args.each_folder):
+        raise UsageError('several processes build one map at a time: start torchrun for each place')
     if distributed.rank() > 0:
         join_build(args.device)
         return 0
+    config = config_of(args)
+
+    def build(path: str | Path, source_path: str) -> BuildResult:
+        args.input = source_path
+        source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
+        return build_map(
+            source,
+            path,
+            config,
+            device=args.device,
+            weights=args.weights,
+            use_poses=not args.ignore_poses,
+            require_poses=args.poses is not None,
+            fresh=args.fresh,
+            progress=not args.quiet,
+        )
+
+    inputs = places_of(args)
+    if inputs is None:
+        return say_result(args.map, build(args.map, args.input))
+    return _build_places(args, inputs, build)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check options that contradict each other.
+
+    Raises:
+        UsageError: two do.
+    """
     if args.ignore_poses and (args.poses or args.pose_topic):
         raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
     if args.ignore_poses and args.refine_poses:
         raise UsageError('--ignore-poses leaves nothing for --refine-poses')
+    several = bool(args.place) or args.each_folder
+    if not several:
+        if args.input is None:
+            raise UsageError('give INPUT, or places with --place NAME=INPUT')
+        if args.common_frame:
+            raise UsageError('--common-frame is for several places, see --place')
+        return
+    if args.place and args.each_folder:
+        raise UsageError('give either --place or --each-folder')
+    if args.each_folder and args.input is None:
+        raise UsageError('--each-folder needs INPUT, the folder whose folders are places')
+    if args.place and args.input is not None:
+        raise UsageError('with --place, every INPUT is given as --place NAME=INPUT')
+    if args.poses or args.image_list:
+        raise UsageError('--poses and --image-list are of one input: build such places one by one')
+    if args.common_frame and args.ignore_poses:
+        raise UsageError('--common-frame needs the poses that --ignore-poses leaves out')
+
+
+def places_of(args: argparse.Namespace) -> dict[str, str] | None:
+    """Return the inputs of an area by the names of their places; None for one map.
+
+    Raises:
+        UsageError: a place without a name or an input, or given twice.
+        InputError: --each-folder finds no folders.
+    """
+    from d2s_ros.maps.area import check_place_name
+
+    if args.each_folder:
+        root = Path(args.input)
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+        found = {
+            check_place_name(folder.name): str(folder)
+            for folder in folders
+            if folder.is_dir() and not folder.name.startswith('.')
+        }
+        if not found:
+            raise InputError(f'{root} has no folders: --each-folder takes one for each place')
+        return found
+    if not args.place:
+        return None
+    inputs: dict[str, str] = {}
+    for text in args.place:
+        name, separator, source = text.partition('=')
+        if not separator or not source:
+            raise UsageError(f'--place is NAME=INPUT, found {text!r}')
+        if check_place_name(name) in inputs:
+            raise UsageError(f'place {name} is given twice')
+        inputs[name] = user_path(source)
+    return inputs
+
+
+def _build_places(
+    args: argparse.Namespace,
+    inputs: dict[str, str],
+    build: Callable[[str | Path, str], BuildResult],
+) -> int:
+    """Build the places of an area; returns the exit code."""
+    from d2s_ros.map_building.area_building import build_area
+    from d2s_ros.maps.files import PLACES_FOLDER
+
+    codes = []
+
+    def built(name: str, result: BuildResult) -> None:
+        codes.append(say_result(Path(args.map) / PLACES_FOLDER / name, result))
+
+    def of_place(source: str) -> Callable[[Path], BuildResult]:
+        return lambda folder: build(folder, source)
+
+    area, failed = build_area(
+        args.map,
+        {name: of_place(source) for name, source in inputs.items()},
+        common_frame=args.common_frame,
+        on_built=built,
+    )
+    print(f'{args.map}: area of {len(area.places)} places, frames {", ".join(area.frames())}')
+    if failed:
+        raise InputError(
+            f'{len(failed)} of {len(inputs)} places could not be built: '
+            + '; '.join(f'{name}: {reason}' for name, reason in failed.items())
+        )
+    return max(codes)
+
+
+def config_of(args: argparse.Namespace) -> BuildConfig:
+    """Return the options of the build."""
+    from dataclasses import replace
+
+    from d2s_ros.features.types import FeatureConfig
+    from d2s_ros.map_building.config import budget
+
     features = FeatureConfig()
     if args.features:
         features = replace(features, name=args.features)
@@ -138,7 +284,7 @@ def run(args: argparse.Namespace) -> int:
         limits['steps'] = args.steps
     if args.patience is not None:
         limits['patience'] = args.patience
-    config = replace(
+    return replace(
         config,
         reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         training=replace(config.training, **limits),
@@ -151,27 +297,21 @@ def run(args: argparse.Namespace) -> int:
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )
-    source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
-    result = build_map(
-        source,
-        args.map,
-        config,
-        device=args.device,
-        weights=args.weights,
-        use_poses=not args.ignore_poses,
-        require_poses=args.poses is not None,
-        fresh=args.fresh,
-        progress=not args.quiet,
-    )
+
+
+def say_result(map_path: str | Path, result: BuildResult) -> int:
+    """Say what came out of a build, write the calibration that it found; returns the exit code."""
+    from d2s_ros.data.calibration import write_camera_info
+
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
     size = result.scene_map.localization_size_bytes() / 1e6
     print(
-        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
+        f'{map_path}: version {manifest.version}, {metrics["num_images"]} images, '
         f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     if 'self_calibration' in metrics:
         found, camera = metrics['self_calibration'], manifest.cameras[0]
-        path = camera_info_path(args.map)
+        path = camera_info_path(map_path)
         # What all images share is not in the residuals: no error bar can be given.
         text = f'focal length {camera.fx:.1f} px, off by {found["focal_sigma_px"]:.1f} px or more'
         write_camera_info(path, camera, comment=f'found by d2s build-map: {text}')

@@ -287,6 +287,16 @@ class Limits:
         experiment='E013',
     )
 
+    # ------------------------------------------------------------------ other places of an area
+    max_rival_share: float = option(
+        0.5,
+        'Inliers that another place of an area may have, over those of the place whose pose is '
+        'published.',
+        minimum=0.0,
+        maximum=1.0,
+        experiment='E014',
+    )
+
     # ------------------------------------------------------------------ with a prior
     min_inliers_with_prior: int = option(
         21, 'Inliers of a pose that was looked for near a prior.', minimum=4, experiment=_PRIOR
