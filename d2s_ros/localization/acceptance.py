@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import largest_sigma
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.moved_object import InlierView, check_moved_object
@@ -272,8 +272,8 @@ def _certainty(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -
     made = [Check('determined', float(determined), 1.0, True, _Status.UNCERTAIN, reason)]
     if not determined:
         return made
-    sigma_m = _largest_sigma(estimate.covariance[:3, :3])
-    sigma_deg = float(np.degrees(_largest_sigma(estimate.covariance[3:, 3:])))
+    sigma_m = largest_sigma(estimate.covariance[:3, :3])
+    sigma_deg = float(np.degrees(largest_sigma(estimate.covariance[3:, 3:])))
     relative = sigma_m / max(estimate.median_depth, 1e-9)
     max_deg, max_relative = limits.max_rotation_sigma_deg, limits.max_relative_translation_sigma
     made += [
@@ -318,10 +318,6 @@ def _agreement(
         )
         for name, value, limit, what in compared
     ]
-
-
-def _largest_sigma(covariance: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.linalg.eigvalsh(covariance)[-1]))
 
 
 def _scene(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> list[Check]:
