@@ -236,7 +236,10 @@ def _geometry(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) ->
                 f'{100 * limits.min_extent:.1f} % needed',
             )
         )
-        if extent >= limits.safe_extent:
+        beside = estimate.support
+        if extent >= limits.safe_extent and (
+            beside is None or beside.spread >= limits.min_spread_with_support
+        ):
             min_spread, why = limits.min_spread_of_safe_extent, ' of an object that large'
     made.append(
         Check(
@@ -341,6 +344,17 @@ def _scene(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> li
                 _Status.CALIBRATION_MISMATCH,
                 describe_focal_error(change, sigma, wrong=abs(change) > allowed),
             )
+        )
+        # Where no camera has such an error, the pose has it: one that lies between what objects
+        # say that moved apart fits better if the image is stretched.
+        bearable = max(limits.max_pose_focal_error, limits.pose_focal_sigmas * sigma)
+        reason = _with_hint(
+            describe_focal_error(change, sigma, wrong=False),
+            abs(change) <= bearable,
+            'objects that moved apart, or a wrong camera_info',
+        )
+        made.append(
+            Check('stretch', abs(change), bearable, False, _Status.UNCERTAIN, reason),
         )
     return made
 
