@@ -62,6 +62,7 @@ class LoadedMap:
         version: Version of the map, as in its manifest.
         device: Where the network runs.
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
+        scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
     """
 
     localizer: SupportsLocalize
@@ -69,6 +70,7 @@ class LoadedMap:
     version: str
     device: str = ''
     metric: bool = True
+    scale: float = 1.0
 
 
 #: Makes a localizer from the node's options; a test may give its own.
@@ -108,6 +110,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         version=str(scene_map.manifest.version),
         device=str(getattr(localizer, 'device', device)),
         metric=bool(scene_map.manifest.metric),
+        scale=float(scene_map.manifest.metrics.get('scaled_by', 1.0)),
     )
 
 
