@@ -62,6 +62,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the poses are approximate (odometry): refine them; the frame stays where it is',
     )
     parser.add_argument(
+        '--align-poses',
+        action='store_true',
+        help='the poses drift (odometry): find poses by the images alone, and take scale, up and '
+        'frame from those given',
+    )
+    parser.add_argument(
+        '--tag-size',
+        type=float,
+        default=0.0,
+        metavar='M',
+        help='edge of the black square of printed tags in the images, metres: tells the scale',
+    )
+    parser.add_argument(
+        '--tag-family',
+        default='36h11',
+        metavar='F',
+        help='kind of the tags: AprilTag 36h11, 25h9, 16h5, or ArUco 4x4_50, 5x5_100, 6x6_250 '
+        '(default: 36h11)',
+    )
+    parser.add_argument(
+        '--origin',
+        default='',
+        metavar='tag:ID',
+        help='the middle of a tag as origin, z up; x points out of a wall, or to the right of a '
+        'tag that lies flat',
+    )
+    parser.add_argument(
+        '--no-depth',
+        action='store_true',
+        help='without poses: do not take the scale from depth images of the log',
+    )
+    parser.add_argument(
         '--features',
         choices=('rootsift', 'superpoint'),
         default=None,
@@ -180,6 +212,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
     if args.ignore_poses and args.refine_poses:
         raise UsageError('--ignore-poses leaves nothing for --refine-poses')
+    if args.align_poses and (args.refine_poses or args.ignore_poses):
+        raise UsageError('--align-poses contradicts --refine-poses and --ignore-poses')
     several = bool(args.place) or args.each_folder
     if not several:
         if args.input is None:
@@ -270,6 +304,7 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
 
     from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.placement import PlacementConfig
 
     features = FeatureConfig()
     if args.features:
@@ -287,6 +322,13 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
     return replace(
         config,
         reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
+        placement=PlacementConfig(
+            align_poses=args.align_poses,
+            use_depth=not args.no_depth,
+            tag_size=args.tag_size,
+            tag_family=args.tag_family,
+            origin=args.origin,
+        ),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
         label_training=replace(
@@ -341,6 +383,17 @@ def say_result(map_path: str | Path, result: BuildResult) -> int:
     if doubtful:
         names = ', '.join(wrong['name'] for wrong in doubtful)
         print(f'poses of {len(doubtful)} images contradict what they show: {names}')
+    placement = metrics['placement']
     if not manifest.metric:
-        print('no poses were used: the scale and the frame of this map are arbitrary')
+        print(
+            'nothing told the scale of this map: it is arbitrary until d2s map scale gets a known '
+            'distance'
+        )
+    elif placement['scale_from'] != 'poses':
+        print(
+            f'in metres by {placement["scale_from"]}, within {placement["scale_sigma"]:.2%} '
+            f'({placement["scale_measurements"]} measurements)'
+        )
+    if placement['frame_from'] == 'cameras':
+        print('no floor was found: z is up as far as the camera was held level')
     return NothingLocalizedError.exit_code if useless else 0

@@ -42,6 +42,7 @@ class MapFacts:
         metric: Whether one unit is a metre.
         features: Of its images.
         cameras: Of its mapping images.
+        scale: By what `d2s map scale` has multiplied its lengths since it was built.
     """
 
     version: str
@@ -49,6 +50,7 @@ class MapFacts:
     metric: bool
     features: FeatureConfig
     cameras: tuple[Camera, ...]
+    scale: float = 1.0
 
 
 class Localizer:
@@ -132,6 +134,7 @@ class Localizer:
             manifest.metric,
             manifest.features,
             manifest.cameras,
+            float(manifest.metrics.get('scaled_by', 1.0)),
         )
 
     def localize(

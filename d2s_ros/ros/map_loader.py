@@ -64,6 +64,7 @@ class LoadedMap:
         device: Where the network runs.
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
         own_frame: The name that the map itself gives that frame; empty if it gives none.
+        scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
     """
 
     localizer: SupportsLocalize
@@ -72,6 +73,7 @@ class LoadedMap:
     device: str = ''
     metric: bool = True
     own_frame: str = ''
+    scale: float = 1.0
 
     def frame_of(self, result: LocalizationResult | None) -> str:
         """Return the frame of a result: that of the map, or of a place of an area."""
@@ -120,6 +122,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         device=localizer.device,
         metric=facts.metric,
         own_frame=own_frame,
+        scale=facts.scale,
     )
 
 
