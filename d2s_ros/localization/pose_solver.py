@@ -26,7 +26,7 @@ from d2s_ros.localization.covariance import (
     gradient_scatter,
     inverse_of,
 )
-from d2s_ros.localization.ransac import RansacConfig, find_pose
+from d2s_ros.geometry.ransac import RansacConfig, find_pose
 
 Array = NDArray[np.float64]
 

@@ -34,7 +34,7 @@ from d2s_ros.localization.pose_solver import (
     minimise,
     residuals_of,
 )
-from d2s_ros.localization.ransac import CameraOfRig, RansacConfig, find_rig_pose
+from d2s_ros.geometry.ransac import CameraOfRig, RansacConfig, find_rig_pose
 
 Array = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from d2s_ros.localization import ransac
+from d2s_ros.geometry import ransac
 from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.covariance import covariance_of_pose
 from d2s_ros.localization.focal_length import focal_error
