@@ -1,9 +1,9 @@
 """The pose of an image by labels alone, and which keypoints then show which points.
 
 The images whose pooled labels are most alike say which points may be seen. The pose that most
-pairs of these and keypoints with fitting labels agree on is refined, coarse to fine, to where points
-lie where the image shows their labels; near it, keypoints are offered the points that project there
-and have their labels.
+pairs of these and keypoints with fitting labels agree on is refined, coarse to fine, to where
+points lie where the image shows their labels; near it, keypoints are offered the points that
+project there and have their labels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from d2s_ros.errors import UsageError
-from d2s_ros.features.dense import DenseExtractor
+from d2s_ros.features.dense import DenseExtractor, FeaturePyramid
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.scene_models.base import Observation, Observer, PlaceEvidence, View
@@ -45,8 +45,8 @@ _KEPT_FIELDS = 64
 LEAST_EVIDENCE = float(np.log(1e8))
 #: One point counts in a cell of this size, the nearest to the camera: neighbours tell the same.
 _CELL_PX = 16
-#: Shares of points that may be seen as their labels say; the others are hidden, or seen from too far
-#: aside for the heads. All are tried, each as likely.
+#: Shares of points that may be seen as their labels say; the others are hidden, or seen from too
+#: far aside for the heads. All are tried, each as likely.
 _SHARES_SEEN = np.linspace(0.1, 0.9, 9)
 
 
@@ -86,6 +86,11 @@ class MappingImages:
     reconstruction: Reconstruction
     images: dict[int, LabelImage]
     probabilities: dict[int, list[NDArray[np.float16]]] = dataclass_field(default_factory=dict)
+
+    def keep(self, index: int, probabilities: list[NDArray[np.float32]]) -> None:
+        """Keep what the heads tell of an image, while there is room."""
+        if len(self.probabilities) < _KEPT_FIELDS:
+            self.probabilities[index] = [values.astype(np.float16) for values in probabilities]
 
 
 class LabelObserver(Observer):
@@ -175,25 +180,36 @@ class LabelObserver(Observer):
 
     def _mapping_field(self, index: int) -> LabelField:
         assert self._mapping is not None
-        image, known = self._mapping.images[index], self._mapping.probabilities
-        if index not in known:
-            found = [values.astype(np.float16) for values in self.probabilities(image)]
-            if len(known) < _KEPT_FIELDS:
-                known[index] = found
+        image = self._mapping.images[index]
+        known = self._mapping.probabilities.get(index)
+        if known is None:
+            found = self.probabilities(image)
+            self._mapping.keep(index, found)
         else:
-            found = known[index]
-        strides = self._network.config.levels
-        return LabelField.of([values.astype(np.float32) for values in found], strides, image.camera)
+            found = [values.astype(np.float32) for values in known]
+        return self.field_from(found, image)
 
     def field_of(self, image: LabelImage) -> LabelField:
         """Return what a label image says of labels at every place."""
-        strides = self._network.config.levels
-        return LabelField.of(self.probabilities(image), strides, image.camera)
+        return self.field_from(self.probabilities(image), image)
+
+    def field_from(self, probabilities: list[NDArray[np.float32]], image: LabelImage) -> LabelField:
+        """Return the field of what `probabilities` told of an image."""
+        return LabelField.of(probabilities, self._network.config.levels, image.camera)
 
     @torch.inference_mode()
-    def probabilities(self, image: LabelImage) -> list[NDArray[np.float32]]:
-        """Return the probability (h, w, K) of the labels of each level in a label image."""
-        probabilities = self._network.dense(self._dense.maps(image.grey))
+    def probabilities(
+        self, image: LabelImage, features: FeaturePyramid | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Return the probability (h, w, K) of the labels of each level in a label image.
+
+        Args:
+            image: The image.
+            features: Its dense features, where they are known.
+        """
+        if features is None:
+            features = self._dense.maps(image.grey)
+        probabilities = self._network.dense(features)
         strides = self._network.config.levels
         height, width = image.grey.shape
         return [
@@ -271,8 +287,9 @@ def place_evidence(
     """Return how much likelier than by chance a pose makes the labels of points, nats.
 
     The likelihood ratio of a point is the geometric mean of those of its levels, which may depend
-    on each other; with a share s of points that are seen it is 1 - s + s times that. The product over
-    cells of the image is averaged over shares: for labels drawn by chance its mean is at most 1.
+    on each other; with a share s of points that are seen it is 1 - s + s times that. The product
+    over cells of the image is averaged over shares: for labels drawn by chance its mean is at
+    most 1.
     """
     points = table.points.at(visible)
     pixels, in_camera = field.project(pose.rotation, pose.translation, points.points_in_map)
