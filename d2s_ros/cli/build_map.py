@@ -147,6 +147,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='a map of about half the size: N principal components of 4 bits stand for a key (16 '
         'for superpoint, 32 for rootsift), and points and covariances are rounded',
     )
+    group = parser.add_argument_group('labels', 'with --head labels')
+    group.add_argument(
+        '--labels', type=int, metavar='K', help='labels of each level, 4 to 256 (default: 64)'
+    )
+    group.add_argument(
+        '--label-levels',
+        type=int,
+        nargs='+',
+        metavar='STRIDE',
+        help='strides of the levels in px, the coarsest first (default: 8 4 2)',
+    )
+    group.add_argument(
+        '--label-backbone', metavar='NAME', help='dense features (default: superpoint)'
+    )
     parser.add_argument(
         '--without-update-data',
         action='store_true',
@@ -165,6 +179,30 @@ def camera_info_path(map_path: str | Path) -> Path:
     """Return where the calibration that a build found is written: beside the map."""
     path = Path(map_path)
     return path.with_name(f'{path.name}.camera_info.yaml')
+
+
+def label_shape(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `LabelConfig` that were given.
+
+    Raises:
+        UsageError: an option does not go with the head.
+    """
+    given = {
+        'num_labels': args.labels,
+        'levels': None if args.label_levels is None else tuple(args.label_levels),
+        'backbone': args.label_backbone,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and args.head != 'labels':
+        raise UsageError(
+            '--labels, --label-levels and --label-backbone are options of --head labels'
+        )
+    if args.head == 'labels' and args.patience:
+        raise UsageError(
+            '--patience does not go with --head labels: points get new labels while it trains, so '
+            'that its losses cannot be compared; use --steps or --max-minutes'
+        )
+    return given
 
 
 def run(args: argparse.Namespace) -> int:
@@ -311,6 +349,7 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         features = replace(features, name=args.features)
     if args.max_keypoints is not None:
         features = replace(features, max_keypoints=args.max_keypoints)
+    labels = label_shape(args)
     config = budget(
         args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
     )
@@ -331,6 +370,7 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         ),
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
+        labels=replace(config.labels, **labels),
         label_training=replace(
             config.label_training,
             **{name: value for name, value in limits.items() if name != 'patience'},
