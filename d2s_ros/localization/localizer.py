@@ -254,6 +254,13 @@ class Localizer:
         elapsed = 1e3 * (time.perf_counter() - started)
         return _Taken(View(features, camera, grey), given.shape, elapsed)
 
+    def view_of(
+        self, image: NDArray[np.uint8] | None, camera: Camera | None
+    ) -> View | LocalizationResult:
+        """Return the keypoints of an image with it, or why it cannot be used."""
+        taken = self._extract(image, camera, FULL)
+        return taken if isinstance(taken, LocalizationResult) else taken.view
+
     def localize_features(
         self,
         features: LocalFeatures,

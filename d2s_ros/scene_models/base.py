@@ -170,6 +170,23 @@ class Observer(ABC):
         """
         raise NotImplementedError('this model observes views as they are')
 
+    def question(self, view: View) -> dict[str, NDArray[Any]]:
+        """Return what another computer with the map needs of a view, beside keypoints: no pixels.
+
+        Raises:
+            UsageError: the model is not asked in this way.
+        """
+        raise UsageError('only maps of labels (--head labels) are asked without the image')
+
+    def asked(self, view: View, sent: Mapping[str, NDArray[Any]]) -> View:
+        """Return the view that `question` was asked of; `view` has its keypoints alone.
+
+        Raises:
+            InputError: what was sent does not fit the map.
+            UsageError: the model is not asked in this way.
+        """
+        raise UsageError('only maps of labels (--head labels) are asked without the image')
+
     @abstractmethod
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe a view such that every pose found from it is chance.
