@@ -7,17 +7,17 @@ questions; a computer with the map reads and answers them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from d2s_ros.errors import CalibrationError, InputError
+from d2s_ros.errors import CalibrationError, InputError, UsageError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
@@ -29,6 +29,29 @@ SUFFIX = '.questions'
 _VERSION = 1
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """An observer that needs no image, but what one like it says of the image."""
+
+    def question(self, view: View) -> dict[str, NDArray[Any]]:
+        """Return what is needed of a view beside keypoints: no pixels."""
+        ...
+
+    def asked(self, view: View, sent: Mapping[str, NDArray[Any]]) -> View:
+        """Return the view that `question` was asked of; `view` has its keypoints alone.
+
+        Raises:
+            InputError: what was sent does not fit the map.
+        """
+        ...
+
+
+def _asking(localizer: Localizer) -> Asking:
+    if not isinstance(localizer.observer, Asking):
+        raise UsageError('only maps of labels (--head labels) are asked without the image')
+    return localizer.observer
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """What is sent of an image.
@@ -38,7 +61,7 @@ class Question:
         camera: Its intrinsics.
         keypoints: (N, 2) float32 px.
         scales: (N,) float32 of the keypoints.
-        sent: What the scene model tells of the image, see `Observer.question`.
+        sent: What the scene model tells of the image, see `Asking`.
     """
 
     name: str
@@ -56,7 +79,7 @@ class Question:
             UsageError: the map's head tells nothing that could be sent.
         """
         features = view.features
-        sent = localizer.observer.question(view)
+        sent = _asking(localizer).question(view)
         return cls(name, stamp_ns, view.camera, features.keypoints, features.scales, sent)
 
     def answer(self, localizer: Localizer) -> LocalizationResult:
@@ -74,7 +97,7 @@ class Question:
             (self.camera.width, self.camera.height),
             self.scales,
         )
-        view = localizer.observer.asked(View(features, self.camera), self.sent)
+        view = _asking(localizer).asked(View(features, self.camera), self.sent)
         return localizer.localize_view(view)
 
 

@@ -170,23 +170,6 @@ class Observer(ABC):
         """
         raise NotImplementedError('this model observes views as they are')
 
-    def question(self, view: View) -> dict[str, NDArray[Any]]:
-        """Return what another computer with the map needs of a view, beside keypoints: no pixels.
-
-        Raises:
-            UsageError: the model is not asked in this way.
-        """
-        raise UsageError('only maps of labels (--head labels) are asked without the image')
-
-    def asked(self, view: View, sent: Mapping[str, NDArray[Any]]) -> View:
-        """Return the view that `question` was asked of; `view` has its keypoints alone.
-
-        Raises:
-            InputError: what was sent does not fit the map.
-            UsageError: the model is not asked in this way.
-        """
-        raise UsageError('only maps of labels (--head labels) are asked without the image')
-
     @abstractmethod
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe a view such that every pose found from it is chance.
@@ -342,6 +325,13 @@ class SceneModel(ABC):
 
         Raises:
             KeyError, ValueError, RuntimeError, ConfigError: they do not fit together.
+        """
+
+    @abstractmethod
+    def scaled(self, factor: float) -> SceneModel:
+        """Return the model in a unit of length that is smaller by `factor`.
+
+        All that it stores of the place grows by `factor`; it observes as before.
         """
 
     @abstractmethod

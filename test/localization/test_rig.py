@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -199,3 +201,24 @@ def test_a_wrong_extrinsic_is_measured_and_spoils_no_pose(localizer, moments):
             assert metres < 0.05
     assert told
     assert np.median([one.degrees for one in told]) == pytest.approx(4.0, abs=1.0)
+
+
+def test_right_extrinsics_cost_no_camera(localizer):
+    """Weak cameras look far off to first order; four that stand where they should all count."""
+    walk = replace(CONFIG, frames=14)
+    views = [[frame for frame, _ in rendered_frames(walk, None, i)] for i in range(4)]
+    places = [base_from_camera(CONFIG, 0).inverse() @ base_from_camera(CONFIG, i) for i in range(4)]
+    names = ('front', 'left', 'back', 'right')
+    for number in (1, 2, 8):
+        moment = [view[number] for view in views]
+        result = localizer.localize_rig(
+            [
+                RigShot(name, frame.image, frame.camera, place)
+                for name, frame, place in zip(names, moment, places, strict=True)
+            ]
+        )
+        assert [share.reason for share in result.cameras if share.status == 'left_out'] == []
+        assert result.localized, result.reason
+        metres, degrees = pose_error(result.map_from_camera, moment[0].map_from_camera)
+        assert metres < 0.02
+        assert degrees < 0.2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,17 @@ class LabelTable:
     def seen_by_any(self, images: list[int]) -> NDArray[np.int64]:
         """Return the points that any of some mapping images sees."""
         return np.unique(np.concatenate([self.seen_by(image) for image in images]))
+
+    def scaled(self, factor: float) -> LabelTable:
+        """Return the table with all coordinates multiplied by `factor`; labels stay."""
+        poses = self.image_poses.copy()
+        poses[:, :3] *= factor
+        return replace(
+            self,
+            points_in_map=(self.points_in_map * factor).astype(np.float32),
+            covariances=(self.covariances * factor**2).astype(np.float32),
+            image_poses=poses,
+        )
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return what a map file keeps."""
