@@ -227,6 +227,13 @@ class Localizer:
         shares.sort(key=lambda share: order[share.name])
         return replace(result, cameras=tuple(shares))
 
+    def view_of(
+        self, image: NDArray[np.uint8] | None, camera: Camera | None
+    ) -> View | LocalizationResult:
+        """Return the keypoints of an image with it, or why it cannot be used."""
+        taken = take_image(image, camera, self.extractor, FULL, self.estimator.config.limits)
+        return taken if isinstance(taken, LocalizationResult) else taken.view
+
     def localize_features(
         self,
         features: LocalFeatures,

@@ -8,8 +8,10 @@ project there and have their labels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,12 @@ from d2s_ros.scene_models.labels.images import LabelImage, Undistorter
 from d2s_ros.scene_models.labels.matching import keypoint_pixels, pose_from_labels
 from d2s_ros.scene_models.labels.network import LabelNetwork
 from d2s_ros.scene_models.labels.pairing import pair_keypoints
+from d2s_ros.scene_models.labels.question import (
+    LabelView,
+    heads_digest,
+    pack_labels,
+    view_of_labels,
+)
 from d2s_ros.scene_models.labels.refinement import refine
 from d2s_ros.scene_models.labels.table import POOLED_LEVELS, LabelTable
 
@@ -149,6 +157,14 @@ class LabelObserver(Observer):
             view, field, self._table, self._finish(field, self._table, start, None)
         )
 
+    def question(self, view: View) -> dict[str, NDArray[Any]]:
+        """Return the likeliest label of every place."""
+        return pack_labels(self.field(view), self._network.config, heads_digest(self._network))
+
+    def asked(self, view: View, sent: Mapping[str, NDArray[Any]]) -> View:
+        """Return the view whose likeliest labels were sent."""
+        return view_of_labels(view, sent, self._network.config, heads_digest(self._network))
+
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe with the names of all labels exchanged.
 
@@ -172,6 +188,8 @@ class LabelObserver(Observer):
 
     def field(self, view: View) -> LabelField:
         """Return what a view says of labels at every place."""
+        if isinstance(view, LabelView) and view.field is not None:
+            return view.field
         if isinstance(view, MappingView):
             return self._mapping_field(view.index)
         if view.image is None:
