@@ -147,7 +147,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     # Of so short a log an update may be refused: then there is nothing to go back to.
     if (tmp_path / 'room' / 'current').read_text().startswith('0002'):
         run(D2S, *rollback, cwd=tmp_path)
-    assert 'are arbitrary' in outputs[0]
+    assert 'it is arbitrary' in outputs[0]
     found = re.search(r'(\d+) of (\d+) frames localized', outputs[2])
     assert found, outputs[2]
     # So small a camera in other light and from other views: some images, not most.

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='folder of a map or an area')
     add_source(parser)
     parser.add_argument(
-        '--trajectory', type=user_path, metavar='OUT.txt', help='TUM lines of the localized frames'
+        '--trajectory',
+        type=user_path,
+        metavar='OUT.txt',
+        help='TUM lines of the localized frames; of an area whose places have frames of their own, '
+        'one file for each: OUT.FRAME.txt',
     )
     parser.add_argument(
         '--report', type=user_path, metavar='OUT.json', help='every frame and a summary'
@@ -50,39 +54,46 @@ def run(args: argparse.Namespace) -> int:
     """
     from d2s_ros.data.tum import write_tum
     from d2s_ros.evaluation.run import localize_log, summarise
-    from d2s_ros.localization.localizer import Localizer
+    from d2s_ros.localization.opening import open_localizer
 
     check_outputs(args.trajectory, args.report)
-    localizer = Localizer.from_map(
+    localizer = open_localizer(
         args.map, device=args.device, weights=args.weights, precision=args.precision
     )
-    source = open_input(
-        args, want_poses=False, fallback=next(iter(localizer.scene_map.manifest.cameras), None)
-    )
+    facts = localizer.facts
+    source = open_input(args, want_poses=False, fallback=next(iter(facts.cameras), None))
     frames: list[dict[str, Any]] = []
     results = []
-    poses: dict[int, RigidTransform] = {}
+    #: By frame and stamp.
+    poses: dict[str, dict[int, RigidTransform]] = {}
     repeated = 0
     for frame, result in localize_log(localizer, source, progress=not args.quiet):
         frames.append(result.to_report(frame.name, frame.stamp_ns))
         results.append(result)
         if result.map_from_camera is not None:
             # A trajectory has one pose at a time; the report has all frames.
-            repeated += frame.stamp_ns in poses
-            poses.setdefault(frame.stamp_ns, result.map_from_camera)
-    manifest = localizer.scene_map.manifest
+            of_frame = poses.setdefault(result.frame or facts.frame, {})
+            repeated += frame.stamp_ns in of_frame
+            of_frame.setdefault(frame.stamp_ns, result.map_from_camera)
     summary = {
         'map': str(args.map),
-        'map_version': manifest.version,
-        'map_frame': manifest.map_frame,
-        'unit': 'm' if manifest.metric else 'arbitrary',
-        'features': manifest.features.name,
+        'map_version': facts.version,
+        'map_frame': facts.frame,
+        'unit': 'm' if facts.metric else 'arbitrary',
+        'features': facts.features.name,
         'device': localizer.device,
         **summarise(results),
     }
+    places = Counter(result.place for result in results if result.place)
+    if places:
+        summary['places'] = dict(places.most_common())
     if args.trajectory:
-        stamps = sorted(poses)
-        write_tum(args.trajectory, stamps, [poses[stamp] for stamp in stamps])
+        for name, of_frame in (poses or {facts.frame: {}}).items():
+            path = Path(args.trajectory)
+            if name != facts.frame:
+                path = path.with_name(f'{path.stem}.{name}{path.suffix}')
+            stamps = sorted(of_frame)
+            write_tum(path, stamps, [of_frame[stamp] for stamp in stamps])
     if args.report:
         write_json(args.report, {'frames': frames, 'summary': summary})
     latency = summary['latency_ms'].get('total', {}).get('median', float('nan'))
@@ -90,10 +101,12 @@ def run(args: argparse.Namespace) -> int:
         f'{summary["localized"]} of {summary["frames"]} frames localized, median latency '
         f'{latency:.0f} ms'
     )
+    for place, count in places.most_common():
+        print(f'in {place}: {count}')
     for status, count in summary['refused'].items():
         reason = commonest_reason(results, status)
         print(f'refused: {count} x {status}{f": {reason}" if reason else ""}')
-    if not manifest.metric:
+    if not facts.metric:
         print('the map was built without poses: its scale is arbitrary, so that of these poses too')
     if repeated:
         print(

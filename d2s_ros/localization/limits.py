@@ -296,6 +296,17 @@ class Limits:
         experiment='E013',
     )
 
+    # ------------------------------------------------------------------ other places of an area
+    max_rival_share: float = option(
+        0.5,
+        'Inliers that another place of an area may have, over those of the place whose pose is '
+        'published.',
+        minimum=0.0,
+        maximum=1.0,
+        experiment='E017',
+    )
+
+    # ------------------------------------------------------------------ objects that moved apart
     max_pose_focal_error: float = option(
         0.1,
         'A pose that fits another focal length by more than this share is taken for one of objects '

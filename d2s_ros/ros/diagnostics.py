@@ -226,6 +226,7 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             'inliers': result.num_inliers,
             'reprojection error [px]': result.reprojection_error_px,
             'with prior': result.with_prior,
+            **({'place': result.place} if result.place else {}),
             **{f'check: {check.name}': check.comparison for check in result.checks},
             **{f'camera: {share.name}': str(share) for share in result.cameras},
         }

@@ -15,6 +15,7 @@ from d2s_ros.ros.map_loader import LoadedMap
 from d2s_ros.ros.tf import TransformSource
 from d2s_ros.tracking.mount_watch import MountWatch
 from d2s_ros.tracking.odometry_fusion import OdometryFusion
+from d2s_ros.tracking.place_gate import PlaceGate
 from d2s_ros.tracking.plausibility import PlausibilityGate
 
 
@@ -41,6 +42,7 @@ class PoseFollower:
         """Know nothing of poses before; frames that were found stay known."""
         config = self._config
         self.resolved: Resolved | None = None
+        self._place = PlaceGate()
         self._gate = PlausibilityGate(config.max_speed, config.max_turn_rate, config.odometry_drift)
         self._fusion = OdometryFusion(config.odometry_drift)
         self._mount = MountWatch(config.max_camera_turn, config.odometry_drift)
@@ -57,6 +59,7 @@ class PoseFollower:
 
     def forget(self) -> None:
         """Believe the next pose, whatever the ones before were."""
+        self._place.reset()
         self._gate.reset()
         self._fusion.reset()
         self._mount.reset()
@@ -90,6 +93,7 @@ class PoseFollower:
             map_from_body @ body_from_camera,
             float(np.hypot(sigma_m, lever * np.radians(sigma_deg))),
             sigma_deg,
+            self._place.place,
         )
 
     def follow(
@@ -110,7 +114,7 @@ class PoseFollower:
         if result.covariance is None:
             raise ValueError('the localizer gave a pose without covariance')
         resolved = self._resolver.resolve(
-            loaded.map_frame,
+            loaded.frame_of(result),
             outcome.camera_frame,
             outcome.stamp_ns,
             map_from_camera,
@@ -125,6 +129,14 @@ class PoseFollower:
         if not resolved.body:
             outcome.refuse(NodeRefusal.NO_EXTRINSIC.value, resolved.problem)
             return None
+        elsewhere = self._place.check(outcome.stamp_ns, result.place, result.frame)
+        if elsewhere:
+            outcome.refuse(NodeRefusal.IMPLAUSIBLE.value, elsewhere)
+            return None
+        if self._place.changed:
+            # Nothing that was known in another frame helps here.
+            self._gate.reset()
+            self._fusion.reset()
         if not loaded.metric:
             # Speeds in metres per second say nothing of a map of unknown scale, nor do limits.
             outcome.protection_level = protection_level(resolved.covariance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +23,16 @@ from d2s_ros.maps.verification import verify
 from d2s_ros.scene_models.labels.assignment import balanced_labels
 from d2s_ros.scene_models.labels.field import OUTLIERS, LabelField
 from d2s_ros.scene_models.labels.images import Undistorter
+from d2s_ros.scene_models.labels.matching import mutual_pairs, pose_from_labels
 from d2s_ros.scene_models.labels.model import LabelModel
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork
+from d2s_ros.scene_models.labels.observer import (
+    LEAST_EVIDENCE,
+    nearest_images,
+    place_evidence,
+)
 from d2s_ros.scene_models.labels.refinement import LabelledPoints, refine
-from d2s_ros.scene_models.labels.search import search
+from d2s_ros.scene_models.labels.table import LabelTable
 from d2s_ros.scene_models.labels.trainer import entropy_bits, label_loss
 
 CAMERA = Camera('pinhole', 128, 96, 100.0, 100.0, 63.5, 47.5)
@@ -52,19 +60,105 @@ def points_of(field, pose, rng, number=400):
     return LabelledPoints(pose.inverse().apply(rays * depth[:, None]), np.stack(labels, axis=1))
 
 
-def test_search_and_refinement_find_a_pose_that_is_far_off():
+def test_labels_find_a_pose_without_a_start():
+    """Among pairs of which most are wrong, and points that are not in the image."""
     rng = np.random.default_rng(0)
     field = random_field(rng)
     truth = RigidTransform(rotation_from_vector([0.1, -0.2, 0.3]), np.array([0.3, 0.1, -0.2]))
     points = points_of(field, truth, rng)
-    start = RigidTransform(rotation_from_vector([0.15, 0.2, -0.1]), np.array([0.3, 0, 0.2])) @ truth
-    alone, _ = refine(field, points, start, range(3))
-    found, value = search(field, points, start, 4.0, rng)
-    found, value = refine(field, points, found, range(3))
-    assert pose_error(found, truth)[1] < 0.3
-    assert value > 1.0
-    # What the search is there for: a descent alone stays where it is.
+    # Half of the labels are those of another point, as where a head errs.
+    wrong = rng.permutation(200)
+    points.labels[:200] = points.labels[wrong]
+    pixels = np.concatenate(
+        [CAMERA.project(truth.apply(points.points_in_map)), rng.uniform(0, 96, (200, 2))]
+    )
+    pixels = rng.permutation(pixels + rng.normal(0, 0.5, pixels.shape))
+    pixels[7] = np.nan
+    start = pose_from_labels(field, pixels, points)
+    assert pose_error(start, truth)[1] < 2.0
+    found, value = refine(field, points, start, range(3))
+    # Half a px is 0.3 degrees here.
+    assert pose_error(found, truth)[1] < 0.5
+    assert value > 0.2
+    # What the pairs are there for: a descent alone stays where it is.
+    off = RigidTransform(rotation_from_vector([0.15, 0.2, -0.1]), np.array([0.3, 0, 0.2])) @ truth
+    alone, _ = refine(field, points, off, range(3))
     assert pose_error(alone, truth)[1] > 1.0
+    assert pose_from_labels(field, pixels[:3], points) is None
+
+
+def test_pairs_are_each_others_likeliest():
+    """Computed in blocks, the same as from all scores at once."""
+    rng = np.random.default_rng(3)
+    words = [rng.standard_normal((16, 90)).astype(np.float32) for _ in range(3)]
+    labels = rng.integers(0, 16, (600, 3))
+    scores = sum(words[level][labels[:, level]] for level in range(3))
+    keypoint, point, score = mutual_pairs(words, labels)
+    assert 20 < len(keypoint) < 90
+    np.testing.assert_array_equal(scores[:, keypoint].argmax(axis=0), point)
+    np.testing.assert_array_equal(scores[point].argmax(axis=1), keypoint)
+    np.testing.assert_allclose(scores[point, keypoint], score, rtol=1e-6)
+    # All that are each other's likeliest, by another way.
+    both = (scores == scores.max(axis=0)) & (scores == scores.max(axis=1, keepdims=True))
+    assert len(keypoint) == len(np.unique(np.nonzero(both)[1]))
+
+
+def test_evidence_does_not_ask_that_all_points_are_seen():
+    """Right poses of which most points are hidden have it; wrong ones and chance do not."""
+    rng = np.random.default_rng(4)
+    field = random_field(rng)
+    pose = RigidTransform(rotation_from_vector([0.0, 0.1, 0.0]), np.array([0.1, 0.0, 0.2]))
+    points = points_of(field, pose, rng)
+    labels = points.labels.copy()
+    hidden = rng.random(len(labels)) < 0.4
+    labels[hidden] = rng.integers(0, 16, (int(hidden.sum()), 3))
+
+    def evidence(labels, pose):
+        table = table_of(points.points_in_map, labels)
+        return place_evidence(field, table, np.arange(len(labels)), pose)
+
+    assert evidence(points.labels, pose) > 50
+    assert evidence(labels, pose) > LEAST_EVIDENCE
+    turned = RigidTransform(rotation_from_vector([0.0, 0.2, 0.0]), np.zeros(3)) @ pose
+    assert evidence(points.labels, turned) < 3
+    chance = [evidence(rng.integers(0, 16, labels.shape), pose) for _ in range(200)]
+    assert max(chance) < np.log(200 * 10)
+    # Of what chance makes likelier x times, there is at most one in x.
+    assert np.mean(np.exp(chance)) < 2.0
+    away = RigidTransform(np.diag([1.0, -1.0, -1.0]), np.zeros(3)) @ pose
+    assert evidence(points.labels, away) == 0.0
+
+
+def table_of(points_in_map, labels):
+    """Return a table of points that one image sees."""
+    count = len(points_in_map)
+    return LabelTable(
+        points_in_map.astype(np.float32),
+        np.tile(1e-6 * np.eye(3, dtype=np.float32), (count, 1, 1)),
+        labels.astype(np.uint8),
+        np.array([0, count]),
+        np.arange(count, dtype=np.uint16),
+        np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32),
+        np.ones((1, 32), np.int8),
+    )
+
+
+def test_nearest_images_are_those_of_the_nearest_poses():
+    rng = np.random.default_rng(5)
+    table = table_of(rng.uniform([-3, -3, 2], [3, 3, 8], (40, 3)), np.zeros((40, 3)))
+    quaternions = rng.standard_normal((9, 4)) * [0.3, 0.3, 0.3, 1]
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    table = replace(
+        table,
+        image_poses=np.hstack([rng.standard_normal((9, 3)), quaternions]).astype(np.float32),
+        visible_offsets=np.linspace(0, 40, 10).astype(np.int64),
+    )
+    asked = RigidTransform(rotation_from_vector([0.1, 0.2, 0.0]), np.array([0.2, 0.1, -0.4]))
+    distances = []
+    for pose, depth in zip(table.poses, table.depths, strict=True):
+        shift, turn = pose_error(asked.inverse(), pose.inverse())
+        distances.append(shift / depth + turn / 60.0)
+    assert nearest_images(table, asked, 9) == np.argsort(distances).tolist()
 
 
 def test_refinement_stays_where_nothing_is_told():
@@ -251,7 +345,7 @@ def test_it_localizes_and_refuses(label_map, building_logs):
     for frame in list(open_source(building_logs / 'other'))[:3]:
         result = localizer.localize(frame.image, frame.camera)
         assert not result.localized
-    # A rough pose is where it starts, instead of retrieval and search.
+    # A rough pose is where it starts, instead of retrieval and pairs.
     offset = RigidTransform(rotation_from_vector([0.01, 0.01, 0.0]), np.array([0.02, 0.0, 0.01]))
     prior = PosePrior(right.map_from_camera @ offset, 0.1, 2.0)
     found = localizer.localize(right.image, right.camera, prior=lambda: prior)
