@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from d2s_ros.cli.build_options import check_options, config_of, places_of
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
 
 if TYPE_CHECKING:
-    from d2s_ros.map_building.config import BuildConfig
     from d2s_ros.map_building.pipeline import BuildResult
 
 
@@ -60,6 +60,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--refine-poses',
         action='store_true',
         help='the poses are approximate (odometry): refine them; the frame stays where it is',
+    )
+    parser.add_argument(
+        '--align-poses',
+        action='store_true',
+        help='the poses drift (odometry): find poses by the images alone, and take scale, up and '
+        'frame from those given',
+    )
+    parser.add_argument(
+        '--tag-size',
+        type=float,
+        default=0.0,
+        metavar='M',
+        help='edge of the black square of printed tags in the images, metres: tells the scale',
+    )
+    parser.add_argument(
+        '--tag-family',
+        default='36h11',
+        metavar='F',
+        help='kind of the tags: AprilTag 36h11, 25h9, 16h5, or ArUco 4x4_50, 5x5_100, 6x6_250 '
+        '(default: 36h11)',
+    )
+    parser.add_argument(
+        '--origin',
+        default='',
+        metavar='tag:ID',
+        help='the middle of a tag as origin, z up; x points out of a wall, or to the right of a '
+        'tag that lies flat',
+    )
+    parser.add_argument(
+        '--no-depth',
+        action='store_true',
+        help='without poses: do not take the scale from depth images of the log',
     )
     parser.add_argument(
         '--features',
@@ -114,6 +146,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='a map of about half the size: N principal components of 4 bits stand for a key (16 '
         'for superpoint, 32 for rootsift), and points and covariances are rounded',
+    )
+    group = parser.add_argument_group('labels', 'with --head labels')
+    group.add_argument(
+        '--labels', type=int, metavar='K', help='labels of each level, 4 to 256 (default: 64)'
+    )
+    group.add_argument(
+        '--label-levels',
+        type=int,
+        nargs='+',
+        metavar='STRIDE',
+        help='strides of the levels in px, the coarsest first (default: 8 4 2)',
+    )
+    group.add_argument(
+        '--label-backbone', metavar='NAME', help='dense features (default: superpoint)'
     )
     parser.add_argument(
         '--without-update-data',
@@ -170,68 +216,6 @@ def run(args: argparse.Namespace) -> int:
     return _build_places(args, inputs, build)
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Check options that contradict each other.
-
-    Raises:
-        UsageError: two do.
-    """
-    if args.ignore_poses and (args.poses or args.pose_topic):
-        raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
-    if args.ignore_poses and args.refine_poses:
-        raise UsageError('--ignore-poses leaves nothing for --refine-poses')
-    several = bool(args.place) or args.each_folder
-    if not several:
-        if args.input is None:
-            raise UsageError('give INPUT, or places with --place NAME=INPUT')
-        if args.common_frame:
-            raise UsageError('--common-frame is for several places, see --place')
-        return
-    if args.place and args.each_folder:
-        raise UsageError('give either --place or --each-folder')
-    if args.each_folder and args.input is None:
-        raise UsageError('--each-folder needs INPUT, the folder whose folders are places')
-    if args.place and args.input is not None:
-        raise UsageError('with --place, every INPUT is given as --place NAME=INPUT')
-    if args.poses or args.image_list:
-        raise UsageError('--poses and --image-list are of one input: build such places one by one')
-    if args.common_frame and args.ignore_poses:
-        raise UsageError('--common-frame needs the poses that --ignore-poses leaves out')
-
-
-def places_of(args: argparse.Namespace) -> dict[str, str] | None:
-    """Return the inputs of an area by the names of their places; None for one map.
-
-    Raises:
-        UsageError: a place without a name or an input, or given twice.
-        InputError: --each-folder finds no folders.
-    """
-    from d2s_ros.maps.area import check_place_name
-
-    if args.each_folder:
-        root = Path(args.input)
-        folders = sorted(root.iterdir()) if root.is_dir() else []
-        found = {
-            check_place_name(folder.name): str(folder)
-            for folder in folders
-            if folder.is_dir() and not folder.name.startswith('.')
-        }
-        if not found:
-            raise InputError(f'{root} has no folders: --each-folder takes one for each place')
-        return found
-    if not args.place:
-        return None
-    inputs: dict[str, str] = {}
-    for text in args.place:
-        name, separator, source = text.partition('=')
-        if not separator or not source:
-            raise UsageError(f'--place is NAME=INPUT, found {text!r}')
-        if check_place_name(name) in inputs:
-            raise UsageError(f'place {name} is given twice')
-        inputs[name] = user_path(source)
-    return inputs
-
-
 def _build_places(
     args: argparse.Namespace,
     inputs: dict[str, str],
@@ -262,41 +246,6 @@ def _build_places(
             + '; '.join(f'{name}: {reason}' for name, reason in failed.items())
         )
     return max(codes)
-
-
-def config_of(args: argparse.Namespace) -> BuildConfig:
-    """Return the options of the build."""
-    from dataclasses import replace
-
-    from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.config import budget
-
-    features = FeatureConfig()
-    if args.features:
-        features = replace(features, name=args.features)
-    if args.max_keypoints is not None:
-        features = replace(features, max_keypoints=args.max_keypoints)
-    config = budget(
-        args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
-    )
-    limits: dict[str, Any] = {'max_minutes': args.max_minutes}
-    if args.steps is not None:
-        limits['steps'] = args.steps
-    if args.patience is not None:
-        limits['patience'] = args.patience
-    return replace(
-        config,
-        reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
-        training=replace(config.training, **limits),
-        regression_training=replace(config.regression_training, **limits),
-        label_training=replace(
-            config.label_training,
-            **{name: value for name, value in limits.items() if name != 'patience'},
-        ),
-        short_keys=args.short_keys,
-        max_images=config.max_images if args.max_images is None else args.max_images,
-        keep_update_data=not args.without_update_data,
-    )
 
 
 def say_result(map_path: str | Path, result: BuildResult) -> int:
@@ -341,6 +290,17 @@ def say_result(map_path: str | Path, result: BuildResult) -> int:
     if doubtful:
         names = ', '.join(wrong['name'] for wrong in doubtful)
         print(f'poses of {len(doubtful)} images contradict what they show: {names}')
+    placement = metrics['placement']
     if not manifest.metric:
-        print('no poses were used: the scale and the frame of this map are arbitrary')
+        print(
+            'nothing told the scale of this map: it is arbitrary until d2s map scale gets a known '
+            'distance'
+        )
+    elif placement['scale_from'] != 'poses':
+        print(
+            f'in metres by {placement["scale_from"]}, within {placement["scale_sigma"]:.2%} '
+            f'({placement["scale_measurements"]} measurements)'
+        )
+    if placement['frame_from'] == 'cameras':
+        print('no floor was found: z is up as far as the camera was held level')
     return NothingLocalizedError.exit_code if useless else 0

@@ -43,6 +43,7 @@ class MapFacts:
         features: Of its images.
         cameras: Of its mapping images.
         place_frames: Of an area, the frames of places that are not in the common one.
+        scale: By what `d2s map scale` has multiplied its lengths since it was built.
     """
 
     version: str
@@ -51,6 +52,7 @@ class MapFacts:
     features: FeatureConfig
     cameras: tuple[Camera, ...]
     place_frames: tuple[str, ...] = ()
+    scale: float = 1.0
 
 
 class Localizer:
@@ -134,6 +136,7 @@ class Localizer:
             manifest.metric,
             manifest.features,
             manifest.cameras,
+            scale=float(manifest.metrics.get('scaled_by', 1.0)),
         )
 
     def localize(
@@ -225,6 +228,13 @@ class Localizer:
         order = {shot.name: index for index, shot in enumerate(found.shots)}
         shares.sort(key=lambda share: order[share.name])
         return replace(result, cameras=tuple(shares))
+
+    def view_of(
+        self, image: NDArray[np.uint8] | None, camera: Camera | None
+    ) -> View | LocalizationResult:
+        """Return the keypoints of an image with it, or why it cannot be used."""
+        taken = take_image(image, camera, self.extractor, FULL, self.estimator.config.limits)
+        return taken if isinstance(taken, LocalizationResult) else taken.view
 
     def localize_features(
         self,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.pose_solver import PoseEstimate
+from d2s_ros.localization.protection import protection_level
 
 
 class LocalizationStatus(str, Enum):
@@ -234,6 +235,11 @@ class LocalizationResult:
         """Whether there is a pose."""
         return self.status is LocalizationStatus.LOCALIZED
 
+    @property
+    def protection_level(self) -> float | None:
+        """Radius that holds the true position (`protection`), unit of the map; None: no pose."""
+        return None if self.covariance is None else protection_level(self.covariance)
+
     def to_report(self, name: str, stamp_ns: int) -> dict[str, Any]:
         """Return the frame's entry in the report of `d2s localize` (JSON types)."""
         error = self.reprojection_error_px
@@ -244,6 +250,7 @@ class LocalizationResult:
             'reason': self.reason,
             'map_from_camera': self.map_from_camera.to_tum() if self.map_from_camera else None,
             'covariance': None if self.covariance is None else self.covariance.tolist(),
+            'protection_level': self.protection_level,
             'num_keypoints': self.num_keypoints,
             'num_reliable': self.num_reliable,
             'num_inliers': self.num_inliers,

@@ -64,7 +64,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
                 f'{path} has {found.st_size} bytes, at most {max_bytes} are expected; restore the '
                 'map or build it again'
             )
-        return file.read(max_bytes)
+        # Not max_bytes, which may be a number of a damaged manifest, beyond what read takes.
+        return file.read(found.st_size)
 
 
 def open_lock(path: Path, *, create: bool = True) -> IO[bytes]:

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from d2s_ros.geometry import ransac
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.ransac import CameraOfRig, RansacConfig, find_rig_pose
 from d2s_ros.geometry.transforms import (
     RigidTransform,
     covariance_of_body,
     pose_error,
     rotation_from_vector,
 )
-from d2s_ros.localization import ransac
 from d2s_ros.localization.localizer import Localizer, RigShot
 from d2s_ros.localization.pose_solver import PoseSolverConfig, minimise, residuals_of
-from d2s_ros.localization.ransac import CameraOfRig, RansacConfig, find_rig_pose
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.localization.rig_solver import RigResiduals
 from d2s_ros.simulation.config import SimulationConfig
