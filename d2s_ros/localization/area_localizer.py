@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import OrderedDict
@@ -176,6 +177,8 @@ class AreaLocalizer:
             manifests[0].features,
             tuple(dict.fromkeys(camera for one in manifests for camera in one.cameras)),
             tuple(frame for frame in self.area.frames() if frame != self.area.frame),
+            # Changes whenever a place is rescaled, which is all that is asked of it.
+            math.prod(float(one.metrics.get('scaled_by', 1.0)) for one in manifests),
         )
 
     def localize(

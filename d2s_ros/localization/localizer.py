@@ -43,7 +43,8 @@ class MapFacts:
         features: Of its images.
         cameras: Of its mapping images.
         place_frames: Of an area, the frames of places that are not in the common one.
-        scale: By what `d2s map scale` has multiplied its lengths since it was built.
+        scale: By what `d2s map scale` has multiplied its lengths since it was built; of an area
+            the product over its places.
     """
 
     version: str
