@@ -176,9 +176,9 @@ class AreaLocalizer:
             all(manifest.metric for manifest in manifests),
             manifests[0].features,
             tuple(dict.fromkeys(camera for one in manifests for camera in one.cameras)),
-            tuple(frame for frame in self.area.frames() if frame != self.area.frame),
             # Changes whenever a place is rescaled, which is all that is asked of it.
-            math.prod(float(one.metrics.get('scaled_by', 1.0)) for one in manifests),
+            scale=math.prod(float(one.metrics.get('scaled_by', 1.0)) for one in manifests),
+            place_frames=tuple(frame for frame in self.area.frames() if frame != self.area.frame),
         )
 
     def localize(

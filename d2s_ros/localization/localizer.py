@@ -42,9 +42,9 @@ class MapFacts:
         metric: Whether one unit is a metre.
         features: Of its images.
         cameras: Of its mapping images.
-        place_frames: Of an area, the frames of places that are not in the common one.
         scale: By what `d2s map scale` has multiplied its lengths since it was built; of an area
             the product over its places.
+        place_frames: Of an area, the frames of places that are not in the common one.
     """
 
     version: str
@@ -52,8 +52,8 @@ class MapFacts:
     metric: bool
     features: FeatureConfig
     cameras: tuple[Camera, ...]
-    place_frames: tuple[str, ...] = ()
     scale: float = 1.0
+    place_frames: tuple[str, ...] = ()
 
 
 class Localizer:

@@ -64,8 +64,8 @@ class LoadedMap:
         device: Where the network runs.
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
         own_frame: The name that the map itself gives that frame; empty if it gives none.
-        place_frames: Further frames that poses may be in: of the places of an area.
         scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
+        place_frames: Further frames that poses may be in: of the places of an area.
     """
 
     localizer: SupportsLocalize
@@ -74,8 +74,8 @@ class LoadedMap:
     device: str = ''
     metric: bool = True
     own_frame: str = ''
-    place_frames: tuple[str, ...] = ()
     scale: float = 1.0
+    place_frames: tuple[str, ...] = ()
 
     def frame_of(self, result: LocalizationResult | None) -> str:
         """Return the frame of a result: that of the map, or of a place of an area."""
@@ -130,8 +130,8 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         device=localizer.device,
         metric=facts.metric,
         own_frame=own_frame,
-        place_frames=tuple(renamed(name, own_frame, map_frame) for name in facts.place_frames),
         scale=facts.scale,
+        place_frames=tuple(renamed(name, own_frame, map_frame) for name in facts.place_frames),
     )
 
 
