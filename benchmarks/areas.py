@@ -2,10 +2,10 @@
 
     python benchmarks/areas.py FLOORS --work WORK --chosen-on floor23 --places floor11 floor21
 
-FLOORS has a folder of images for each floor, in folders of walks, without poses. Every fifth frame
-of a walk is a query; a map of each floor of --chosen-on and --places is made of the others (what is
-in WORK is used again). Frames of floors without a map are negatives. The limit `max_rival_share`
-is chosen on the floors of --chosen-on, and reported on those of --places.
+FLOORS has a folder of images for each floor, in folders of walks, without poses. A map of each
+floor of --chosen-on and --places is made of its longest walk (what is in WORK is used again), of
+which every fifth frame is left out as a query. Frames of floors without a map are negatives. The
+limit `max_rival_share` is chosen on the floors of --chosen-on, and reported on those of --places.
 """
 
 from __future__ import annotations
@@ -82,16 +82,13 @@ class Asked:
 
 
 def split(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of mapping images and of queries of a floor."""
-    mapping: list[str] = []
-    queries: list[str] = []
+    """Return the names of mapping images and of queries: of the longest walk of a floor."""
     walks: dict[str, list[str]] = {}
     for name in list_images(folder):
         walks.setdefault(name.split('/')[0], []).append(name)
-    for names in walks.values():
-        for index, name in enumerate(names):
-            (queries if index % _STRIDE == _STRIDE - 1 else mapping).append(name)
-    return mapping, queries
+    longest = max(walks.values(), key=len)
+    queries = longest[_STRIDE - 1 :: _STRIDE]
+    return [name for name in longest if name not in queries], queries
 
 
 def build(path: Path, source: ImageFolderSource, features: str) -> BuildResult:

@@ -155,7 +155,7 @@ def run_case(robot: Robot, path: Path, seen: list[list[Frame]], case: str) -> li
         'tracking_seconds': 0.0,
         'max_image_age': 0.0,
         'diagnostics_period': 0.2,
-        'rig_wait': 1.0,
+        'rig_wait': 10.0,
     }
     others = [f'/{NAMES[index]}/image_raw' for index in cameras[1:]]
     if others:

@@ -173,6 +173,7 @@ class AreaLocalizer:
             all(manifest.metric for manifest in manifests),
             manifests[0].features,
             tuple(dict.fromkeys(camera for one in manifests for camera in one.cameras)),
+            place_frames=tuple(frame for frame in self.area.frames() if frame != self.area.frame),
         )
 
     def localize(

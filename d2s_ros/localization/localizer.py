@@ -43,6 +43,7 @@ class MapFacts:
         features: Of its images.
         cameras: Of its mapping images.
         scale: By what `d2s map scale` has multiplied its lengths since it was built.
+        place_frames: Of an area, the frames of places that are not in the common one.
     """
 
     version: str
@@ -51,6 +52,7 @@ class MapFacts:
     features: FeatureConfig
     cameras: tuple[Camera, ...]
     scale: float = 1.0
+    place_frames: tuple[str, ...] = ()
 
 
 class Localizer:

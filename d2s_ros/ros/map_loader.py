@@ -65,6 +65,7 @@ class LoadedMap:
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
         own_frame: The name that the map itself gives that frame; empty if it gives none.
         scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
+        place_frames: Further frames that poses may be in: of the places of an area.
     """
 
     localizer: SupportsLocalize
@@ -74,14 +75,20 @@ class LoadedMap:
     metric: bool = True
     own_frame: str = ''
     scale: float = 1.0
+    place_frames: tuple[str, ...] = ()
 
     def frame_of(self, result: LocalizationResult | None) -> str:
         """Return the frame of a result: that of the map, or of a place of an area."""
         frame = '' if result is None else result.frame
-        if not frame or frame == self.own_frame:
-            return self.map_frame
-        # Places without a known transform have the area's frame with their name behind it.
-        return self.map_frame + frame.removeprefix(self.own_frame)
+        return renamed(frame, self.own_frame, self.map_frame) if frame else self.map_frame
+
+
+def renamed(frame: str, own: str, given: str) -> str:
+    """Return the name of a frame where the map's own frame was given another name.
+
+    Places without a known transform have the area's frame with their name behind it.
+    """
+    return given + frame.removeprefix(own)
 
 
 #: Makes a localizer from the node's options; a test may give its own.
@@ -115,14 +122,16 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
     facts = localizer.facts
     # tf2 refuses names with a leading slash.
     own_frame = facts.frame.lstrip('/')
+    map_frame = config.map_frame or own_frame
     return LoadedMap(
         localizer,
-        map_frame=config.map_frame or own_frame,
+        map_frame=map_frame,
         version=facts.version,
         device=localizer.device,
         metric=facts.metric,
         own_frame=own_frame,
         scale=facts.scale,
+        place_frames=tuple(renamed(name, own_frame, map_frame) for name in facts.place_frames),
     )
 
 

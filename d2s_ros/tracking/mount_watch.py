@@ -18,6 +18,8 @@ from d2s_ros.geometry.transforms import RigidTransform, pose_error
 
 #: Standard deviations that two poses may differ by on top of all else.
 _SIGMAS = 4.0
+#: No mount turns by more and holds its camera: wheels slip so, or odometry starts again, degrees.
+_MOST_DEG = 45.0
 #: Images and odometry may be stamped this much apart, in seconds.
 _LAG = 0.03
 #: Two explanations are told apart where they lead to places this many standard deviations apart,
@@ -132,7 +134,7 @@ class MountWatch:
         allowed_m += (self.odometry_drift + lag) * way
         found = before.leads_to(new.odom_from_camera).inverse() @ new.map_from_camera
         moved, turned = pose_error(found, RigidTransform.identity())
-        if turned <= allowed_deg or moved > allowed_m:
+        if not allowed_deg < turned <= _MOST_DEG or moved > allowed_m:
             return None
         return RigidTransform(found.rotation, np.zeros(3))
 

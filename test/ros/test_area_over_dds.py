@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from maps.test_scene_map import make_map
-from ros.helpers import RELIABLE, START, image_msg, info_msg, values_of
+from ros.helpers import (
+    RELIABLE,
+    START,
+    header,
+    image_msg,
+    info_msg,
+    newest_status,
+    values_of,
+    wait_for,
+)
 
 from d2s_ros.data.sources import open_source
 from d2s_ros.geometry.transforms import pose_error
@@ -25,7 +36,7 @@ pytestmark = pytest.mark.ros
 
 
 def test_poses_are_in_the_frame_of_their_place_and_a_new_place_needs_two_images(
-    small_area, building_logs, start_process, camera
+    small_area, building_logs, start_process, camera, client
 ):
     parameters = {**RELIABLE, 'map': small_area, 'device': 'cpu', 'diagnostics_period': 0.1}
     parameters |= {'tf_mode': 'none', 'map_frame': 'site'}
@@ -63,6 +74,24 @@ def test_poses_are_in_the_frame_of_their_place_and_a_new_place_needs_two_images(
         assert message.header.frame_id == f'site_{place}'
         pose = pose_from_msg(message.pose.pose)
         assert pose_error(pose, frame.map_from_camera)[0] < 0.1
+    # Who says where the robot is, in the frame of a place, makes the node forget the last one.
+    hint = PoseWithCovarianceStamped(header=header(stamp + 1, 'site_hall'))
+    hint.pose.pose.orientation.w = 1.0
+    hints = client.create_publisher(PoseWithCovarianceStamped, 'initialpose', 1)
+    wait_for(hints.get_subscription_count)
+
+    def noted():
+        hints.publish(hint)
+        time.sleep(0.2)
+        status = newest_status(camera.diagnostics, 'localizer: localization')
+        return values_of(status)['initial pose hint'] != 'none'
+
+    wait_for(noted)
+    stamp += 10**9
+    info = info_msg(stamp, size=(320, 240), focal=intrinsics.fx)
+    info.k[2], info.k[5] = intrinsics.cx, intrinsics.cy
+    assert camera.show(image_msg(hall[0].image, stamp), info).message == 'localized'
+    assert camera.poses.stamped(stamp).header.frame_id == 'site_hall'
     assert node.running
 
 

@@ -125,6 +125,15 @@ def test_a_mended_transform_or_a_reset_starts_again():
     assert robot.sees(60, ahead(60)) == ''
 
 
+def test_wheels_that_turn_without_the_robot_are_no_mount():
+    robot = Robot()
+    assert robot.sees(0, ahead(0)) == ''
+    spun = turn(2, 70.0)
+    at_camera = BODY_FROM_CAMERA.translation
+    spun = RigidTransform(spun.rotation, at_camera - spun.rotation @ at_camera)
+    assert robot.sees(10, spun, slip=spun.inverse()) == ''
+
+
 def test_it_can_be_switched_off():
     robot = Robot(max_turn_deg=0.0)
     assert robot.sees(0, ahead(0)) == ''
