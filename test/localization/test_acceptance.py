@@ -389,8 +389,9 @@ DECISIONS = [
     ({'min_inliers_with_prior': 14}, near_prior(box(20, 3.0, 2.0)), FEW, OK),
     ({'prior_sigmas': 6.0}, near_prior(away=0.25), Status.UNCERTAIN, OK),
 ]
-#: Decided about elsewhere: `check_keypoints`, and the search for hypotheses (test_localizer.py).
-ELSEWHERE = {'min_keypoints', 'doubtful_spread'}
+#: Decided about elsewhere: `check_keypoints`, the search for hypotheses (test_localizer.py), the
+#: choice of a map (test_place_choice.py).
+ELSEWHERE = {'min_keypoints', 'doubtful_spread', 'max_rival_share'}
 
 
 @pytest.mark.parametrize(
