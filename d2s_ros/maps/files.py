@@ -25,6 +25,8 @@ MANIFEST_FILE = 'manifest.json'
 CURRENT_FILE = 'current'
 #: The picture of what an update found changed; of no use to the map.
 CHANGES_FILE = 'changes.png'
+#: Where a version localizes, by `d2s map coverage`; no part of the map.
+COVERAGE_FILE = 'coverage.json'
 #: What map updates remember about a map, beside its versions.
 UPDATES_FOLDER = '.updates'
 LOCK_FILE = '.lock'

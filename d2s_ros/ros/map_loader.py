@@ -19,6 +19,7 @@ from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.map_messages import CoverageGrid, read_coverage
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class LoadedMap:
         device: Where the network runs.
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
         scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
+        points_in_map: (M, 3) landmarks, map frame; None if there are none to show.
+        coverage: Where the map localizes; None if nobody has asked (`d2s map coverage`).
     """
 
     localizer: SupportsLocalize
@@ -71,6 +74,8 @@ class LoadedMap:
     device: str = ''
     metric: bool = True
     scale: float = 1.0
+    points_in_map: NDArray[np.float64] | None = None
+    coverage: CoverageGrid | None = None
 
 
 #: Makes a localizer from the node's options; a test may give its own.
@@ -110,6 +115,8 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         version=str(scene_map.manifest.version),
         device=str(getattr(localizer, 'device', device)),
         metric=bool(scene_map.manifest.metric),
+        points_in_map=scene_map.model.points_in_map + scene_map.origin,
+        coverage=read_coverage(scene_map.path),
         scale=float(scene_map.manifest.metrics.get('scaled_by', 1.0)),
     )
 
