@@ -58,7 +58,7 @@ ROS_PACKAGES = {
 #: Layers that work without torch.
 WITHOUT_TORCH = ('errors', 'config', 'kernels', 'geometry', 'data', 'simulation')
 #: Implementations behind a door of these layers, which are imported when they are needed.
-WITH_TORCH_INSIDE = ('kernels/reference.py', 'kernels/tensors.py', 'kernels/compiled_landmarks.py')
+WITH_TORCH_INSIDE = ('kernels/reference.py', 'kernels/tensors.py')
 
 
 def modules(root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`d2s map`: show, check, list, scale, roll back and strip maps, and tell where they localize."""
+"""`d2s map`: show, check, list, scale, roll back and strip maps and areas; where they localize."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(_ACTIONS),
         help='; '.join(f'{name}: {text}' for name, text in _ACTIONS.items()),
     )
-    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='folder of a map or an area')
+    parser.add_argument(
+        '--place', metavar='NAME', help='of an area, the place; without it all, but for rollback'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument(
         '--points',
@@ -62,14 +65,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action; returns the exit code."""
-    from d2s_ros.maps.store import MapStore
+    from d2s_ros.cli.map_of_area import run_on_area
+    from d2s_ros.maps.area import is_area, read_area
 
     for action, names in _OPTIONS.items():
         given = [name for name in names if getattr(args, name) is not None]
         if given and args.action != action:
             raise UsageError(f'--{given[0]} is for d2s map {action}')
     check_outputs(args.picture)
-    store = MapStore(args.map)
+    if is_area(args.map):
+        run_on_area(args, read_area(args.map), _run_on_map)
+        return 0
+    if args.place is not None:
+        raise UsageError(f'{args.map} is one map and has no places: leave out --place')
+    _run_on_map(args, args.map)
+    return 0
+
+
+def _run_on_map(args: argparse.Namespace, path: str) -> None:
+    from d2s_ros.maps.store import MapStore
+
     actions = {
         'info': _info,
         'verify': _verify,
@@ -79,17 +94,16 @@ def run(args: argparse.Namespace) -> int:
         'scale': _scale,
         'coverage': _coverage,
     }
-    actions[args.action](args, store)
-    return 0
+    actions[args.action](args, MapStore(path))
 
 
 def _verify(args: argparse.Namespace, store: MapStore) -> None:
     from d2s_ros.maps.verification import verify
 
-    problems = verify(args.map)
+    problems = verify(store.root)
     if problems:
         raise MapFormatError('; '.join(problems))
-    print(f'{args.map}: {len(store.versions()) or 1} versions, all bytes as written')
+    print(f'{store.root}: {len(store.versions()) or 1} versions, all bytes as written')
 
 
 def _info(args: argparse.Namespace, store: MapStore) -> None:
@@ -97,7 +111,7 @@ def _info(args: argparse.Namespace, store: MapStore) -> None:
     from d2s_ros.maps.manifest import manifest_document
     from d2s_ros.maps.scene_map import SceneMap
 
-    scene_map = SceneMap.open(args.map)
+    scene_map = SceneMap.open(store.root)
     manifest = scene_map.manifest
     if args.json:
         print(json.dumps(manifest_document(manifest), indent=1))
@@ -124,45 +138,30 @@ def _info(args: argparse.Namespace, store: MapStore) -> None:
 
 
 def _list(args: argparse.Namespace, store: MapStore) -> None:
-    from d2s_ros.maps.scene_map import SceneMap, read_manifest
+    from d2s_ros.cli.map_of_area import print_versions, versions_of
+    from d2s_ros.maps.scene_map import SceneMap
 
-    SceneMap.open(args.map)
-    listed = []
-    for version in store.versions():
-        entry = read_manifest(store.root / 'versions' / version)
-        listed.append(
-            {
-                'version': version,
-                'live': version == store.current(),
-                'parent': entry.parent,
-                'created': entry.created,
-                'holdout_median_m': entry.metrics.get('holdout_median_m'),
-            }
-        )
+    SceneMap.open(store.root)
+    listed = versions_of(store)
     if args.json:
         print(json.dumps(listed, indent=1))
-        return
-    for item in listed:
-        mark = '*' if item['live'] else ' '
-        print(
-            f'{mark} {item["version"]}  parent {item["parent"] or "-":6s} '
-            f'{item["created"]}  held-out {item["holdout_median_m"]} m'
-        )
+    else:
+        print_versions(listed)
 
 
 def _rollback(args: argparse.Namespace, store: MapStore) -> None:
     from d2s_ros.maps.scene_map import SceneMap
 
-    SceneMap.open(args.map)
-    print(f'{args.map}: live version is now {store.rollback()}')
+    SceneMap.open(store.root)
+    print(f'{store.root}: live version is now {store.rollback()}')
 
 
 def _strip(args: argparse.Namespace, store: MapStore) -> None:
     from d2s_ros.maps.scene_map import SceneMap
 
-    SceneMap.open(args.map)
+    SceneMap.open(store.root)
     left = store.strip()
-    print(f'{args.map}: update data deleted; localization works, updates need a new map')
+    print(f'{store.root}: update data deleted; localization works, updates need a new map')
     print('left in the map: ' + '; '.join(left))
 
 
@@ -177,7 +176,7 @@ def _scale(args: argparse.Namespace, store: MapStore) -> None:
         raise UsageError('give either --points A B with --metres D, or --factor F')
     factor = args.factor
     if by_points:
-        scene_map = SceneMap.open(args.map)
+        scene_map = SceneMap.open(store.root)
         first, second = (find_place(scene_map, text) for text in args.points)
         before = float(np.linalg.norm(second - first))
         if before == 0:
@@ -186,7 +185,7 @@ def _scale(args: argparse.Namespace, store: MapStore) -> None:
         print(f'the places are {before:.6g} apart in the map, {args.metres:g} m in the world')
     written = scale_live_version(store, factor)
     print(
-        f'{args.map}: version {written.manifest.version} is live, {factor:.6g} times as large as '
+        f'{store.root}: version {written.manifest.version} is live, {factor:.6g} times as large as '
         f'version {written.manifest.parent}, in metres; d2s map rollback goes back'
     )
 
@@ -201,7 +200,7 @@ def _coverage(args: argparse.Namespace, store: MapStore) -> None:
 
     if args.cell is not None and not 1e-6 < args.cell < 1e6:
         raise UsageError(f'--cell is {args.cell:g}, expected the width of a cell')
-    scene_map = SceneMap.open(args.map)
+    scene_map = SceneMap.open(store.root)
     coverage = measure_coverage(scene_map, cell=args.cell)
     document = {**coverage.to_json(), 'advice': coverage_advice(coverage)}
     assert scene_map.path is not None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.kernels import checks
+from d2s_ros.kernels.arrays import fourier
 from d2s_ros.kernels.interface import Floats, Indices, KeyIndex, ScorerInputs, ScorerParts
 from d2s_ros.kernels.library import call, note_arithmetic
 
@@ -17,6 +18,8 @@ _BLOCK, _MOST_FOUND = 64, 64
 #: The search looks at so many principal components of the keys, and finds so many candidates beyond
 #: those that are asked for: such cosines, of 8 bits, do not order them exactly.
 _COMPONENTS, _SPARE_CANDIDATES = 64, 6
+#: Products of more are not prepared for: four times MOST_GROUPS of products.c.
+_MOST_COMPONENTS = 1024
 #: Components of bytes, and the bytes that cosines become.
 _LARGEST, _LARGEST_COSINE = 127, 255
 #: Columns of the scorer's product are a multiple of this.
@@ -32,7 +35,7 @@ class ByteKeys:
             which the keys are longest.
 
     Raises:
-        ValueError: if there are no keys.
+        ValueError: if there are no keys, or too many directions.
     """
 
     def __init__(self, keys: Floats, directions: Floats) -> None:
@@ -41,6 +44,8 @@ class ByteKeys:
         checks.dimensions(keys, 2, 'keys')
         checks.dimensions(directions, 2, 'directions')
         checks.fits(directions, keys.shape[1], directions.shape[1])
+        if directions.shape[1] > _MOST_COMPONENTS:
+            raise ValueError(f'{directions.shape[1]} components are too many to search by')
         self._keys = np.ascontiguousarray(keys)
         # Products take four components at a time.
         self._directions = np.pad(directions, ((0, 0), (0, -directions.shape[1] % 4)))
@@ -98,18 +103,17 @@ class ByteKeys:
 
 
 def key_index(keys: Floats) -> KeyIndex:
-    """As `Kernels.key_index`; in bytes where the processor multiplies these fast and exactly."""
-    # PyTorch's threads sleep after a product: those of NumPy's BLAS keep spinning.
-    import torch
-
-    from d2s_ros.kernels import reference
-
-    if not len(keys) or not call('d2s_can_search'):
-        return reference.key_index(keys)
-    values = torch.from_numpy(np.ascontiguousarray(keys))
+    """As `Kernels.key_index`."""
+    values = np.ascontiguousarray(keys)
     # The orthonormal directions in which the keys are longest.
-    directions = torch.linalg.eigh((values.T @ values).double()).eigenvectors.flip(1)
-    return ByteKeys(keys, directions[:, :_COMPONENTS].to(values.dtype).contiguous().numpy())
+    directions = np.linalg.eigh((values.T @ values).astype(np.float64)).eigenvectors[:, ::-1]
+    return ByteKeys(keys, np.ascontiguousarray(directions[:, :_COMPONENTS], np.float32))
+
+
+def _bfloat16(values: Floats) -> NDArray[np.uint16]:
+    """Return the upper halves of float32 numbers, rounded to the nearest, of two the even one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def _product(a: Floats, b: Floats) -> Floats:
@@ -128,40 +132,28 @@ class LinearScorer:
     """
 
     def __init__(self, parts: ScorerParts) -> None:
-        import torch
-        from torch.nn import functional
-
-        from d2s_ros.kernels.tensors import fourier
-
         checks.scorer(parts)
-        (weight, input_bias, final_weight, final_bias) = map(torch.from_numpy, parts[:4])
         self._parts = parts
-        with torch.inference_mode():
-            padding = -len(final_bias) % _LANES
-            # The columns beyond are zero, and never read.
-            self._final = functional.pad(final_weight, (0, 0, 0, padding)).T.contiguous()
-            product = weight.T @ self._final
-            bias = functional.pad(final_bias, (0, padding)) + input_bias @ self._final
-            if parts.ignores_keypoints:
-                # What the point (0, 0) and the scale 1 add, whatever the keypoint.
-                rows = product[-(3 + 4 * parts.num_frequencies) :]
-                place = fourier(torch.zeros(2), parts.num_frequencies)
-                bias += functional.pad(place, (0, 1)) @ rows
-                rows.zero_()
-            self._product, self._bias = product.contiguous().numpy(), bias.numpy()
+        padding = -len(parts.final_bias) % _LANES
+        # The columns beyond are zero, and never read.
+        self._final = np.pad(parts.final_weight, ((0, padding), (0, 0))).T
+        product = parts.input_weight.T @ self._final
+        bias = np.pad(parts.final_bias, (0, padding)) + parts.input_bias @ self._final
+        if parts.ignores_keypoints:
+            # What the point (0, 0) and the scale 1 add, whatever the keypoint.
+            rows = product[-(3 + 4 * parts.num_frequencies) :]
+            place = fourier(np.zeros(2, np.float32), parts.num_frequencies)
+            bias = bias + np.pad(place, (0, 1)) @ rows
+            rows[:] = 0.0
+        self._product = np.ascontiguousarray(product)
+        self._bias = np.asarray(bias, np.float32)
         self._evidence = np.ascontiguousarray(parts.evidence_weight)
         self._tables = self._packed(parts.of_points)
 
     def _packed(self, of_points: Floats) -> tuple[NDArray[np.uint16], ...]:
         """Return what landmarks add as best, as second, and to hidden layers, as bfloat16."""
-        import torch
-
-        with torch.inference_mode():
-            best, second, hidden = torch.from_numpy(of_points)
-            values = best @ self._final, second @ self._final, hidden
-            return tuple(
-                value.to(torch.bfloat16).contiguous().view(torch.uint16).numpy() for value in values
-            )
+        best, second, hidden = of_points
+        return tuple(_bfloat16(x) for x in (best @ self._final, second @ self._final, hidden))
 
     def with_points(self, of_points: Floats) -> LinearScorer:
         """As `CandidateScorer.with_points`."""

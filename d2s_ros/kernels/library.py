@@ -30,7 +30,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     'd2s_refine_keypoints': (_FLOATS, _I64, _LONGS, _I64, _F32, _FLOATS),
     'd2s_cells_around': (_FLOATS, *[_I64] * 3, _LONGS, _FLOATS, _LONGS),
     'd2s_gather_around': (_BYTES, *[_I64] * 3, _LONGS, _I64, _I32, _BYTES),
-    'd2s_can_search': (),
+    'd2s_products': (_I32, _BYTES, _SMALL, _INTS, _I64, *[_I32] * 3, _BYTES),
     'd2s_project': (_FLOATS, _I64, _I64, _FLOATS, _I64, _FLOATS),
     'd2s_search': (
         *(_FLOATS, _FLOATS, _I64, _I64, _FLOATS, _F32, _SMALL, _INTS, _I64, _I64),

@@ -8,10 +8,11 @@ import pytest
 from d2s_ros.kernels import library, reference
 from d2s_ros.kernels.compiled_landmarks import ByteKeys
 
-pytestmark = pytest.mark.skipif(
-    not library.is_built() or not library.call('d2s_can_search'),
-    reason='no fast products of bytes here',
-)
+pytestmark = pytest.mark.skipif(not library.is_built(), reason='the compiled kernels are not built')
+
+
+#: Kinds of instructions in products.c.
+KINDS = 5
 
 
 def unit(rng, count, dim):
@@ -57,6 +58,29 @@ def test_finds_the_nearest_by_exact_cosines(rng, num_keys, dim, num_queries, thr
     own = np.isclose(highest, similarity) & (similarity > 0.5)
     assert own.any()
     assert (best[own] >= similarity[own]).all()
+
+
+@pytest.mark.parametrize('kind', range(KINDS))
+def test_every_kind_of_product_gives_the_same_bytes(rng, kind):
+    """All are whole numbers, the largest that there are among them."""
+    groups, stride = 16, 192
+    queries = rng.integers(1, 256, (8, 4 * groups)).astype(np.uint8)
+    keys = rng.integers(-127, 128, (stride, 4 * groups)).astype(np.int8)
+    queries[0], queries[1], keys[5], keys[6] = 255, 1, 127, -127
+    packed = np.ascontiguousarray(keys.reshape(-1, 8, groups, 4).transpose(0, 2, 1, 3))
+    offsets = -128 * keys.sum(axis=1, dtype=np.int32)
+    bytes_found = np.empty((8, stride), np.uint8)
+    shift, factor = 4, 9000
+    given = queries, packed, offsets, stride, groups, shift, factor
+    if library.call('d2s_products', kind, *given, bytes_found):
+        pytest.skip('this processor lacks the instructions')
+    sums = queries.astype(np.int64) @ keys.astype(np.int64).T + offsets
+    words = np.clip(sums >> shift, -(2**15), 2**15 - 1)
+    expected = np.clip((words * factor + 2**14) >> 15, 0, 255)
+    assert expected.min() == 0
+    assert expected.max() == 255
+    assert len(np.unique(expected)) > 50
+    np.testing.assert_array_equal(bytes_found, expected)
 
 
 def test_does_not_depend_on_threads_or_on_other_queries(rng):

@@ -94,9 +94,7 @@ def _keys(rng: random.Random) -> tuple[Callable[..., Any], Arguments]:
         keys: Any, directions: Any, queries: Any, count: int, rows: Any, others: Any, threads: int
     ) -> Any:
         found = ByteKeys(keys, directions).replaced(rows, others)
-        # Elsewhere its instruction is none of the processor's.
-        can = library.call('d2s_can_search')
-        return found.search(queries, count, threads=threads) if can else None
+        return found.search(queries, count, threads=threads)
 
     return call, given
 

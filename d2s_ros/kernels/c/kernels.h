@@ -42,8 +42,32 @@ API int32_t d2s_gather_around(const uint8_t *map, int64_t rows, int64_t columns,
                               const int64_t *cells, int64_t count, int32_t threads,
                               uint8_t *result);
 
+/* products.c */
+API int32_t d2s_products(int32_t kind, const uint8_t *queries, const int8_t *packed,
+                         const int32_t *offsets, int64_t stride, int32_t groups, int32_t shift,
+                         int32_t factor, uint8_t *bytes);
+
+/* Keys as bytes, eight of them interleaved by fours: (stride / 8, groups, 8, 4).
+ *
+ * width: number of keys; stride: the same rounded up to a multiple of 64, with zeros.
+ * offsets: what the sums of each key begin with, as bytes of queries begin at 128.
+ * shift, factor: a sum is shifted and multiplied by factor / 2^15 to make a byte of it. */
+typedef struct {
+    const int8_t *packed;
+    const int32_t *offsets;
+    int64_t width, stride;
+    int32_t groups, shift;
+    int16_t factor;
+} Keys;
+
+/* Bytes of the cosines of so many queries (QUERIES, 4 groups) and all keys: (QUERIES, stride). */
+enum { QUERIES = 8 };
+typedef void (*Product)(const uint8_t *queries, const Keys *keys, uint8_t *bytes);
+
+/* The fastest for this processor; all give the same. */
+Product fastest_product(void);
+
 /* search.c */
-API int32_t d2s_can_search(void);
 API int32_t d2s_project(const float *values, int64_t rows, int64_t dim, const float *directions,
                         int64_t size, float *result);
 API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t rows, int64_t dim,

@@ -2,80 +2,13 @@
  *
  * Integer products of a few components tell which keys are near, exact cosines of these in which
  * order. Eight keypoints at a time: what is computed for them stays in the cache. */
-#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels.h"
 
-enum { ROWS = 8, BLOCK = 64, MOST_FOUND = 64 };
-
-/* Keys as bytes, eight of them interleaved by fours: (stride / 8, groups, 8, 4).
- *
- * width: number of keys; stride: the same rounded up to a multiple of BLOCK, with zeros.
- * offsets: what the sums of each key begin with, as bytes of queries begin at 128.
- * shift, factor: a sum is shifted and multiplied by factor / 2^15 to make a byte of it. */
-typedef struct {
-    const int8_t *packed;
-    const int32_t *offsets;
-    int64_t width, stride;
-    int32_t groups, shift;
-    int16_t factor;
-} Keys;
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
-__attribute__((target("avx2"))) INLINED __m256i repeat_four(const void *bytes)
-{
-    int32_t four;
-    memcpy(&four, bytes, 4);
-    return _mm256_set1_epi32(four);
-}
-
-/* As instructions: with their intrinsics, GCC copies every sum before it adds to it. */
-#define NAME product_avx512
-#define TARGET "avx2,avx512f,avx512vl"
-#define DOT_PRODUCTS(sums, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b))
-#include "search_product.inc"
-#undef NAME
-#undef TARGET
-#undef DOT_PRODUCTS
-
-#define NAME product_avx
-#define TARGET "avx2"
-#define DOT_PRODUCTS(sums, a, b) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums) : "x"(a), "x"(b))
-#include "search_product.inc"
-#endif
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <cpuid.h>
-
-/* Compilers learnt its name late. */
-static int has_avx_vnni(void)
-{
-    unsigned a, b, c, d;
-    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
-}
-#endif
-
-typedef void (*Product)(const uint8_t *queries, const Keys *keys, uint8_t *bytes);
-
-/* The product for this processor, none where it has no fast and exact one. */
-static Product fast_product(void)
-{
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl"))
-        return product_avx512;
-    if (has_avx_vnni())
-        return product_avx;
-#endif
-    return 0;
-}
-
-int32_t d2s_can_search(void) { return fast_product() != 0; }
+enum { BLOCK = 64, MOST_FOUND = 64 };
 
 typedef struct {
     int32_t column[MOST_FOUND];
@@ -245,17 +178,17 @@ int32_t d2s_search(const float *queries, const float *exact_keys, int64_t rows, 
                    int64_t *idx, float *similarity, float *best)
 {
     const Keys keys = {packed, offsets, width, stride, groups, shift, (int16_t)factor};
-    const Product product = fast_product();
+    const Product product = fastest_product();
     const int64_t num_blocks = stride / BLOCK, num_components = 4 * groups;
     /* Of each thread: components and columns of a row, bytes of eight rows and of their queries,
      * values of a row, maxima of blocks and of columns. */
-    const int64_t floats = ROWS * num_components * (int64_t)sizeof(float);
+    const int64_t floats = QUERIES * num_components * (int64_t)sizeof(float);
     const int64_t wide = floats + stride * (int64_t)sizeof(int32_t);
-    const int64_t before_best = wide + ROWS * (stride + num_components) + stride + num_blocks;
+    const int64_t before_best = wide + QUERIES * (stride + num_components) + stride + num_blocks;
     const int64_t share = (before_best + stride + 63) / 64 * 64;
     uint8_t *scratch = calloc((size_t)threads, (size_t)share);
     uint8_t *bytes = malloc((size_t)(rows * count + 1));
-    if (!product || !scratch || !bytes) {
+    if (!scratch || !bytes) {
         free(scratch);
         free(bytes);
         return -1;
@@ -267,13 +200,13 @@ int32_t d2s_search(const float *queries, const float *exact_keys, int64_t rows, 
         uint8_t *own = scratch + omp_get_thread_num() * share;
         float *components = (float *)own;
         int32_t *columns = (int32_t *)(own + floats);
-        uint8_t *rows_of_bytes = own + wide, *small = rows_of_bytes + ROWS * stride;
-        uint8_t *values = small + ROWS * num_components, *maxima = values + stride;
+        uint8_t *rows_of_bytes = own + wide, *small = rows_of_bytes + QUERIES * stride;
+        uint8_t *values = small + QUERIES * num_components, *maxima = values + stride;
         uint8_t *own_best = own + before_best;
 #pragma omp for schedule(static)
-        for (int64_t first = 0; first < rows; first += ROWS) {
-            const int64_t here = rows - first < ROWS ? rows - first : ROWS;
-            Found found[ROWS];
+        for (int64_t first = 0; first < rows; first += QUERIES) {
+            const int64_t here = rows - first < QUERIES ? rows - first : QUERIES;
+            Found found[QUERIES];
             project(queries + first * dim, here, dim, directions, num_components, components);
             quantise(components, scale, here * num_components, small);
             product(small, &keys, rows_of_bytes);

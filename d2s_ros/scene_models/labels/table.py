@@ -62,6 +62,16 @@ class LabelTable:
         ]
 
     @cached_property
+    def centres(self) -> NDArray[np.float64]:
+        """(I, 3) where the mapping images were taken."""
+        return self.image_poses[:, :3].astype(np.float64)
+
+    @cached_property
+    def rotations(self) -> NDArray[np.float64]:
+        """(I, 3, 3) of camera_from_map of the mapping images."""
+        return np.stack([pose.rotation for pose in self.poses])
+
+    @cached_property
     def depths(self) -> NDArray[np.float64]:
         """(I,) median distance of what each image sees, along its optical axis."""
         found = []
