@@ -72,6 +72,7 @@ setup(
     package_data={
         PACKAGE: ['py.typed'],
         f'{PACKAGE}.features': ['weights/*.safetensors'],
+        f'{PACKAGE}.evaluation': ['pages/*.html'],
         # The loader compares the sources with those that the compiled part was made from.
         f'{PACKAGE}.kernels': ['c/*.c', 'c/*.h', 'c/*.inc'],
     },

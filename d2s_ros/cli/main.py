@@ -21,10 +21,12 @@ from d2s_ros.threads import set_passive_omp_wait
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
 _COMMANDS = {
     'build-map': ('d2s_ros.cli.build_map', 'build a map from a log of images'),
+    'calibrate': ('d2s_ros.cli.calibrate', 'calibrate a camera from pictures of a board'),
     'localize': ('d2s_ros.cli.localize', 'localize the images of a log in a map'),
     'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
     'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
+    'view': ('d2s_ros.cli.view', 'show a map in 3D, in a web browser'),
     'benchmark': ('d2s_ros.cli.benchmark', 'measure what localizing costs, stage by stage'),
     'export': ('d2s_ros.cli.export', 'write the networks of a map as ONNX files'),
     'privacy': ('d2s_ros.cli.privacy', 'measure what maps give away of their photographs'),
