@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from d2s_ros.device import resolve_device
@@ -30,6 +29,7 @@ from d2s_ros.localization.rig_estimator import RigEstimator
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Observation, View
+from d2s_ros.threads import apply_limit_to_torch, num_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,8 @@ class Localizer:
             manifest.calibration, config or LocalizerConfig(), model.min_error_px
         )
         self.rig = RigEstimator(self.estimator)
+        # The features and the model may have been the first to import it.
+        apply_limit_to_torch()
 
     @classmethod
     def from_map(
@@ -228,8 +230,8 @@ class Localizer:
     ) -> _Taken | LocalizationResult:
         """Return what an image shows, or why it cannot be used."""
         started = time.perf_counter()
-        # A thread that never asked for it would run convolutions on all cores.
-        torch.get_num_threads()
+        # A thread of its own; see there.
+        num_threads()
         status = LocalizationStatus
         if image is None:
             return LocalizationResult(status.BAD_IMAGE, 'the image could not be read')
