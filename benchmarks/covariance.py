@@ -4,8 +4,10 @@
 
 Each simulated building is mapped from one log and asked for the poses of another one. The error of
 each published pose is whitened by its covariance: its square (NEES) should be 6 on average, and
-follow the chi-square distribution with six degrees of freedom. With --data, fox and castle-P30 are
-judged too. Logs, maps and features in the folders are used again.
+follow the chi-square distribution with six degrees of freedom. A second table has the share of
+errors in the 90 % region by quarters of the predicted sigma, and poses that are off by more than
+their protection level. With --data, fox and castle-P30 are judged too. Logs, maps and features in
+the folders are used again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,44 +25,102 @@ import numpy as np
 from places import Places, is_building
 from records import write_record
 
+from d2s_ros.evaluation.metrics import rate_bound
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.protection import PROTECTION_SIGMAS, protection_level
+from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_building.calibration import pose_difference
 
 #: Share of the chi-square distribution with six degrees of freedom, and the value that bounds it.
 QUANTILES = ((0.50, 5.348), (0.90, 10.645), (0.95, 12.592), (0.99, 16.812))
 
 
-def normalised_errors(places: Places, place: str, part: str) -> tuple[np.ndarray, int]:
-    """Return squared errors (N, 3) of the whole pose, its translation and its rotation; frames."""
+def published(
+    places: Places, place: str, part: str, every: int = 1
+) -> tuple[list[dict[str, Any]], int]:
+    """Return what `described` returns of the published poses of a log, and the frames asked."""
     localizer = Localizer.from_map(places.map(place), device='cpu')
     rows = []
-    frames = places.observed(place, part, localizer.extractor)
+    frames = places.observed(place, part, localizer.extractor)[::every]
     for frame in frames:
         result = localizer.localize_features(frame.features, frame.camera)
-        if result.map_from_camera is None or result.covariance is None:
+        if result.localized:
+            assert frame.truth is not None
+            rows.append(described(result, frame.truth))
+    return rows, len(frames)
+
+
+def described(result: LocalizationResult, truth: RigidTransform) -> dict[str, Any]:
+    """Return squared errors over the covariance, sigma, and the error over the protection level.
+
+    Args:
+        result: A published pose.
+        truth: map_from_camera.
+    """
+    assert result.map_from_camera is not None
+    assert result.covariance is not None
+    error = pose_difference(result.map_from_camera, truth)
+    parts = {'nees': slice(0, 6), 'translation': slice(0, 3), 'rotation': slice(3, 6)}
+    found = {
+        name: float(error[part] @ np.linalg.solve(result.covariance[part, part], error[part]))
+        for name, part in parts.items()
+    }
+    level = protection_level(result.covariance)
+    off = float(np.linalg.norm(error[:3]))
+    return found | {'sigma': level / PROTECTION_SIGMAS, 'level': level, 'over_level': off / level}
+
+
+def quarter_table(rows: dict[str, list[dict[str, Any]]]) -> tuple[list[str], dict[str, Any]]:
+    """Return a markdown table of the share of errors in the 90 % region, by predicted difficulty.
+
+    Args:
+        rows: What `described` returns of published poses, by condition.
+    """
+    lines = [
+        '| condition | poses | easiest quarter in 90 % | second | third | hardest | '
+        'beyond the protection level | 95 % bound | median level |',
+        '|---' * 9 + '|',
+    ]
+    figures = {}
+    for name, found in [*rows.items(), ('all', [row for part in rows.values() for row in part])]:
+        if len(found) < 4:
             continue
-        assert frame.truth is not None
-        error = pose_difference(result.map_from_camera, frame.truth)
-        rows.append(
-            [
-                float(error[part] @ np.linalg.solve(result.covariance[part, part], error[part]))
-                for part in (slice(0, 6), slice(0, 3), slice(3, 6))
-            ]
+        by_sigma = sorted(found, key=lambda row: row['sigma'])
+        quarters = [
+            float(np.mean([row['nees'] <= QUANTILES[1][1] for row in part]))
+            for part in np.array_split(np.array(by_sigma, dtype=object), 4)
+        ]
+        beyond = sum(row['over_level'] > 1.0 for row in found)
+        bound = rate_bound(beyond, len(found))
+        level = float(np.median([row['level'] for row in found]))
+        figures[name] = {
+            'poses': len(found),
+            'quarters': quarters,
+            'beyond': beyond,
+            'bound': bound,
+            'median_level': level,
+        }
+        shares = ' | '.join(f'{100 * share:.0f} %' for share in quarters)
+        lines.append(
+            f'| {name} | {len(found)} | {shares} | {beyond} | {100 * bound:.1f} % | '
+            f'{100 * level:.1f} cm |'
         )
-    return np.array(rows).reshape(-1, 3), len(frames)
+    return lines, figures
 
 
-def row(name: str, values: np.ndarray, frames: int) -> dict:
+def row(name: str, found: list[dict[str, Any]], frames: int) -> dict[str, Any]:
     """Return the figures of a place."""
+    nees = np.array([one['nees'] for one in found])
     return {
         'place': name,
         'frames': frames,
-        'localized': len(values),
-        'mean': float(values[:, 0].mean()),
-        'median': float(np.median(values[:, 0])),
-        'mean_translation': float(values[:, 1].mean()),
-        'mean_rotation': float(values[:, 2].mean()),
-        'coverage': [float((values[:, 0] <= limit).mean()) for _, limit in QUANTILES],
+        'localized': len(found),
+        'mean': float(nees.mean()),
+        'median': float(np.median(nees)),
+        'mean_translation': float(np.mean([one['translation'] for one in found])),
+        'mean_rotation': float(np.mean([one['rotation'] for one in found])),
+        'coverage': [float((nees <= limit).mean()) for _, limit in QUANTILES],
     }
 
 
@@ -73,6 +134,7 @@ def main() -> int:
     parser.add_argument(
         '--parts', nargs='+', default=['query_day'], help='logs of the buildings to judge'
     )
+    parser.add_argument('--every', type=int, default=1, help='ask about every n-th frame only')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
@@ -102,18 +164,27 @@ def main() -> int:
         )
         print(lines[-1], flush=True)
 
+    by_condition: dict[str, list[dict[str, Any]]] = {}
     for name in [name for name in names if not is_building(name)]:
-        show(row(name, *normalised_errors(places, name, 'query')))
+        by_condition[name], count = published(places, name, 'query', args.every)
+        show(row(name, by_condition[name], count))
     buildings = [name for name in names if is_building(name)]
     for part in args.parts if buildings else ():
-        found = [normalised_errors(places, name, part) for name in buildings]
-        values = np.concatenate([values for values, _ in found])
+        found = [published(places, name, part, args.every) for name in buildings]
         title = 'buildings, ' + part.removeprefix('query_').replace('_', ' at ')
-        show(row(title, values, sum(count for _, count in found)))
+        by_condition[title] = [one for rows_of, _ in found for one in rows_of]
+        show(row(title, by_condition[title], sum(count for _, count in found)))
+    quarters, quarter_figures = quarter_table(by_condition)
+    print('\n' + '\n'.join(quarters))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     if args.record:
-        write_record(args.record, rows, started, tables={'coverage': lines})
+        write_record(
+            args.record,
+            {'places': rows, 'quarters': quarter_figures},
+            started,
+            tables={'coverage': lines, 'quarters': quarters},
+        )
     if args.check and buildings:
         total = rows[-1]
         off = [

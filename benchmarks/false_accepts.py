@@ -1,15 +1,19 @@
 """How often a pose is published for an image of another place: real maps crossed with real images.
 
-    python benchmarks/false_accepts.py DATA --work FOLDER [--every 3] [--seconds 600] [--record]
+    python benchmarks/false_accepts.py DATA --work FOLDER [--sources fox tower] [--seconds 600]
 
-Every map of `real_scenes` (the folds named by --folds) is asked about every image of the other
-scenes and of the floors in DATA/tower. No image may get a pose. Answers are kept in FOLDER: a run
-that --seconds ended goes on where it was. Bounds are Clopper and Pearson's, one-sided, 95 %.
+Every map of `real_scenes` that `availability.py` left in FOLDER (the folds named by --folds) is
+asked about every image of the other scenes and of the floors in DATA/tower. No image may get a
+pose. Answers are kept in FOLDER: a run that --seconds ended goes on where it was. Images of walks
+are given a guessed camera. Bounds are Clopper and Pearson's, one-sided, 95 %. FOLDER gets a page,
+false_accepts.html, with each published image beside the mapping image nearest to its pose.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import html
 import json
 import sys
 import time
@@ -54,9 +58,11 @@ def tower_frames(floor: Path) -> Iterator[Frame]:
         yield Frame(name, 0, np.asarray(image, np.uint8), camera, None)
 
 
-def strangers(scenes: RealScenes, place: str) -> dict[str, list[Observed]]:
+def strangers(scenes: RealScenes, place: str, sources: list[str]) -> dict[str, list[Observed]]:
     """Return by source the images that do not show a place."""
-    found = {name: scenes.observed(name) for name in SCENES if name != place}
+    found = {name: scenes.seen(name) for name in SCENES if name != place and name in sources}
+    if TOWER not in sources:
+        return found
     for floor in sorted((scenes.data / TOWER).iterdir()):
         if floor.is_dir():
             found[f'{TOWER}/{floor.name}'] = scenes.places.extracted(
@@ -66,7 +72,12 @@ def strangers(scenes: RealScenes, place: str) -> dict[str, list[Observed]]:
 
 
 def ask_all(
-    scenes: RealScenes, variant: str, folds: list[int], every: int, until: float
+    scenes: RealScenes,
+    variant: str,
+    folds: list[int],
+    sources: list[str],
+    every: int,
+    until: float,
 ) -> list[dict[str, Any]]:
     """Ask every map about every image of other places, or until the time is over."""
     rows: list[dict[str, Any]] = []
@@ -78,11 +89,12 @@ def ask_all(
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = path.read_text().splitlines() if path.exists() else []
-            rows += (done := [json.loads(line) for line in lines])
+            done = [json.loads(line) for line in lines]
+            rows += done
             known = {(row['source'], row['frame']) for row in done}
             localizer = Localizer(scenes.map(place, fold, variant), scenes.extractor)
             with path.open('a') as file:
-                for source, frames in strangers(scenes, place).items():
+                for source, frames in strangers(scenes, place, sources).items():
                     for frame in frames[::every]:
                         if (source, frame.name) in known:
                             continue
@@ -93,6 +105,8 @@ def ask_all(
                         )
                         row = {'place': place, 'fold': fold, 'source': source, 'frame': frame.name}
                         row |= described(result, Observed(*_unposed(frame)), localizer)
+                        if result.map_from_camera is not None:
+                            row['camera'] = result.map_from_camera.translation.tolist()
                         rows.append(row)
                         file.write(json.dumps(row) + '\n')
     return rows
@@ -101,6 +115,38 @@ def ask_all(
 def _unposed(frame: Observed) -> tuple[Any, ...]:
     """Return the fields of a frame without the pose, which is of another place."""
     return frame.name, frame.features, frame.camera, None
+
+
+def picture_of(scenes: RealScenes, source: str, name: str) -> str:
+    """Return an image of a source as an HTML element, 480 px wide."""
+    folder = scenes.data / source
+    paths = [path for path in folder.rglob('*.*') if path.stem == Path(name).stem]
+    image = next((read for path in paths if (read := cv2.imread(str(path))) is not None), None)
+    if image is None:
+        return f'<p>{html.escape(name)} cannot be read</p>'
+    image = cv2.resize(image, (480, round(480 * image.shape[0] / image.shape[1])))
+    data = base64.b64encode(cv2.imencode('.jpg', image)[1].tobytes()).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}">'
+
+
+def page(scenes: RealScenes, rows: list[dict[str, Any]]) -> str:
+    """Return a page with each published image beside the mapping image nearest to its pose."""
+    parts = ['<!doctype html><meta charset="utf-8"><title>False accepts</title>']
+    published = [row for row in rows if row['published']]
+    parts.append(f'<p>{len(published)} of {len(rows)} images of other places were published.</p>')
+    for row in published:
+        mapping = scenes.split(row['place'], row['fold'])[0]
+        away = [
+            np.linalg.norm(frame.truth.translation - row['camera'])
+            for frame in mapping
+            if frame.truth is not None
+        ]
+        nearest = mapping[int(np.argmin(away))].name
+        title = f'{row["source"]} {row["frame"]} in {row["place"]} {row["fold"]}, at {nearest}'
+        parts.append(f'<h2>{html.escape(title)}</h2>')
+        parts += [picture_of(scenes, row['source'], row['frame'])]
+        parts += [picture_of(scenes, row['place'], nearest)]
+    return '\n'.join(parts)
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
@@ -141,13 +187,17 @@ def main() -> int:
     parser.add_argument('--work', type=Path, required=True)
     parser.add_argument('--variant', default='now', help='maps of benchmarks/availability.py')
     parser.add_argument('--folds', nargs='+', type=int, default=[0])
+    parser.add_argument('--sources', nargs='+', choices=[*SCENES, TOWER], default=[*SCENES, TOWER])
     parser.add_argument('--every', type=int, default=1, help='ask about each n-th image')
     parser.add_argument('--seconds', type=float, default=1e9, help='ask for so long')
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
     scenes = RealScenes(args.data, args.work)
-    rows = ask_all(scenes, args.variant, args.folds, args.every, started + args.seconds)
+    rows = ask_all(
+        scenes, args.variant, args.folds, args.sources, args.every, started + args.seconds
+    )
+    (args.work / 'false_accepts.html').write_text(page(scenes, rows))
     lines, figures = table(rows)
     print('\n'.join(lines))
     if args.record:

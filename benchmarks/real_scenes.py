@@ -97,6 +97,12 @@ class RealScenes:
             self._observed[scene] = sorted(found, key=lambda frame: frame.name)
         return self._observed[scene]
 
+    def seen(self, scene: str) -> list[Observed]:
+        """Return all images of a scene with features; of walks with a guessed camera, unposed."""
+        if SCENES[scene].posed:
+            return self.observed(scene)
+        return self.places.extracted(scene, _frames(self.data / scene), self.extractor)
+
     def split(self, scene: str, fold: int) -> tuple[list[Observed], list[Observed]]:
         """Return the mapping images and the left-out ones of a fold."""
         cut = SCENES[scene]

@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 
 # First: it decides how threads wait, before any is started.
+from covariance import described, quarter_table
 from places import Observed, Places, is_building, photographs
 from records import write_record
 
@@ -138,7 +139,9 @@ def ask(localizer: Localizer, place: str, kind: str, frames: list[Observed]) -> 
     for frame in frames:
         result = localizer.localize_features(frame.features, frame.camera, details=True)
         estimate = result.details.estimate if result.details is not None else None
-        error = None
+        error, covered = None, {}
+        if result.localized and frame.truth is not None:
+            covered = described(result, frame.truth)
         if estimate is not None and frame.truth is not None:
             error = pose_error(estimate.camera_from_map.inverse(), frame.truth)
         rows.append(
@@ -150,6 +153,7 @@ def ask(localizer: Localizer, place: str, kind: str, frames: list[Observed]) -> 
                 'published': result.localized,
                 'error': error,
                 'given': error if result.localized else None,
+                'covered': covered,
             }
         )
     return rows
@@ -344,7 +348,7 @@ def stranger_table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def query_table(rows: list[dict]) -> tuple[list[str], dict[str, float]]:
+def query_table(rows: list[dict]) -> tuple[list[str], dict[str, Any]]:
     """Return a markdown table of frames that show the place, and the figures of all of them."""
     lines = [
         '| frames of the place | frames | solver right | of them published | solver close | '
@@ -352,7 +356,7 @@ def query_table(rows: list[dict]) -> tuple[list[str], dict[str, float]]:
         'off by 10 medians |'
     ]
     lines.append('|---' * 10 + '|')
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     for kind in [*dict.fromkeys(row['kind'] for row in rows), 'all']:
         chosen = [row for row in rows if kind in ('all', row['kind'])]
         good = [row for row in chosen if right(row)]
@@ -457,8 +461,14 @@ def main() -> int:
     print('\n' + '\n'.join(lines))
     if args.json:
         args.json.write_text(json.dumps({'strangers': unknown, 'queries': known}, indent=1))
+    by_kind: dict[str, list[dict]] = {}
+    for row in known:
+        if row['published']:
+            by_kind.setdefault(row['kind'], []).append(row['covered'])
+    quarters, figures['quarters'] = quarter_table(by_kind)
+    print('\n' + '\n'.join(quarters))
     if args.record:
-        tables = {'foreign': foreign, 'own': lines}
+        tables = {'foreign': foreign, 'own': lines, 'quarters': quarters}
         write_record(args.record, figures, started, tables=tables)
     accepted = sum(row['published'] for row in unknown)
     if args.check and (

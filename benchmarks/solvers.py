@@ -26,7 +26,7 @@ from records import write_record
 from d2s_ros.data.frames import Frame
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
-from d2s_ros.localization import ransac
+from d2s_ros.geometry import ransac
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_building.config import budget

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from d2s_ros.geometry.cameras import Camera as Camera
     from d2s_ros.geometry.transforms import RigidTransform as RigidTransform
     from d2s_ros.localization.localizer import Localizer as Localizer
+    from d2s_ros.localization.opening import open_localizer as open_localizer
     from d2s_ros.localization.result import LocalizationResult as LocalizationResult
 
 __version__ = '0.2.0'
@@ -34,6 +35,7 @@ _HOMES = {
     'build_map': 'd2s_ros.api',
     'evaluate': 'd2s_ros.api',
     'load_map': 'd2s_ros.api',
+    'open_localizer': 'd2s_ros.localization.opening',
     'update_map': 'd2s_ros.api',
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     'build_map',
     'evaluate',
     'load_map',
+    'open_localizer',
     'update_map',
 ]
 

@@ -191,6 +191,44 @@ def day_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope='session')
+def small_area(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an area of two places: hall (`building_logs` by day) and annex, another building.
+
+    Copy its folder before changing it.
+    """
+    from functools import partial
+
+    from d2s_ros.data.sources import open_source
+    from d2s_ros.features.types import FeatureConfig
+    from d2s_ros.map_building.area_building import build_area
+    from d2s_ros.map_building.config import BuildConfig
+    from d2s_ros.map_building.pipeline import BuildResult, build_map
+    from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig
+    from d2s_ros.simulation.config import SimulationConfig
+    from d2s_ros.simulation.simulate import frames
+
+    annex = SimulationConfig(
+        seed=4, width=320, height=240, frames=12, rate_hz=1.0, other_place=True
+    )
+    config = BuildConfig(
+        features=FeatureConfig(name='rootsift', max_keypoints=1024),
+        training=LandmarkTrainingConfig(steps=30, images_per_step=2),
+    )
+
+    def build(path: Path, source: Any) -> BuildResult:
+        return build_map(source, path, config, device='cpu', progress=False)
+
+    root = tmp_path_factory.mktemp('areas') / 'area'
+    builds = {
+        'hall': partial(build, source=open_source(building_logs / 'map')),
+        'annex': partial(build, source=FrameList(list(frames(annex)))),
+    }
+    _, failed = build_area(root, builds)
+    assert not failed
+    return root
+
+
+@pytest.fixture(scope='session')
 def label_map(building_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a map of labels of `building_logs` by day, hardly trained."""
     from dataclasses import replace

@@ -63,7 +63,7 @@ def test_retired_words_stay_out_of_the_package(repo_root):
         ('def judge_pose():\n    pass', {'judge'}),
         ('class LandmarkJudge:\n    pass', {'judge'}),
         ('def f(doubt):\n    pass', {'doubt'}),
-        ('x.places = 1', {'places'}),
+        ('x.things = 1', {'things'}),
         ('"""All places that are known."""', set()),
         ('"""What is thinned."""', {'thinned'}),
         ("message = 'judged'  # judged", set()),

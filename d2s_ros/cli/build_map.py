@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from d2s_ros.cli.build_options import check_options, config_of, places_of
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
-from d2s_ros.errors import NothingLocalizedError, UsageError
+from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
+
+if TYPE_CHECKING:
+    from d2s_ros.map_building.pipeline import BuildResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_source(parser)
+    add_source(parser, optional=True)
     parser.add_argument(
-        '--map', required=True, type=user_path, metavar='MAP', help='map folder to write'
+        '--map',
+        required=True,
+        type=user_path,
+        metavar='MAP',
+        help='map folder to write; of several places the folder of the area',
+    )
+    parser.add_argument(
+        '--place',
+        action='append',
+        default=[],
+        metavar='NAME=INPUT',
+        help='build the map of one place of an area, such as a floor; give it once for each '
+        'place. Places that the area has already stay as they are',
+    )
+    parser.add_argument(
+        '--each-folder',
+        action='store_true',
+        help='every folder in INPUT is a place of an area, named like the folder',
+    )
+    parser.add_argument(
+        '--common-frame',
+        action='store_true',
+        help='the poses of all places are in one frame, and so will be those of the area; '
+        'otherwise each place has a frame of its own',
     )
     parser.add_argument(
         '--poses',
@@ -32,6 +60,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--refine-poses',
         action='store_true',
         help='the poses are approximate (odometry): refine them; the frame stays where it is',
+    )
+    parser.add_argument(
+        '--align-poses',
+        action='store_true',
+        help='the poses drift (odometry): find poses by the images alone, and take scale, up and '
+        'frame from those given',
+    )
+    parser.add_argument(
+        '--tag-size',
+        type=float,
+        default=0.0,
+        metavar='M',
+        help='edge of the black square of printed tags in the images, metres: tells the scale',
+    )
+    parser.add_argument(
+        '--tag-family',
+        default='36h11',
+        metavar='F',
+        help='kind of the tags: AprilTag 36h11, 25h9, 16h5, or ArUco 4x4_50, 5x5_100, 6x6_250 '
+        '(default: 36h11)',
+    )
+    parser.add_argument(
+        '--origin',
+        default='',
+        metavar='tag:ID',
+        help='the middle of a tag as origin, z up; x points out of a wall, or to the right of a '
+        'tag that lies flat',
+    )
+    parser.add_argument(
+        '--no-depth',
+        action='store_true',
+        help='without poses: do not take the scale from depth images of the log',
     )
     parser.add_argument(
         '--features',
@@ -87,6 +147,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='a map of about half the size: N principal components of 4 bits stand for a key (16 '
         'for superpoint, 32 for rootsift), and points and covariances are rounded',
     )
+    group = parser.add_argument_group('labels', 'with --head labels')
+    group.add_argument(
+        '--labels', type=int, metavar='K', help='labels of each level, 4 to 256 (default: 64)'
+    )
+    group.add_argument(
+        '--label-levels',
+        type=int,
+        nargs='+',
+        metavar='STRIDE',
+        help='strides of the levels in px, the coarsest first (default: 8 4 2)',
+    )
+    group.add_argument(
+        '--label-backbone', metavar='NAME', help='dense features (default: superpoint)'
+    )
     parser.add_argument(
         '--without-update-data',
         action='store_true',
@@ -101,7 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def camera_info_path(map_path: str) -> Path:
+def camera_info_path(map_path: str | Path) -> Path:
     """Return where the calibration that a build found is written: beside the map."""
     path = Path(map_path)
     return path.with_name(f'{path.name}.camera_info.yaml')
@@ -109,69 +183,84 @@ def camera_info_path(map_path: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Build, write, and say what came out; returns the exit code."""
-    from dataclasses import replace
-
     from d2s_ros import distributed
-    from d2s_ros.data.calibration import write_camera_info
-    from d2s_ros.features.types import FeatureConfig
-    from d2s_ros.map_building.config import budget
     from d2s_ros.map_building.join_build import join_build
     from d2s_ros.map_building.pipeline import build_map
 
+    check_options(args)
+    if distributed.world() > 1 and (args.place or args.each_folder):
+        raise UsageError('several processes build one map at a time: start torchrun for each place')
     if distributed.rank() > 0:
         join_build(args.device)
         return 0
-    if args.ignore_poses and (args.poses or args.pose_topic):
-        raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
-    if args.ignore_poses and args.refine_poses:
-        raise UsageError('--ignore-poses leaves nothing for --refine-poses')
-    features = FeatureConfig()
-    if args.features:
-        features = replace(features, name=args.features)
-    if args.max_keypoints is not None:
-        features = replace(features, max_keypoints=args.max_keypoints)
-    config = budget(
-        args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
-    )
-    limits: dict[str, Any] = {'max_minutes': args.max_minutes}
-    if args.steps is not None:
-        limits['steps'] = args.steps
-    if args.patience is not None:
-        limits['patience'] = args.patience
-    config = replace(
-        config,
-        reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
-        training=replace(config.training, **limits),
-        regression_training=replace(config.regression_training, **limits),
-        label_training=replace(
-            config.label_training,
-            **{name: value for name, value in limits.items() if name != 'patience'},
-        ),
-        short_keys=args.short_keys,
-        max_images=config.max_images if args.max_images is None else args.max_images,
-        keep_update_data=not args.without_update_data,
-    )
-    source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
-    result = build_map(
-        source,
+    config = config_of(args)
+
+    def build(path: str | Path, source_path: str) -> BuildResult:
+        args.input = source_path
+        source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
+        return build_map(
+            source,
+            path,
+            config,
+            device=args.device,
+            weights=args.weights,
+            use_poses=not args.ignore_poses,
+            require_poses=args.poses is not None,
+            fresh=args.fresh,
+            progress=not args.quiet,
+        )
+
+    inputs = places_of(args)
+    if inputs is None:
+        return say_result(args.map, build(args.map, args.input))
+    return _build_places(args, inputs, build)
+
+
+def _build_places(
+    args: argparse.Namespace,
+    inputs: dict[str, str],
+    build: Callable[[str | Path, str], BuildResult],
+) -> int:
+    """Build the places of an area; returns the exit code."""
+    from d2s_ros.map_building.area_building import build_area
+    from d2s_ros.maps.files import PLACES_FOLDER
+
+    codes = []
+
+    def built(name: str, result: BuildResult) -> None:
+        codes.append(say_result(Path(args.map) / PLACES_FOLDER / name, result))
+
+    def of_place(source: str) -> Callable[[Path], BuildResult]:
+        return lambda folder: build(folder, source)
+
+    area, failed = build_area(
         args.map,
-        config,
-        device=args.device,
-        weights=args.weights,
-        use_poses=not args.ignore_poses,
-        require_poses=args.poses is not None,
-        fresh=args.fresh,
-        progress=not args.quiet,
+        {name: of_place(source) for name, source in inputs.items()},
+        common_frame=args.common_frame,
+        on_built=built,
     )
+    print(f'{args.map}: area of {len(area.places)} places, frames {", ".join(area.frames())}')
+    if failed:
+        raise InputError(
+            f'{len(failed)} of {len(inputs)} places could not be built: '
+            + '; '.join(f'{name}: {reason}' for name, reason in failed.items())
+        )
+    return max(codes)
+
+
+def say_result(map_path: str | Path, result: BuildResult) -> int:
+    """Say what came out of a build, write the calibration that it found; returns the exit code."""
+    from d2s_ros.data.calibration import write_camera_info
+
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
     size = result.scene_map.localization_size_bytes() / 1e6
     print(
-        f'{args.map}: version {manifest.version}, {metrics["num_images"]} images, '
+        f'{map_path}: version {manifest.version}, {metrics["num_images"]} images, '
         f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     if 'self_calibration' in metrics:
         found, camera = metrics['self_calibration'], manifest.cameras[0]
-        path = camera_info_path(args.map)
+        path = camera_info_path(map_path)
         # What all images share is not in the residuals: no error bar can be given.
         text = f'focal length {camera.fx:.1f} px, off by {found["focal_sigma_px"]:.1f} px or more'
         write_camera_info(path, camera, comment=f'found by d2s build-map: {text}')
@@ -201,6 +290,17 @@ def run(args: argparse.Namespace) -> int:
     if doubtful:
         names = ', '.join(wrong['name'] for wrong in doubtful)
         print(f'poses of {len(doubtful)} images contradict what they show: {names}')
+    placement = metrics['placement']
     if not manifest.metric:
-        print('no poses were used: the scale and the frame of this map are arbitrary')
+        print(
+            'nothing told the scale of this map: it is arbitrary until d2s map scale gets a known '
+            'distance'
+        )
+    elif placement['scale_from'] != 'poses':
+        print(
+            f'in metres by {placement["scale_from"]}, within {placement["scale_sigma"]:.2%} '
+            f'({placement["scale_measurements"]} measurements)'
+        )
+    if placement['frame_from'] == 'cameras':
+        print('no floor was found: z is up as far as the camera was held level')
     return NothingLocalizedError.exit_code if useless else 0

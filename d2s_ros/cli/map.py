@@ -1,96 +1,174 @@
-"""`d2s map`: show, check, list, roll back and strip maps."""
+"""`d2s map`: show, check, list, scale, roll back and strip maps and areas."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from d2s_ros.cli.options import user_path
-from d2s_ros.errors import MapFormatError
+from d2s_ros.errors import InputError, MapFormatError, UsageError
+
+if TYPE_CHECKING:
+    from d2s_ros.maps.store import MapStore
+
+#: Action to what it does.
+_ACTIONS = {
+    'info': 'what the live version says of itself',
+    'verify': 'check every byte',
+    'list': 'all versions',
+    'rollback': 'make the parent of the live version live',
+    'strip': 'delete update data',
+    'scale': 'write a version in metres, from a known distance or a factor',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         'action',
-        choices=('info', 'verify', 'list', 'rollback', 'strip'),
-        help='info: what the live version says of itself; verify: check every byte; list: all '
-        'versions; rollback: make the parent of the live version live; strip: delete update data',
+        choices=tuple(_ACTIONS),
+        help='; '.join(f'{name}: {text}' for name, text in _ACTIONS.items()),
     )
-    parser.add_argument('map', type=user_path, metavar='MAP', help='map folder')
+    parser.add_argument('map', type=user_path, metavar='MAP', help='folder of a map or an area')
+    parser.add_argument(
+        '--place', metavar='NAME', help='of an area, the place; without it all, but for rollback'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument(
+        '--points',
+        nargs=2,
+        metavar=('A', 'B'),
+        help='scale: two places whose distance is known: numbers of landmarks, coordinates '
+        '[x,y,z], or image:NAME for where the camera of a mapping image was',
+    )
+    parser.add_argument(
+        '--metres', type=float, metavar='D', help='scale: distance between the two places'
+    )
+    parser.add_argument(
+        '--factor', type=float, metavar='F', help='scale: metres that one unit of the map is'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Do the action; returns the exit code."""
-    from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE
-    from d2s_ros.maps.manifest import manifest_document
-    from d2s_ros.maps.scene_map import SceneMap, read_manifest
+    from d2s_ros.cli.map_of_area import run_on_area
+    from d2s_ros.maps.area import is_area, read_area
+
+    given = [name for name in ('points', 'metres', 'factor') if getattr(args, name) is not None]
+    if given and args.action != 'scale':
+        raise UsageError(f'--{given[0]} is for d2s map scale')
+    if is_area(args.map):
+        run_on_area(args, read_area(args.map), _run_on_map)
+        return 0
+    if args.place is not None:
+        raise UsageError(f'{args.map} is one map and has no places: leave out --place')
+    _run_on_map(args, args.map)
+    return 0
+
+
+def _run_on_map(args: argparse.Namespace, path: str) -> None:
     from d2s_ros.maps.store import MapStore
+
+    actions = {
+        'info': _info,
+        'verify': _verify,
+        'list': _list,
+        'rollback': _rollback,
+        'strip': _strip,
+        'scale': _scale,
+    }
+    actions[args.action](args, MapStore(path))
+
+
+def _verify(args: argparse.Namespace, store: MapStore) -> None:
     from d2s_ros.maps.verification import verify
 
-    store = MapStore(args.map)
-    if args.action == 'verify':
-        problems = verify(args.map)
-        if problems:
-            raise MapFormatError('; '.join(problems))
-        print(f'{args.map}: {len(store.versions()) or 1} versions, all bytes as written')
-        return 0
-    scene_map = SceneMap.open(args.map)
+    problems = verify(store.root)
+    if problems:
+        raise MapFormatError('; '.join(problems))
+    print(f'{store.root}: {len(store.versions()) or 1} versions, all bytes as written')
+
+
+def _info(args: argparse.Namespace, store: MapStore) -> None:
+    from d2s_ros.maps.files import LOCALIZATION_FILE
+    from d2s_ros.maps.manifest import manifest_document
+    from d2s_ros.maps.scene_map import SceneMap
+
+    scene_map = SceneMap.open(store.root)
     manifest = scene_map.manifest
-    if args.action == 'info':
-        if args.json:
-            print(json.dumps(manifest_document(manifest), indent=1))
-            return 0
-        metrics = manifest.metrics
-        update = UPDATE_FILE in manifest.files and (
-            scene_map.path is not None and (scene_map.path / UPDATE_FILE).exists()
-        )
-        rows = [
-            ('version', manifest.version),
-            ('parent', manifest.parent or '-'),
-            ('created', manifest.created),
-            ('frame', manifest.map_frame + ('' if manifest.metric else ' (arbitrary scale)')),
-            ('features', f'{manifest.features.name} {manifest.features_hash[:16]}'),
-            ('head', manifest.head),
-            ('landmarks', metrics.get('num_landmarks', '-')),
-            ('images', metrics.get('num_images', '-')),
-            ('size', f'{manifest.files[LOCALIZATION_FILE]["size"] / 1e6:.2f} MB'),
-            ('update data', 'yes' if update else 'no'),
-            ('held-out error', f'{metrics.get("holdout_median_m")} m'),
-            ('build time', f'{metrics.get("seconds", {}).get("total", "-")} s'),
-        ]
-        if any(manifest.origin):
-            rows.insert(4, ('origin', ' '.join(f'{value:.0f}' for value in manifest.origin)))
-        print('\n'.join(f'{name:15s}{value}' for name, value in rows))
-        return 0
-    if args.action == 'list':
-        listed = []
-        for version in store.versions():
-            entry = read_manifest(store.root / 'versions' / version)
-            listed.append(
-                {
-                    'version': version,
-                    'live': version == store.current(),
-                    'parent': entry.parent,
-                    'created': entry.created,
-                    'holdout_median_m': entry.metrics.get('holdout_median_m'),
-                }
-            )
-        if args.json:
-            print(json.dumps(listed, indent=1))
-        else:
-            for item in listed:
-                mark = '*' if item['live'] else ' '
-                print(
-                    f'{mark} {item["version"]}  parent {item["parent"] or "-":6s} '
-                    f'{item["created"]}  held-out {item["holdout_median_m"]} m'
-                )
-        return 0
-    if args.action == 'rollback':
-        print(f'{args.map}: live version is now {store.rollback()}')
-        return 0
+    if args.json:
+        print(json.dumps(manifest_document(manifest), indent=1))
+        return
+    metrics = manifest.metrics
+    unit = 'm' if manifest.metric else 'units'
+    rows = [
+        ('version', manifest.version),
+        ('parent', manifest.parent or '-'),
+        ('created', manifest.created),
+        ('frame', manifest.map_frame + ('' if manifest.metric else ' (arbitrary scale)')),
+        ('features', f'{manifest.features.name} {manifest.features_hash[:16]}'),
+        ('head', manifest.head),
+        ('landmarks', metrics.get('num_landmarks', '-')),
+        ('images', metrics.get('num_images', '-')),
+        ('size', f'{manifest.files[LOCALIZATION_FILE]["size"] / 1e6:.2f} MB'),
+        ('update data', 'yes' if scene_map.has_update_data else 'no'),
+        ('held-out error', f'{metrics.get("holdout_median_m")} {unit}'),
+        ('build time', f'{metrics.get("seconds", {}).get("total", "-")} s'),
+    ]
+    if any(manifest.origin):
+        rows.insert(4, ('origin', ' '.join(f'{value:.0f}' for value in manifest.origin)))
+    print('\n'.join(f'{name:15s}{value}' for name, value in rows))
+
+
+def _list(args: argparse.Namespace, store: MapStore) -> None:
+    from d2s_ros.cli.map_of_area import print_versions, versions_of
+    from d2s_ros.maps.scene_map import SceneMap
+
+    SceneMap.open(store.root)
+    listed = versions_of(store)
+    if args.json:
+        print(json.dumps(listed, indent=1))
+    else:
+        print_versions(listed)
+
+
+def _rollback(args: argparse.Namespace, store: MapStore) -> None:
+    from d2s_ros.maps.scene_map import SceneMap
+
+    SceneMap.open(store.root)
+    print(f'{store.root}: live version is now {store.rollback()}')
+
+
+def _strip(args: argparse.Namespace, store: MapStore) -> None:
+    from d2s_ros.maps.scene_map import SceneMap
+
+    SceneMap.open(store.root)
     left = store.strip()
-    print(f'{args.map}: update data deleted; localization works, updates need a new map')
+    print(f'{store.root}: update data deleted; localization works, updates need a new map')
     print('left in the map: ' + '; '.join(left))
-    return 0
+
+
+def _scale(args: argparse.Namespace, store: MapStore) -> None:
+    import numpy as np
+
+    from d2s_ros.maps.rescaling import find_place, scale_live_version
+    from d2s_ros.maps.scene_map import SceneMap
+
+    by_points = args.points is not None and args.metres is not None
+    if by_points == (args.factor is not None) or (args.points is None) != (args.metres is None):
+        raise UsageError('give either --points A B with --metres D, or --factor F')
+    factor = args.factor
+    if by_points:
+        scene_map = SceneMap.open(store.root)
+        first, second = (find_place(scene_map, text) for text in args.points)
+        before = float(np.linalg.norm(second - first))
+        if before == 0:
+            raise InputError('the two places are the same: give places that are far apart')
+        factor = args.metres / before
+        print(f'the places are {before:.6g} apart in the map, {args.metres:g} m in the world')
+    written = scale_live_version(store, factor)
+    print(
+        f'{store.root}: version {written.manifest.version} is live, {factor:.6g} times as large as '
+        f'version {written.manifest.parent}, in metres; d2s map rollback goes back'
+    )

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from d2s_ros.geometry.cameras import Camera
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add INPUT and the options that say how to read it."""
     parser.add_argument(
         'input',
+        nargs='?' if optional else None,
         type=user_path,
         metavar='INPUT',
         help='rosbag2 (folder, .mcap or .db3), video (.mp4 and others), folder with images/ and a '

@@ -20,7 +20,7 @@ from d2s_ros.errors import BagError
 _logger = logging.getLogger(__name__)
 
 #: Encodings of depth images; 16UC1 may be a thermal camera where it is the only one.
-_DEPTH_ENCODINGS = ('32FC1', '16UC1')
+DEPTH_ENCODINGS = ('32FC1', '16UC1')
 #: What `format` of a CompressedImage contains that carries packets of a video, in lower case.
 _VIDEO_FORMATS = ('h264', 'h265', 'hevc', 'avc', 'av1', 'vp8', 'vp9', 'mpeg')
 
@@ -82,7 +82,7 @@ def _is_picture(log: Log, topic: Topic) -> bool:
     if message is None:
         return True
     if topic.type == IMAGE:
-        return message.encoding not in _DEPTH_ENCODINGS
+        return message.encoding not in DEPTH_ENCODINGS
     form = str(message.format)
     return not is_video(form) and 'compresseddepth' not in form.lower()
 

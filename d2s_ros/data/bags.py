@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.data.bag_camera_infos import CameraInfos
+from d2s_ros.data.bag_depth import DepthImages, find_depth
 from d2s_ros.data.bag_messages import (
     COMPRESSED_IMAGE,
     clean_frame,
@@ -137,6 +138,11 @@ class BagSource:
         self.pose_problem = found.problem
         self.pose_topic = None if found.source is None else found.source.name
         self._pose_at = None if found.source is None else found.source.at
+
+    @property
+    def depth(self) -> DepthImages | None:
+        """Depth images with the pixels of the images; None if the log has none."""
+        return find_depth(self._log, self.camera_frame)
 
     def __len__(self) -> int:
         return self._count

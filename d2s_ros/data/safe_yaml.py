@@ -49,7 +49,7 @@ def load_yaml(text: str, name: str, max_bytes: int) -> Any:
                 depth -= 1
             elif isinstance(event, yaml.ScalarEvent) and _too_long(event):
                 raise InputError(f'{name} holds a value of {len(event.value)} characters')
-        return yaml.load(text, Loader=loader)
+        return yaml.load(text, Loader=loader)  # noqa: S506  a SafeLoader
     except yaml.YAMLError as error:
         message = ' '.join(str(error).split())
         raise InputError(f'{name} is neither YAML nor JSON: {message}') from error

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from d2s_ros.data.frames import Frame, FrameSource
+from d2s_ros.localization.area_localizer import AreaLocalizer
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 
@@ -17,7 +18,11 @@ _STAGES = ('features', 'network', 'pose', 'total')
 
 
 def localize_log(
-    localizer: Localizer, source: FrameSource, *, details: bool = False, progress: bool = False
+    localizer: Localizer | AreaLocalizer,
+    source: FrameSource,
+    *,
+    details: bool = False,
+    progress: bool = False,
 ) -> Iterator[tuple[Frame, LocalizationResult]]:
     """Localize frame by frame; a frame that cannot be read is a refusal with its reason."""
     bar = tqdm(source, total=len(source), desc='localizing', unit='image', disable=not progress)

@@ -47,3 +47,8 @@ def subsample(values: Sequence[int], count: int) -> list[int]:
     """Return at most `count` of the values, evenly."""
     kept = np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)
     return [values[index] for index in kept]
+
+
+def largest_sigma(covariance: NDArray[np.float64]) -> float:
+    """Return the largest standard deviation of any direction of a covariance (D, D)."""
+    return float(np.sqrt(max(0.0, float(np.linalg.eigvalsh(covariance)[-1]))))

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.statistics import largest_sigma
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.moved_object import InlierView, check_moved_object
@@ -236,7 +236,10 @@ def _geometry(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) ->
                 f'{100 * limits.min_extent:.1f} % needed',
             )
         )
-        if extent >= limits.safe_extent:
+        beside = estimate.support
+        if extent >= limits.safe_extent and (
+            beside is None or beside.spread >= limits.min_spread_with_support
+        ):
             min_spread, why = limits.min_spread_of_safe_extent, ' of an object that large'
     made.append(
         Check(
@@ -272,8 +275,8 @@ def _certainty(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -
     made = [Check('determined', float(determined), 1.0, True, _Status.UNCERTAIN, reason)]
     if not determined:
         return made
-    sigma_m = _largest_sigma(estimate.covariance[:3, :3])
-    sigma_deg = float(np.degrees(_largest_sigma(estimate.covariance[3:, 3:])))
+    sigma_m = largest_sigma(estimate.covariance[:3, :3])
+    sigma_deg = float(np.degrees(largest_sigma(estimate.covariance[3:, 3:])))
     relative = sigma_m / max(estimate.median_depth, 1e-9)
     max_deg, max_relative = limits.max_rotation_sigma_deg, limits.max_relative_translation_sigma
     made += [
@@ -320,10 +323,6 @@ def _agreement(
     ]
 
 
-def _largest_sigma(covariance: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.linalg.eigvalsh(covariance)[-1]))
-
-
 def _scene(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> list[Check]:
     """Check what is missing around the inliers, and the focal length that fits them."""
     made = []
@@ -345,6 +344,17 @@ def _scene(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> li
                 _Status.CALIBRATION_MISMATCH,
                 describe_focal_error(change, sigma, wrong=abs(change) > allowed),
             )
+        )
+        # Where no camera has such an error, the pose has it: one that lies between what objects
+        # say that moved apart fits better if the image is stretched.
+        bearable = max(limits.max_pose_focal_error, limits.pose_focal_sigmas * sigma)
+        reason = _with_hint(
+            describe_focal_error(change, sigma, wrong=False),
+            abs(change) <= bearable,
+            'objects that moved apart, or a wrong camera_info',
+        )
+        made.append(
+            Check('stretch', abs(change), bearable, False, _Status.UNCERTAIN, reason),
         )
     return made
 

@@ -24,6 +24,15 @@ class LocalizerConfig:
     guided_refinement: bool = option(
         True, 'Refine poses on all candidates close to their keypoint, not only on inliers.'
     )
+    max_candidates: int = option(
+        3, 'Places of an area that are asked about an image at most.', minimum=1
+    )
+    max_open_places: int = option(
+        16,
+        'Maps of an area that are kept in memory; of more, those not used for longest are dropped '
+        'and read again when they are needed.',
+        minimum=1,
+    )
     limits: Limits = field(default_factory=Limits)
     solver: PoseSolverConfig = field(default_factory=PoseSolverConfig)
 

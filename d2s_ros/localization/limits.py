@@ -30,6 +30,7 @@ _ORDER = (
     ('min_inlier_share_with_support', 'min_inlier_share'),
     ('min_spread_of_safe_extent', 'min_spread'),
     ('min_spread', 'support_spread'),
+    ('min_spread_with_support', 'support_spread'),
     ('min_extent', 'support_extent'),
     ('expected_from_depth', 'expected_to_depth'),
     ('inside_object', 'outside_object'),
@@ -130,6 +131,14 @@ class Limits:
         minimum=0.0,
         maximum=1.0,
         experiment='E011',
+    )
+    min_spread_with_support: float = option(
+        0.07,
+        'Smallest spread of inliers and support together where min_spread_of_safe_extent is to be '
+        'enough: one object that stands elsewhere has no support around it.',
+        minimum=0.0,
+        maximum=1.0,
+        experiment='E015',
     )
     support_spread: float = option(
         0.15,
@@ -285,6 +294,32 @@ class Limits:
         'single images are too small in bad light.',
         minimum=0.0,
         experiment='E013',
+    )
+
+    # ------------------------------------------------------------------ other places of an area
+    max_rival_share: float = option(
+        0.5,
+        'Inliers that another place of an area may have, over those of the place whose pose is '
+        'published.',
+        minimum=0.0,
+        maximum=1.0,
+        experiment='E017',
+    )
+
+    # ------------------------------------------------------------------ objects that moved apart
+    max_pose_focal_error: float = option(
+        0.1,
+        'A pose that fits another focal length by more than this share is taken for one of objects '
+        'that moved apart, even where focal_sigmas allow it.',
+        minimum=0.0,
+        experiment='E014',
+    )
+    pose_focal_sigmas: float = option(
+        2.0,
+        'Standard deviations within which the focal length of a pose may differ from '
+        'max_pose_focal_error on.',
+        minimum=0.0,
+        experiment='E014',
     )
 
     # ------------------------------------------------------------------ with a prior

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.device import resolve_device
-from d2s_ros.errors import CalibrationError, MapFormatError, UnsupportedImageError
+from d2s_ros.errors import MapFormatError
 from d2s_ros.features.extractor import create_extractor
-from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.acceptance import check_keypoints
 from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.estimator import Outcome, PoseEstimator
+from d2s_ros.localization.extraction import TakenShots, take_image, take_shots
 from d2s_ros.localization.pose_prior import PriorSource, relative_to
 from d2s_ros.localization.result import CameraShare, LocalizationResult, LocalizationStatus
 from d2s_ros.localization.rig_agreement import CameraOnRig
@@ -29,26 +30,30 @@ from d2s_ros.localization.rig_estimator import RigEstimator
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Observation, View
-from d2s_ros.threads import apply_limit_to_torch, num_threads
+from d2s_ros.threads import apply_limit_to_torch
 
 
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """What was extracted of an image, its size as given and the time that took."""
+@dataclass(frozen=True)
+class MapFacts:
+    """What is known of a map, or of the maps of an area together.
 
-    view: View
-    given_shape: tuple[int, ...]
-    elapsed_ms: float
+    Attributes:
+        version: What identifies its state.
+        frame: Of its poses; of an area the frame that is common where one is.
+        metric: Whether one unit is a metre.
+        features: Of its images.
+        cameras: Of its mapping images.
+        scale: By what `d2s map scale` has multiplied its lengths since it was built.
+        place_frames: Of an area, the frames of places that are not in the common one.
+    """
 
-    def at_full_size(self, result: LocalizationResult) -> LocalizationResult:
-        """Return a result with its keypoints in px of the image as given."""
-        assert self.view.image is not None
-        shape = self.view.image.shape
-        if result.details is None or shape == self.given_shape:
-            return result
-        ratio = np.array(self.given_shape[::-1], np.float32) / np.array(shape[::-1], np.float32)
-        keypoints = ((result.details.keypoints + 0.5) * ratio - 0.5).astype(np.float32)
-        return replace(result, details=replace(result.details, keypoints=keypoints))
+    version: str
+    frame: str
+    metric: bool
+    features: FeatureConfig
+    cameras: tuple[Camera, ...]
+    scale: float = 1.0
+    place_frames: tuple[str, ...] = ()
 
 
 class Localizer:
@@ -124,6 +129,19 @@ class Localizer:
         )
         return cls(scene_map, extractor, device=device, config=config, precision=precision)
 
+    @property
+    def facts(self) -> MapFacts:
+        """What is known of the map."""
+        manifest = self.scene_map.manifest
+        return MapFacts(
+            manifest.version,
+            manifest.map_frame,
+            manifest.metric,
+            manifest.features,
+            manifest.cameras,
+            float(manifest.metrics.get('scaled_by', 1.0)),
+        )
+
     def localize(
         self,
         image: NDArray[np.uint8] | None,
@@ -142,7 +160,7 @@ class Localizer:
             budget: Less than full computes on a smaller image or with fewer keypoints.
             prior: Says where the camera should be; asked about images that would be refused.
         """
-        taken = self._extract(image, camera, budget)
+        taken = take_image(image, camera, self.extractor, budget, self.estimator.config.limits)
         if isinstance(taken, LocalizationResult):
             return taken
         result = self.localize_view(
@@ -168,40 +186,29 @@ class Localizer:
         Returns:
             map_from_camera is map_from_rig, and the covariance is its.
         """
-        refused: dict[str, LocalizationResult] = {}
-        taken: dict[str, _Taken] = {}
-        seen: list[CameraOnRig] = []
+        taken = take_shots(shots, self.extractor, budget, self.estimator.config.limits)
+        return self.localize_taken(taken, details=details, prior=prior)
+
+    def localize_taken(
+        self, found: TakenShots, *, details: bool = False, prior: PriorSource | None = None
+    ) -> LocalizationResult:
+        """Localize from what the images of a rig show, as `localize_rig` does."""
         started = time.perf_counter()
-        for shot in shots:
-            one = self._extract(shot.image, shot.camera, budget)
-            if isinstance(one, _Taken):
-                enough = check_keypoints(len(one.view.features), self.estimator.config.limits)
-                if enough.passed:
-                    taken[shot.name] = one
-                    continue
-                one = LocalizationResult(
-                    enough.status,
-                    enough.reason,
-                    num_keypoints=len(one.view.features),
-                    checks=(enough,),
-                )
-            refused[shot.name] = one
-        extracted = time.perf_counter()
-        for shot in shots:
-            if shot.name in taken:
-                observation = self.observer.observe(taken[shot.name].view)
+        seen: list[CameraOnRig] = []
+        for shot in found.shots:
+            if shot.name in found.taken:
+                observation = self.observer.observe(found.taken[shot.name].view)
                 place = shot.rig_from_camera.inverse()
                 seen.append(CameraOnRig(shot.name, observation, place))
         observed = time.perf_counter()
-        features_ms = 1e3 * (extracted - started)
         latency = {
-            'features': features_ms,
-            'network': 1e3 * (observed - extracted),
+            'features': found.features_ms,
+            'network': 1e3 * (observed - started),
             'pose': 0.0,
-            'total': features_ms,
+            'total': found.features_ms,
         }
         if not seen:
-            first = next(iter(refused.values()), None)
+            first = next(iter(found.refused.values()), None)
             if first is None:
                 first = LocalizationResult(
                     LocalizationStatus.BAD_IMAGE, 'no camera of the rig gave an image'
@@ -210,51 +217,27 @@ class Localizer:
         else:
             outcome = self.rig.estimate(seen, relative_to(self._origin, prior))
             latency['pose'] = 1e3 * (time.perf_counter() - observed)
-            latency['total'] = features_ms + latency['network'] + latency['pose']
+            latency['total'] = found.features_ms + latency['network'] + latency['pose']
             best = seen[outcome.best]
             result = outcome.result(best.observation.view.features, latency, details=details)
-            result = taken[best.name].at_full_size(result)
+            result = found.taken[best.name].at_full_size(result)
             if self._origin.any():
                 result = result.moved(self._origin)
             shares = list(result.cameras)
         shares += [
             CameraShare(name, one.status.value, one.reason, one.num_keypoints)
-            for name, one in refused.items()
+            for name, one in found.refused.items()
         ]
-        order = {shot.name: index for index, shot in enumerate(shots)}
+        order = {shot.name: index for index, shot in enumerate(found.shots)}
         shares.sort(key=lambda share: order[share.name])
         return replace(result, cameras=tuple(shares))
 
-    def _extract(
-        self, image: NDArray[np.uint8] | None, camera: Camera | None, budget: ComputeBudget
-    ) -> _Taken | LocalizationResult:
-        """Return what an image shows, or why it cannot be used."""
-        started = time.perf_counter()
-        # A thread of its own; see there.
-        num_threads()
-        status = LocalizationStatus
-        if image is None:
-            return LocalizationResult(status.BAD_IMAGE, 'the image could not be read')
-        if camera is None:
-            return LocalizationResult(
-                status.NO_CALIBRATION, 'there is no valid camera calibration for the image'
-            )
-        try:
-            given = to_grey(image)
-            grey = budget.shrunken(given)
-            height, width = grey.shape
-            if (camera.width, camera.height) != (width, height):
-                camera = camera.resized(width, height)
-            features = self.extractor.extract(grey)
-        except UnsupportedImageError as error:
-            return LocalizationResult(status.BAD_IMAGE, str(error))
-        except CalibrationError as error:
-            return LocalizationResult(status.CALIBRATION_MISMATCH, str(error))
-        if not budget.is_full:
-            count = round(budget.keypoints * self.extractor.config.max_keypoints)
-            features = features.strongest(max(count, self.estimator.config.limits.min_keypoints))
-        elapsed = 1e3 * (time.perf_counter() - started)
-        return _Taken(View(features, camera, grey), given.shape, elapsed)
+    def view_of(
+        self, image: NDArray[np.uint8] | None, camera: Camera | None
+    ) -> View | LocalizationResult:
+        """Return the keypoints of an image with it, or why it cannot be used."""
+        taken = take_image(image, camera, self.extractor, FULL, self.estimator.config.limits)
+        return taken if isinstance(taken, LocalizationResult) else taken.view
 
     def localize_features(
         self,

@@ -31,11 +31,13 @@ class PosePrior:
         map_from_camera: The pose.
         sigma_m: Standard deviation of the camera's position in each direction, unit of the map.
         sigma_deg: Standard deviation of its rotation about each axis.
+        place: Of an area, the place that the pose is in; empty for a single map.
     """
 
     map_from_camera: RigidTransform
     sigma_m: float
     sigma_deg: float
+    place: str = ''
 
     def moved(self, offset: NDArray[np.float64]) -> PosePrior:
         """Return the prior moved by an offset (3,) of the map frame."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from d2s_ros import kernels
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.ransac import RansacConfig, find_pose
 from d2s_ros.geometry.statistics import ellipse_area, extent_of, median_of, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.kernels.interface import Residuals
@@ -26,7 +27,6 @@ from d2s_ros.localization.covariance import (
     gradient_scatter,
     inverse_of,
 )
-from d2s_ros.localization.ransac import RansacConfig, find_pose
 
 Array = NDArray[np.float64]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.pose_solver import PoseEstimate
+from d2s_ros.localization.protection import protection_level
 
 
 class LocalizationStatus(str, Enum):
@@ -30,6 +31,7 @@ class LocalizationStatus(str, Enum):
     POOR_SPREAD = 'poor_spread'
     MOVED_OBJECT = 'moved_thing'
     UNCERTAIN = 'uncertain'
+    AMBIGUOUS_PLACE = 'ambiguous_place'
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class LocalizationResult:
             ones before them passed, and one of which nothing is known is not made.
         cameras: What each camera of a rig gave; empty for one camera. The pose and its covariance
             are then those of the rig's frame, counts those of all cameras together.
+        place: Of an area, the place that the pose is in; empty without a pose, and of a single map.
+        frame: Of an area, the frame that the pose is in; empty likewise.
     """
 
     status: LocalizationStatus
@@ -196,6 +200,8 @@ class LocalizationResult:
     with_prior: bool = False
     checks: tuple[Check, ...] = ()
     cameras: tuple[CameraShare, ...] = ()
+    place: str = ''
+    frame: str = ''
 
     def moved(self, offset: NDArray[np.float64]) -> LocalizationResult:
         """Return the result with its pose and points moved by an offset (3,) of the map frame."""
@@ -208,10 +214,31 @@ class LocalizationResult:
             details=details,
         )
 
+    def transformed(self, target_from_map: RigidTransform) -> LocalizationResult:
+        """Return the result with pose, covariance and points in another frame than the map's."""
+        pose, covariance, details = self.map_from_camera, self.covariance, self.details
+        if details is not None:
+            points = target_from_map.apply(details.points_in_map)
+            details = replace(details, points_in_map=points)
+        if covariance is not None:
+            turn = np.kron(np.eye(2), target_from_map.rotation)
+            covariance = turn @ covariance @ turn.T
+        return replace(
+            self,
+            map_from_camera=None if pose is None else target_from_map @ pose,
+            covariance=covariance,
+            details=details,
+        )
+
     @property
     def localized(self) -> bool:
         """Whether there is a pose."""
         return self.status is LocalizationStatus.LOCALIZED
+
+    @property
+    def protection_level(self) -> float | None:
+        """Radius that holds the true position (`protection`), unit of the map; None: no pose."""
+        return None if self.covariance is None else protection_level(self.covariance)
 
     def to_report(self, name: str, stamp_ns: int) -> dict[str, Any]:
         """Return the frame's entry in the report of `d2s localize` (JSON types)."""
@@ -223,6 +250,7 @@ class LocalizationResult:
             'reason': self.reason,
             'map_from_camera': self.map_from_camera.to_tum() if self.map_from_camera else None,
             'covariance': None if self.covariance is None else self.covariance.tolist(),
+            'protection_level': self.protection_level,
             'num_keypoints': self.num_keypoints,
             'num_reliable': self.num_reliable,
             'num_inliers': self.num_inliers,
@@ -230,4 +258,6 @@ class LocalizationResult:
             'latency_ms': dict(self.latency_ms),
             'with_prior': self.with_prior,
             'checks': [check.to_report() for check in self.checks],
+            'place': self.place or None,
+            'frame': self.frame or None,
         }

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.geometry.transforms import (
+    RigidTransform,
+    covariance_of_body,
+    rotation_from_vector,
+    vector_from_rotation,
+)
 from d2s_ros.kernels.interface import Linearised
 from d2s_ros.localization.covariance import inverse_of, robust_inflation
 from d2s_ros.localization.estimator import PoseEstimator
@@ -147,23 +152,79 @@ def _look_for_disagreement(agreed: Agreement, estimator: PoseEstimator) -> str |
     agreed.known = {
         member.seen.name: one for member, one in zip(members, found, strict=True) if one is not None
     }
-    clear = [
-        (one.sigmas, index)
+    clear = {
+        index: confirmed
+        for index in _clear_ones(found, estimate)
+        if (confirmed := _confirmed(index, members, estimator)) is not None
+    }
+    if not clear:
+        return None
+    index = _odd_one_out(members, clear, estimate, estimator)
+    agreed.left_out[members[index].seen.name] = clear[index]
+    return members[index].seen.name
+
+
+def _clear_ones(found: Sequence[Disagreement | None], estimate: RigEstimate) -> list[int]:
+    return [
+        index
         for index, (one, part) in enumerate(zip(found, estimate.parts, strict=True))
         if one is not None and part is not None and _is_clear(one, part.median_depth)
     ]
-    if not clear:
+
+
+def _confirmed(
+    index: int, members: Sequence[RigMember], estimator: PoseEstimator
+) -> Disagreement | None:
+    """Return how far a camera's own pose is from that of the others, if that is clear as well.
+
+    To first order a camera that shows few things or a flat one may seem far off though its own
+    optimum is near: poses found without each other say it.
+    """
+    own = estimator.estimate(members[index].seen.observation).found.estimate
+    _, rest = best_pose([m for place, m in enumerate(members) if place != index], estimator)
+    if own is None or rest is None:
         return None
-    if len(members) == 2:
-        # Either may be wrong: the one that shows less goes.
-        index = int(np.argmin(estimate.counts))
-    else:
-        index = max(clear)[1]
-    disagreement = found[index]
-    if disagreement is None:
-        return None
-    agreed.left_out[members[index].seen.name] = disagreement
-    return members[index].seen.name
+    camera_from_rig = members[index].seen.camera_from_rig
+    expected = camera_from_rig @ rest.rig_from_map
+    found, there = own.camera_from_map.inverse(), expected.inverse()
+    turn = vector_from_rotation(found.rotation @ there.rotation.T)
+    offset = np.concatenate([found.translation - there.translation, turn])
+    of_rest = covariance_of_body(
+        rest.uncertainty.found[0], rest.rig_from_map.inverse(), camera_from_rig.inverse()
+    )
+    scale = estimator.calibration.covariance_scale
+    covariance = own.covariance + scale * of_rest
+    sigmas = float(np.sqrt(offset @ inverse_of(covariance) @ offset / 6.0))
+    disagreement = Disagreement(own.camera_from_map @ expected.inverse(), sigmas)
+    return disagreement if _is_clear(disagreement, own.median_depth) else None
+
+
+def _odd_one_out(
+    members: Sequence[RigMember],
+    clear: dict[int, Disagreement],
+    estimate: RigEstimate,
+    estimator: PoseEstimator,
+) -> int:
+    """Return which of the cameras that clearly disagree is to be left out.
+
+    The one without which the others agree; of several such, the one without which most is seen:
+    where two cameras contradict each other, each is as far from the other, and the one that shows
+    less is more often wrong. If there is none, the one that is furthest off.
+    """
+    without: list[tuple[int, int]] = []
+    for index in clear:
+        others = [member for place, member in enumerate(members) if place != index]
+        if len(others) == 1:
+            without.append((sum(estimate.counts) - estimate.counts[index], -index))
+            continue
+        others, rest = best_pose(others, estimator)
+        if rest is None:
+            continue
+        if not _clear_ones(_small_disagreements(others, rest, estimator), rest):
+            without.append((sum(rest.counts), -index))
+    if without:
+        return -max(without)[1]
+    return max(clear, key=lambda index: clear[index].sigmas)
 
 
 def _elsewhere(agreed: Agreement, estimate: RigEstimate, estimator: PoseEstimator) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.geometry.ransac import CameraOfRig, RansacConfig, find_rig_pose
 from d2s_ros.geometry.transforms import RigidTransform, skew
 from d2s_ros.kernels.interface import Linearised, Residuals, influence_slope
 from d2s_ros.localization.covariance import PoseUncertainty
@@ -34,7 +35,6 @@ from d2s_ros.localization.pose_solver import (
     minimise,
     residuals_of,
 )
-from d2s_ros.localization.ransac import CameraOfRig, RansacConfig, find_rig_pose
 
 Array = NDArray[np.float64]
 

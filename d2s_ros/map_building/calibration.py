@@ -44,11 +44,13 @@ CALIBRATION_LIMITS = Limits(
     min_inlier_share_with_support=0.08,
     min_spread=0.01,
     min_spread_of_safe_extent=0.005,
+    min_spread_with_support=0.0,
     min_extent=0.0,
     max_flat_extent=0.0,
     max_rotation_sigma_deg=180.0,
     max_relative_translation_sigma=1e9,
     max_focal_error=1e9,
+    max_pose_focal_error=1e9,
 )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from d2s_ros.config import option, validate
 from d2s_ros.features.types import FeatureConfig
+from d2s_ros.map_building.placement import PlacementConfig
 from d2s_ros.reconstruction.reconstruction import ReconstructionConfig
 from d2s_ros.scene_models.options import ModelOptions
 from d2s_ros.scene_models.registry import MODELS, model_class
@@ -20,6 +21,7 @@ class BuildConfig(ModelOptions):
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     head: str = option(
         next(iter(MODELS)),
         'Scene model: landmarks chosen by a network, the regression of the D2S paper, or labels.',

@@ -28,6 +28,7 @@ from d2s_ros.map_building.calibration import (
 )
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.images import collect_images
+from d2s_ros.map_building.placement import place
 from d2s_ros.map_building.stages import BuildStages
 from d2s_ros.maps.manifest import Calibration, MapManifest
 from d2s_ros.maps.scene_map import SceneMap
@@ -171,7 +172,12 @@ class _Build:
             origin = choose_origin(images)
             images = relative_to(images, origin)
             with self._timed('reconstruction'):
-                reconstruction = self._reconstruct(images)
+                poses = {image.name: image.map_from_camera for image in images}
+                if self.config.placement.align_poses:
+                    images = _without_poses(images)
+                reconstruction, placement = place(
+                    self._reconstruct(images), self.source, poses, self.config.placement
+                )
             with self._timed('training'):
                 scene_map, metrics = train_map(
                     reconstruction,
@@ -182,10 +188,11 @@ class _Build:
                     progress=self.progress,
                     stages=self.stages,
                 )
-        if self.config.reconstruction.refine_poses and reconstruction.metric:
+        if self.config.reconstruction.refine_poses and placement['scale_from'] == 'poses':
             metrics['refined_poses'] = _pose_changes(images, reconstruction)
         metrics = {
             **metrics,
+            'placement': placement,
             'num_images': len(reconstruction.images),
             'num_points': len(reconstruction.points_in_map),
             'dropped_images': dropped,
@@ -200,7 +207,7 @@ class _Build:
                 'guess_px': round(images[0].camera.fx, 3),
                 'images': len(reconstruction.images),
             }
-        if reconstruction.metric:
+        if placement['frame_from'] == 'poses':
             metrics['doubtful_poses'] = _doubtful_poses(reconstruction)
         useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
         if useless:
@@ -244,6 +251,17 @@ class _Build:
         )
         log.keep('points', pack_reconstruction(reconstruction, images))
         return reconstruction
+
+
+def _without_poses(images: Sequence[ImageInput]) -> list[ImageInput]:
+    """Return images to be placed by what they show; their poses are aligned to afterwards.
+
+    Raises:
+        InputError: there are no poses to align to.
+    """
+    if images[0].map_from_camera is None:
+        raise InputError('the log has no poses to align the map to; leave --align-poses out')
+    return [replace(image, map_from_camera=None) for image in images]
 
 
 def _doubtful_poses(reconstruction: Reconstruction) -> list[dict[str, Any]]:

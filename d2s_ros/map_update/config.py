@@ -96,7 +96,7 @@ class LabelConfig:
 class GrowthConfig:
     """How verified frames become part of the map."""
 
-    rounds: int = option(2, 'What was learned labels further frames, in so many rounds.', minimum=1)
+    rounds: int = option(5, 'What was learned labels further frames, in so many rounds.', minimum=1)
     old_neighbours: int = option(6, 'Mapping images matched with each new frame.', minimum=1)
     new_neighbours: int = option(6, 'New frames matched with each new frame.', minimum=0)
     label_px: float = option(

@@ -18,6 +18,7 @@ from d2s_ros.map_update.growth_matching import (
     match_images,
     select_growth_pairs,
 )
+from d2s_ros.map_update.joint_adjustment import adjust_new_frames
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.point_upkeep import find_forgotten, split_prototypes, usefulness
@@ -107,6 +108,8 @@ def grow(
     figures['observations_by_guided_matching'] = figures['observations_added'] - before
     points = _add_structure(images, points, matches, config, settings)
     figures['points_added'] = len(points) - len(data.points_in_map)
+    images, points = adjust_new_frames(images, len(old), points, len(data.points_in_map))
+    _propagate(images, len(old), points, matches, config)
     forgotten = find_forgotten(images, logs, points, len(data.points_in_map), config)
     figures['points_forgotten'] = int(forgotten.sum())
     # One log that misses a point says that something changed, not that it is gone for good.
@@ -142,6 +145,18 @@ def as_mapping_data(data: MappingData, grown: GrownMap) -> MappingData:
         data.metric,
         grown.logs,
     )
+
+
+def with_adjusted_poses(frames: Sequence[LabelledFrame], grown: GrownMap) -> list[LabelledFrame]:
+    """Give frames that the map has grown by the poses that the growth found for them."""
+    added = grown.reconstruction.images[grown.num_old_images :]
+    poses = {image.name: image.map_from_camera for image in added}
+    return [
+        replace(frame, map_from_camera=poses[frame.image_name])
+        if frame.image_name in poses and frame.usable and not frame.held_out
+        else frame
+        for frame in frames
+    ]
 
 
 def in_old_points(

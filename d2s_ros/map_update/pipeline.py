@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2s_ros.config import to_dict
 from d2s_ros.data.sources import LogOptions
@@ -26,18 +25,16 @@ from d2s_ros.errors import D2SError, InputError, MapFormatError
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.localization.localizer import Localizer
-from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.map_update.candidate_decision import propose_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.context import Progress, UpdateContext, UpdateStatus
-from d2s_ros.map_update.growth import GrownMap, as_mapping_data, grow, in_old_points
-from d2s_ros.map_update.keyframes import FrameRecord, Keyframe, count_reasons
+from d2s_ros.map_update.keyframes import FrameRecord, count_reasons
 from d2s_ros.map_update.label_database import LabelledFrame
+from d2s_ros.map_update.labelling import label_and_grow
 from d2s_ros.map_update.ledger import UNREADABLE, UpdateLedger, identity
 from d2s_ros.map_update.log_reading import choose_held_out, read_logs
 from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.promotion import PromotionDecision
-from d2s_ros.map_update.pseudo_labels import label_frames
 from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.maps.files import CHANGES_FILE, UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
@@ -213,7 +210,7 @@ class _Run:
         status.step('labels', 30, keyframes=len(keyframes))
         localizer = Localizer(incumbent, context.extractor, device=context.device)
         known = [localizer.localize_features(k.features, k.camera) for k in keyframes]
-        frames, grown = self._label(keyframes, held_out, known)
+        frames, grown = label_and_grow(context, keyframes, held_out, known)
         records += [_record(frame) for frame in frames]
         used = [frame for frame in frames if frame.usable and not frame.held_out]
         compared = [f for f in frames if f.held_out and f.map_from_camera is not None]
@@ -297,60 +294,6 @@ class _Run:
             figures,
             frames,
         )
-
-    def _label(
-        self, keyframes: list[Keyframe], held_out: list[bool], known: list[LocalizationResult]
-    ) -> tuple[list[LabelledFrame], GrownMap | None]:
-        """Label the frames and let the map grow; what it learned may label more of them."""
-        context = self.context
-
-        def verified(
-            data: MappingData, before: list[LabelledFrame] | None = None
-        ) -> list[LabelledFrame]:
-            return label_frames(
-                keyframes,
-                held_out,
-                data,
-                'verified',
-                context.config.labels,
-                incumbent=known,
-                calibration=context.incumbent.manifest.calibration,
-                before=before,
-                progress=context.show_progress,
-            )
-
-        frames = verified(context.data)
-        if context.config.recipe == 'paper':
-            published = label_frames(
-                keyframes, held_out, context.data, 'paper', context.config.labels
-            )
-            # Held-out frames need a reference pose whatever the recipe is.
-            return [
-                referenced if referenced.held_out else frame
-                for referenced, frame in zip(frames, published, strict=True)
-            ], None
-        grown: GrownMap | None = None
-        matches: dict[tuple[str, str], NDArray[np.int64]] = {}
-        for current in range(context.config.growth.rounds):
-            if not any(frame.usable and not frame.held_out for frame in frames):
-                break
-            context.status.step('growth', 45 + 20 * current / context.config.growth.rounds)
-            grown = grow(
-                context.data,
-                frames,
-                context.config.growth,
-                context.build_config.reconstruction,
-                known_matches=matches,
-                progress=context.show_progress,
-            )
-            if current + 1 == context.config.growth.rounds or all(frame.usable for frame in frames):
-                break
-            more = verified(as_mapping_data(context.data, grown), frames)
-            same = all(a.usable == b.usable for a, b in zip(frames, more, strict=True))
-            frames = in_old_points(more, context.data, grown)
-            if same:
-                break
-        return frames, grown
 
     def _result(
         self,

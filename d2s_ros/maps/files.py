@@ -23,6 +23,10 @@ LOCALIZATION_FILE = 'localization.safetensors'
 UPDATE_FILE = 'update.safetensors'
 MANIFEST_FILE = 'manifest.json'
 CURRENT_FILE = 'current'
+#: The manifest of an area, a folder that holds several maps (`area`).
+AREA_FILE = 'area.json'
+#: The maps of an area.
+PLACES_FOLDER = 'places'
 #: The picture of what an update found changed; of no use to the map.
 CHANGES_FILE = 'changes.png'
 #: What map updates remember about a map, beside its versions.
@@ -60,7 +64,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
                 f'{path} has {found.st_size} bytes, at most {max_bytes} are expected; restore the '
                 'map or build it again'
             )
-        return file.read(max_bytes)
+        # Not max_bytes, which may be a number of a damaged manifest, beyond what read takes.
+        return file.read(found.st_size)
 
 
 def open_lock(path: Path, *, create: bool = True) -> IO[bytes]:
@@ -137,6 +142,11 @@ def version_folder(path: Path) -> Path:
     if not path.exists():
         raise MapFormatError(
             f'there is no map at {path}; build one with: d2s build-map INPUT --map'
+        )
+    if (path / AREA_FILE).exists():
+        raise MapFormatError(
+            f'{path} is an area, and one map is needed here: give that of a place, '
+            f'{path / PLACES_FOLDER}/NAME'
         )
     named = read_current(path)
     if named is None:

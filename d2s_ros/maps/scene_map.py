@@ -89,6 +89,15 @@ class SceneMap:
         """
         return replace(self, manifest=replace(self.manifest, origin=(0.0, 0.0, 0.0)))
 
+    @property
+    def has_update_data(self) -> bool:
+        """Whether what updates need is there."""
+        return (
+            self.path is not None
+            and UPDATE_FILE in self.manifest.files
+            and (self.path / UPDATE_FILE).exists()
+        )
+
     def load_update_data(self) -> dict[str, NDArray[Any]]:
         """Read what updates need.
 

@@ -110,8 +110,7 @@ def map_incrementally(database_path: Path, folder: Path, options: Any, total: in
         )
     model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
     _logger.warning(
-        'no poses given: incremental mapping registered %d of %d images; scale and frame of '
-        'this map are arbitrary',
+        'incremental mapping registered %d of %d images',
         model.num_reg_images(),
         total,
     )

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from d2s_ros.ros.frame_pipeline import FrameOutcome
+from d2s_ros.localization.protection import PROTECTION_PROBABILITY
+from d2s_ros.ros.frame_pipeline import FrameOutcome, NodeRefusal
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -225,6 +226,7 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             'inliers': result.num_inliers,
             'reprojection error [px]': result.reprojection_error_px,
             'with prior': result.with_prior,
+            **({'place': result.place} if result.place else {}),
             **{f'check: {check.name}': check.comparison for check in result.checks},
             **{f'camera: {share.name}': str(share) for share in result.cameras},
         }
@@ -234,6 +236,9 @@ def frame_values(outcome: FrameOutcome) -> dict[str, Any]:
             values['rotation sigma [deg]'] = float(
                 np.degrees(np.sqrt(max(0.0, variances[3:].max())))
             )
+        if outcome.localized and np.isfinite(outcome.protection_level):
+            values['protection level [m]'] = outcome.protection_level
+            values['protection probability'] = PROTECTION_PROBABILITY
     values |= {f'{stage} [ms]': value for stage, value in outcome.latency_ms.items()}
     if np.isfinite(outcome.age_ms):
         values['age [ms]'] = outcome.age_ms
@@ -268,6 +273,8 @@ def _localization(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapsh
     if figures.consecutive_refusals == 0:
         return OK, 'localized', values
     why = f'{last.status}: {last.reason}' if last.reason else last.status
+    if last.status == NodeRefusal.CAMERA_MOVED.value:
+        return ERROR, why, values
     if figures.consecutive_refusals >= config.lost_after:
         return ERROR, f'lost: {why}', values
     return WARN, f'not localized: {why}', values

@@ -34,6 +34,7 @@ class NodeRefusal(str, Enum):
     NO_STAMP = 'no_stamp'
     NO_EXTRINSIC = 'no_extrinsic'
     IMPLAUSIBLE = 'implausible'
+    CAMERA_MOVED = 'camera_moved'
     INTERNAL_ERROR = 'internal_error'
 
 
@@ -51,6 +52,7 @@ class FrameOutcome:
         latency_ms: Stage name to milliseconds; total counts from the reception.
         age_ms: ROS time at reception minus stamp.
         picture_frame: Frame that `image` was taken in, where it is not `camera_frame`.
+        protection_level: Of the body's pose to publish, unit of the map; NaN without one.
     """
 
     stamp_ns: int
@@ -62,6 +64,7 @@ class FrameOutcome:
     latency_ms: dict[str, float] = field(default_factory=dict)
     age_ms: float = float('nan')
     picture_frame: str = ''
+    protection_level: float = float('nan')
 
     @property
     def localized(self) -> bool:

@@ -141,7 +141,8 @@ class FrameWorker:
             raise
         outcome.latency_ms['total'] = 1e3 * (time.monotonic() - queued[0].received)
         self._finished(outcome)
-        outputs.publish_extras(outcome, loaded.map_frame, self._config.debug_image_size)
+        frame = loaded.frame_of(outcome.result)
+        outputs.publish_extras(outcome, frame, self._config.debug_image_size)
 
     def _finished(self, outcome: FrameOutcome) -> None:
         self.figures.finished(outcome)
@@ -153,11 +154,11 @@ class FrameWorker:
         if outcome.localized and result is not None and result.map_from_camera is not None:
             resolved = self._follower.follow(outcome, loaded, result.map_from_camera)
             if resolved is not None:
-                self._outputs.publish_pose(resolved, outcome.stamp_ns, loaded.map_frame)
+                self._outputs.publish_pose(resolved, outcome.stamp_ns, loaded.frame_of(result))
                 if self._sender is not None:
                     self._sender.send(resolved, outcome)
         outcome.latency_ms['publish'] = 1e3 * (time.monotonic() - start)
-        self._outputs.publish_status(outcome, self._name, loaded.map_frame)
+        self._outputs.publish_status(outcome, self._name, loaded.frame_of(result))
 
     def _on_time_jump(self, stamp_ns: int) -> None:
         self.figures.jumped()

@@ -32,9 +32,10 @@ class InitialPoseHints:
     def _on_message(self, message: PoseWithCovarianceStamped) -> None:
         loaded = self._keeper.loaded
         frame = message.header.frame_id.removeprefix('/')
-        if loaded is None or frame != loaded.map_frame:
-            wanted = loaded.map_frame if loaded else ''
-            self._ignore(f'its frame is {frame!r}, the map frame is {wanted!r}')
+        known = () if loaded is None else (loaded.map_frame, *loaded.place_frames)
+        if frame not in known:
+            wanted = ' or '.join(map(repr, known))
+            self._ignore(f'its frame is {frame!r}, the map frame is {wanted}')
             return
         try:
             pose, _ = conversions.pose_with_covariance_from_msg(message)

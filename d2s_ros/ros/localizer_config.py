@@ -265,6 +265,15 @@ class LocalizerNodeConfig:
         minimum=0.0,
         maximum=10.0,
     )
+    max_camera_turn: float = option(
+        2.0,
+        'A camera that turns by more than this where odometry reports no turn is taken for turned '
+        'on its mount: no pose until the robot has driven on and shown that it was the robot. '
+        'Needs odometry over TF; 0 switches this off.',
+        unit='deg',
+        minimum=0.0,
+        maximum=180.0,
+    )
     fuse_odometry: bool = option(
         False,
         'Publish what images and odometry tell together: smoother and more exact, but not for a '
@@ -280,6 +289,14 @@ class LocalizerNodeConfig:
         maximum=60.0,
     )
 
+    alert_limit: float = option(
+        0.0,
+        'Largest protection level of a published pose: a pose whose true position may be further '
+        'away is refused. 0 publishes every pose; maps of unknown scale have no limit.',
+        unit='m',
+        minimum=0.0,
+        maximum=1000.0,
+    )
     lost_after: int = option(
         10,
         'Consecutive refusals after which diagnostics say ERROR lost; fewer are a WARN.',

@@ -117,7 +117,7 @@ class LocalizerNode(GuardedLifecycleNode):
     def configure(self) -> None:
         """Load the map and make the publishers."""
         config = self.config = read_dataclass(self, LocalizerNodeConfig)
-        keeper = MapKeeper(self._factory, config, self.get_logger(), self._publish_map_version)
+        keeper = MapKeeper(self._factory, config, self.get_logger(), self._on_swap)
         self._keeper = keeper
         loaded = keeper.loaded
         assert loaded is not None
@@ -301,6 +301,13 @@ class LocalizerNode(GuardedLifecycleNode):
             for name, types in self.get_topic_names_and_types()
             if kinds & set(types) and name != own and self.count_publishers(name)
         )
+
+    def _on_swap(self, rescaled: bool) -> None:
+        if rescaled:
+            self._forget()
+            if self._outputs is not None:
+                self._outputs.clear_path()
+        self._publish_map_version()
 
     def _publish_map_version(self) -> None:
         if self._outputs is not None and self._keeper is not None and self._keeper.loaded:

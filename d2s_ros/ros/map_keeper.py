@@ -18,7 +18,7 @@ class MapKeeper:
         factory: Makes the localizer.
         config: The node's options; `apply` changes them.
         logger: Of the node.
-        on_swap: Called after another map came into use.
+        on_swap: Called after another map came into use; told whether lengths are others now.
 
     Attributes:
         loaded: The map in use; None before `open` and after `close`.
@@ -34,7 +34,7 @@ class MapKeeper:
         factory: LocalizerFactory,
         config: LocalizerNodeConfig,
         logger: Any,
-        on_swap: Callable[[], None],
+        on_swap: Callable[[bool], None],
     ) -> None:
         self._factory = factory
         self._config = config
@@ -58,7 +58,8 @@ class MapKeeper:
             if wanted and not loaded.metric:
                 raise ConfigError(
                     f'{option} needs a map in metres, and the scale of {config.map} is arbitrary: '
-                    'build it with poses, or set tf_mode map_to_camera and pose_frame camera'
+                    'bring it into metres (d2s map scale), build it with poses, or set tf_mode '
+                    'map_to_camera and pose_frame camera'
                 )
         return loaded
 
@@ -116,9 +117,11 @@ class MapKeeper:
         loaded = self._loader.take()
         if loaded is None:
             return
+        # `d2s map scale`: what is known of where the robot was is of another size.
+        rescaled = self.loaded is not None and loaded.scale != self.loaded.scale
         self.loaded = loaded
         self.reloads += 1
-        self._on_swap()
+        self._on_swap(rescaled)
         self._logger.info(f'map version {loaded.version} is in use')
 
     def fall_back(self, error: Exception) -> bool:

@@ -18,6 +18,7 @@ from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.pose_prior import PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.localization.rig_shot import RigShot
+from d2s_ros.maps.files import AREA_FILE, PLACES_FOLDER
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class LoadedMap:
         version: Version of the map, as in its manifest.
         device: Where the network runs.
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
+        own_frame: The name that the map itself gives that frame; empty if it gives none.
+        scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
+        place_frames: Further frames that poses may be in: of the places of an area.
     """
 
     localizer: SupportsLocalize
@@ -69,6 +73,22 @@ class LoadedMap:
     version: str
     device: str = ''
     metric: bool = True
+    own_frame: str = ''
+    scale: float = 1.0
+    place_frames: tuple[str, ...] = ()
+
+    def frame_of(self, result: LocalizationResult | None) -> str:
+        """Return the frame of a result: that of the map, or of a place of an area."""
+        frame = '' if result is None else result.frame
+        return renamed(frame, self.own_frame, self.map_frame) if frame else self.map_frame
+
+
+def renamed(frame: str, own: str, given: str) -> str:
+    """Return the name of a frame where the map's own frame was given another name.
+
+    Places without a known transform have the area's frame with their name behind it.
+    """
+    return given + frame.removeprefix(own)
 
 
 #: Makes a localizer from the node's options; a test may give its own.
@@ -88,36 +108,45 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
     if not config.map:
         raise ConfigError('parameter map is empty; give the folder of a map, map:=/path/to/map')
     # torch takes seconds to import; the node needs it only here.
-    from d2s_ros.localization.localizer import Localizer
-    from d2s_ros.maps.scene_map import SceneMap
+    from d2s_ros.localization.opening import open_localizer
     from d2s_ros.threads import limit_threads
 
     limit_threads(config.threads)
-    scene_map = SceneMap.open(config.map)
-    localizer = Localizer.from_map(
-        scene_map,
+    localizer = open_localizer(
+        config.map,
         device=device,
         weights=config.weights or None,
         config=config.localizer.localizer_config(),
         precision=config.precision,
     )
+    facts = localizer.facts
+    # tf2 refuses names with a leading slash.
+    own_frame = facts.frame.lstrip('/')
+    map_frame = config.map_frame or own_frame
     return LoadedMap(
         localizer,
-        # tf2 refuses names with a leading slash.
-        map_frame=config.map_frame or scene_map.manifest.map_frame.lstrip('/'),
-        version=str(scene_map.manifest.version),
-        device=str(getattr(localizer, 'device', device)),
-        metric=bool(scene_map.manifest.metric),
+        map_frame=map_frame,
+        version=facts.version,
+        device=localizer.device,
+        metric=facts.metric,
+        own_frame=own_frame,
+        scale=facts.scale,
+        place_frames=tuple(renamed(name, own_frame, map_frame) for name in facts.place_frames),
     )
 
 
 def version_token(path: str) -> str | None:
-    """Return what identifies the current version of a map folder; None if it is not there.
+    """Return what identifies the current version of a map or area; None if it is not there.
 
     A map folder is replaced, or its `current` entry changed, by one atomic rename.
     """
     folder = pathlib.Path(path).expanduser()
+    area = folder / AREA_FILE
     try:
+        if area.is_file():
+            tokens = [version_token(str(place)) for place in (folder / PLACES_FOLDER).iterdir()]
+            stat = area.stat()
+            return f'{stat.st_ino}:{stat.st_mtime_ns} {sorted(map(str, tokens))}'
         current = folder / 'current'
         if current.is_symlink():
             return f'{current.readlink()}'

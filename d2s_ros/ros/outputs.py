@@ -97,6 +97,9 @@ class Outputs:
         )
         self._publishers['d2s/pose'].publish(message)
         with self._path_lock:
+            if self._path and self._path[-1].header.frame_id != map_frame:
+                # A path is in one frame; that of another place begins anew.
+                self._path.clear()
             self._path.append(conversions.pose_stamped(resolved.map_from_body, stamp_ns, map_frame))
             self._path_changed = True
 
@@ -159,7 +162,11 @@ class Outputs:
             self._path_changed = True
 
     def publish_path(self, map_frame: str) -> None:
-        """Publish the path where it has changed and somebody listens."""
+        """Publish the path where it has changed and somebody listens.
+
+        Args:
+            map_frame: Of a path without poses.
+        """
         if not self.wanted('d2s/path'):
             return
         with self._path_lock:
@@ -168,6 +175,7 @@ class Outputs:
             poses = list(self._path)
             self._path_changed = False
         stamp_ns = conversions.ns_from_stamp(poses[-1].header.stamp) if poses else 0
+        map_frame = poses[-1].header.frame_id if poses else map_frame
         self._publishers['d2s/path'].publish(
             Path(header=conversions.header(stamp_ns, map_frame), poses=poses)
         )

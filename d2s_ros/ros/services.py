@@ -100,7 +100,8 @@ class LocalizerServices:
         result = outcome.result
         if outcome.localized and result is not None and result.map_from_camera is not None:
             values = ' '.join(f'{value:.6f}' for value in result.map_from_camera.to_tum())
-            answer = True, f'localized: map_from_camera {values} (tx ty tz qx qy qz qw)'
+            place = f' in place {result.place}' if result.place else ''
+            answer = True, f'localized{place}: map_from_camera {values} (tx ty tz qx qy qz qw)'
         else:
             answer = False, f'{outcome.status}: {outcome.reason}'
         waiting, self._waiting = self._waiting, []

@@ -328,6 +328,13 @@ class SceneModel(ABC):
         """
 
     @abstractmethod
+    def scaled(self, factor: float) -> SceneModel:
+        """Return the model in a unit of length that is smaller by `factor`.
+
+        All that it stores of the place grows by `factor`; it observes as before.
+        """
+
+    @abstractmethod
     def observer(self, *, device: str, precision: str, sigma_px: float) -> Observer:
         """Make the model ready to observe views.
 

@@ -50,6 +50,14 @@ class SimulationConfig:
         maximum=6,
     )
     odometry: bool = option(False, 'Log drifting odometry and its transforms.')
+    depth: bool = option(False, 'Log depth images that are registered to those of the camera.')
+    tag_size: float = option(
+        0.0,
+        'Edge of AprilTags (36h11) that hang on walls; 0: none do.',
+        unit='m',
+        minimum=0.0,
+        maximum=0.5,
+    )
     storage: str = option('sqlite3', 'Storage of the rosbag2 log.', choices=STORAGES)
 
     def __post_init__(self) -> None:

@@ -139,6 +139,19 @@ class LogWriter:
             data=np.ascontiguousarray(image).reshape(-1),
         )
 
+    def depth_image(self, stamp_ns: int, frame_id: str, depth: NDArray[np.float32]) -> Any:
+        """Return a sensor_msgs/Image 16UC1, mm, of depth (H, W) m; 0 where there is none."""
+        millimetres = np.where(np.isfinite(depth), np.rint(1e3 * depth), 0).clip(0, 65535)
+        return self._type('sensor_msgs/msg/Image')(
+            header=self.header(stamp_ns, frame_id),
+            height=depth.shape[0],
+            width=depth.shape[1],
+            encoding='16UC1',
+            is_bigendian=0,
+            step=2 * depth.shape[1],
+            data=millimetres.astype('<u2').view(np.uint8).reshape(-1),
+        )
+
     def compressed_image(
         self, stamp_ns: int, frame_id: str, image: NDArray[np.uint8], quality: int = 92
     ) -> Any:

@@ -25,6 +25,8 @@ _GREY_WEIGHTS = {
     'dusk': (0.07, 0.51, 0.42),
     'night': (0.05, 0.45, 0.50),
 }
+#: Pixels of a cell of a tag's texture.
+_TAG_PX = 32
 #: Distance that keeps free between the camera's path and any obstacle, metres.
 CLEARANCE = 0.4
 
@@ -237,6 +239,8 @@ class _Builder:
             self._furnish(room, self._generator(3, index))
         self._hang_posters(self._generator(4))
         self._choose_changes(self._generator(5))
+        if self._config.tag_size:
+            self._hang_tags(self._generator(6), self._config.tag_size)
         free = self._free_space()
         surfaces = list(self._structure)
         change = self._config.change
@@ -648,6 +652,28 @@ class _Builder:
                 self._objects.append(
                     SceneObject(name, (surface,), (width, 0.0), placement, moved_to)
                 )
+
+    def _hang_tags(self, rng: np.random.Generator, size: float) -> None:
+        """One AprilTag on each wall that has room, numbered from 0."""
+        tags = cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_APRILTAG_36h11)
+        number = 0
+        for index in range(len(self._wall_runs)):
+            # Eight cells with the black border, and a white one around.
+            width = size * 10 / 8
+            placement = self._find_wall(index, width, width, rng)
+            if placement is None:
+                continue
+            picture = np.full((_TAG_PX * 10, _TAG_PX * 10), 230, np.uint8)
+            inner = cv2.aruco.generateImageMarker(tags, number, _TAG_PX * 8)
+            picture[_TAG_PX:-_TAG_PX, _TAG_PX:-_TAG_PX] = np.where(inner > 127, 230, 25)
+            surface = Surface(
+                np.array([width / 2, 0, 0.0]),
+                np.array([-width, 0, 0]),
+                np.array([0, 0, -width]),
+                Texture.from_image(picture),
+            )
+            self._objects.append(SceneObject(f'tag{number}', (surface,), (width, 0.0), placement))
+            number += 1
 
     def _find_wall(
         self, index: int, width: float, height: float, rng: np.random.Generator

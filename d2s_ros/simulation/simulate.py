@@ -141,8 +141,12 @@ def simulate_log(
             while pending is not None and pending[1] <= stamp:
                 log.write(*pending)
                 pending = next(odometry, None)
-            for index, (one, _) in enumerate(shots):
+            for index, (one, rendered) in enumerate(shots):
                 _write_image(log, config, camera_name(index), one)
+                if config.depth:
+                    name = camera_name(index)
+                    message = log.depth_image(stamp, f'{name}_optical_frame', rendered.depth)
+                    log.write(f'/{name}/aligned_depth/image_raw', stamp, message)
             if config.poses:
                 message = log.pose_stamped(stamp, MAP_FRAME, pose)
                 log.write('/ground_truth/pose', stamp, message)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.geometry.statistics import largest_sigma
 from d2s_ros.geometry.transforms import (
     RigidTransform,
     rotation_from_vector,
     skew,
     vector_from_rotation,
 )
-from d2s_ros.tracking.plausibility import largest_sigma
 
 Array = NDArray[np.float64]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from d2s_ros.geometry.statistics import largest_sigma
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.acceptance import describe_focal_error
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
@@ -151,11 +152,6 @@ class PlausibilityGate:
         if turn > min(allowed_turn, 180.0):
             return f'{turn:.1f} degrees from the last pose, {allowed_turn:.1f} allowed'
         return ''
-
-
-def largest_sigma(covariance: Array) -> float:
-    """Return the largest standard deviation of any direction of a covariance (D, D)."""
-    return float(np.sqrt(max(0.0, float(np.linalg.eigvalsh(covariance)[-1]))))
 
 
 class FocalWatch:

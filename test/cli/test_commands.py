@@ -231,7 +231,7 @@ def test_image_folder_without_poses(small_map, tmp_path, capsys):
     arguments = [value if value != '500' else '1000' for value in QUICK]
     code, out, _ = run(capsys, 'build-map', folder, '--map', tmp_path / 'm', *arguments)
     assert code == 0
-    assert 'the scale and the frame of this map are arbitrary' in out
+    assert 'nothing told the scale of this map: it is arbitrary' in out
     assert not SceneMap.open(tmp_path / 'm').manifest.metric
     localizer = Localizer.from_map(tmp_path / 'm', device='cpu')
     found, truth = [], []

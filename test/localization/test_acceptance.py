@@ -193,6 +193,13 @@ CASES = [
         evidence_of(ROOM, focal_error=(-0.05, 0.001)),
     ),
     (
+        'stretch',
+        Status.UNCERTAIN,
+        # Within eight sigmas, as in bad light: twelve percent is no camera's.
+        evidence_of(ROOM, focal_error=(0.12, 0.07)),
+        evidence_of(ROOM, focal_error=(0.14, 0.058)),
+    ),
+    (
         'sigma over prior',
         Status.UNCERTAIN,
         near_prior(sigma=0.02),
@@ -299,6 +306,12 @@ DECISIONS = [
     ({'min_spread': 0.05}, evidence_of(box(200, 1.2), scene_depth=8.0), CLOSE, OK),
     ({'safe_extent': 0.15}, evidence_of(box(200, 1.2), scene_depth=8.0), CLOSE, OK),
     (
+        {'min_spread_with_support': 0.05},
+        evidence_of(box(200, 2.0, depth=6.5), support=support_at(15, 0.06, 2.0)),
+        CLOSE,
+        OK,
+    ),
+    (
         {'min_spread_of_safe_extent': 0.01},
         evidence_of(box(200, 2.0, depth=10.0)),
         CLOSE,
@@ -361,6 +374,18 @@ DECISIONS = [
         Status.CALIBRATION_MISMATCH,
         OK,
     ),
+    (
+        {'max_pose_focal_error': 0.15},
+        evidence_of(ROOM, focal_error=(0.14, 0.058)),
+        Status.UNCERTAIN,
+        OK,
+    ),
+    (
+        {'pose_focal_sigmas': 3.0},
+        evidence_of(ROOM, focal_error=(0.14, 0.058)),
+        Status.UNCERTAIN,
+        OK,
+    ),
     ({'min_inliers_with_prior': 14}, near_prior(box(20, 3.0, 2.0)), FEW, OK),
     ({'prior_sigmas': 6.0}, near_prior(away=0.25), Status.UNCERTAIN, OK),
 ]
@@ -420,6 +445,9 @@ def test_a_wide_object_may_fill_less_of_the_image():
     assert check_named('spread', evidence).limit == 0.045
     assert outcome(evidence) is OK
     assert outcome(replace(evidence, scene_depth=0.0)) is CLOSE
+    # All that is found beside it lies on it: it may stand elsewhere, flat or not.
+    evidence = evidence_of(box(200, 2.0, depth=6.5), support=support_at(15, 0.05, 2.0))
+    assert outcome(evidence) is CLOSE
 
 
 @pytest.mark.parametrize(

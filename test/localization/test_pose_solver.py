@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from d2s_ros.geometry import ransac
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import first_of_each
 from d2s_ros.geometry.transforms import (
@@ -16,7 +17,6 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from d2s_ros.localization import ransac
 from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.covariance import covariance_of_pose
 from d2s_ros.localization.focal_length import focal_error

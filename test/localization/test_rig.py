@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from d2s_ros.geometry import ransac
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.ransac import CameraOfRig, RansacConfig, find_rig_pose
 from d2s_ros.geometry.transforms import (
     RigidTransform,
     covariance_of_body,
     pose_error,
     rotation_from_vector,
 )
-from d2s_ros.localization import ransac
 from d2s_ros.localization.localizer import Localizer, RigShot
 from d2s_ros.localization.pose_solver import PoseSolverConfig, minimise, residuals_of
-from d2s_ros.localization.ransac import CameraOfRig, RansacConfig, find_rig_pose
 from d2s_ros.localization.result import LocalizationStatus
 from d2s_ros.localization.rig_solver import RigResiduals
 from d2s_ros.simulation.config import SimulationConfig
@@ -199,3 +201,24 @@ def test_a_wrong_extrinsic_is_measured_and_spoils_no_pose(localizer, moments):
             assert metres < 0.05
     assert told
     assert np.median([one.degrees for one in told]) == pytest.approx(4.0, abs=1.0)
+
+
+def test_right_extrinsics_cost_no_camera(localizer):
+    """Weak cameras look far off to first order; four that stand where they should all count."""
+    walk = replace(CONFIG, frames=14)
+    views = [[frame for frame, _ in rendered_frames(walk, None, i)] for i in range(4)]
+    places = [base_from_camera(CONFIG, 0).inverse() @ base_from_camera(CONFIG, i) for i in range(4)]
+    names = ('front', 'left', 'back', 'right')
+    for number in (1, 2, 8):
+        moment = [view[number] for view in views]
+        result = localizer.localize_rig(
+            [
+                RigShot(name, frame.image, frame.camera, place)
+                for name, frame, place in zip(names, moment, places, strict=True)
+            ]
+        )
+        assert [share.reason for share in result.cameras if share.status == 'left_out'] == []
+        assert result.localized, result.reason
+        metres, degrees = pose_error(result.map_from_camera, moment[0].map_from_camera)
+        assert metres < 0.02
+        assert degrees < 0.2

@@ -339,7 +339,7 @@ def test_localizing_needs_no_package_without_wheels_for_arm(repo_root):
         'import sys; sys.modules.update(poselib=None, pycolmap=None); '
         'import d2s_ros.localization.localizer, d2s_ros.cli.main, d2s_ros.cli.evaluate; '
         'import importlib.util as u; u.find_spec = lambda name, *_: None; '
-        'from d2s_ros.localization import ransac; assert ransac.solver_name() == "opencv"'
+        'from d2s_ros.geometry import ransac; assert ransac.solver_name() == "opencv"'
     )
     run(sys.executable, '-c', command, cwd=repo_root)
 

@@ -119,6 +119,9 @@ class ToyModel(SceneModel):
             raise ValueError('another length of descriptors')
         return cls(tensors['keys'].astype(np.float32), tensors['points'])
 
+    def scaled(self, factor):
+        return replace(self, points=(self.points * factor).astype(np.float32))
+
     def observer(self, *, device, precision, sigma_px):
         return ToyObserver(self, sigma_px)
 

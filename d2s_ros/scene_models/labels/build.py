@@ -110,7 +110,9 @@ def build_labels(context: BuildContext) -> BuiltLabels:
     mapping = MappingImages(
         reconstruction, {index: samples[index].image for index in sorted(wanted)}
     )
-    table = replace(table, image_vectors=_vectors(table, network, dense, samples, context.device))
+    table = replace(
+        table, image_vectors=_vectors(table, network, dense, samples, mapping, context.device)
+    )
     chance, figures['chance'] = _chance(table, network, dense, mapping, context.device)
     return BuiltLabels(table, network, chance, mapping, figures)
 
@@ -144,15 +146,22 @@ def _vectors(
     network: LabelNetwork,
     dense: DenseExtractor,
     samples: dict[int, LabelSample],
+    mapping: MappingImages,
     device: str,
 ) -> NDArray[np.int8]:
-    observer = LabelObserver(table, network, dense, (0.0, 1.0), 1.0, device, None)
-    return np.stack(
-        [
-            packed_vector(observer.field_of(samples[index].image).pooled(POOLED_LEVELS))
-            for index in sorted(samples)
-        ]
-    )
+    """Return the pooled labels of all images; what is told of those in `mapping` is kept there."""
+    observer = LabelObserver(table, network, dense, (0.0, 1.0), 1.0, device, mapping)
+    vectors = []
+    for index in sorted(samples):
+        sample = samples[index]
+        known = sample.pyramid(device) if sample.cells else None
+        found = observer.probabilities(sample.image, known)
+        if index in mapping.images:
+            mapping.keep(index, found)
+        vectors.append(
+            packed_vector(observer.field_from(found, sample.image).pooled(POOLED_LEVELS))
+        )
+    return np.stack(vectors)
 
 
 def _chance_images(total: int) -> list[int]:

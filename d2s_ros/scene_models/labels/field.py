@@ -135,6 +135,15 @@ class LabelField:
         vector = np.concatenate([part / np.linalg.norm(part) for part in parts])
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 
+    def words(self, pixels: NDArray[np.float64]) -> list[Floats]:
+        """Return log(p / chance) of all labels, (K, N) of each level, at pixels (N, 2)."""
+        found = []
+        for level in self.levels:
+            cells, inside = level.cells(pixels)
+            values = level.log_probability.reshape(-1, level.num_labels)[cells]
+            found.append(np.ascontiguousarray(np.where(inside[:, None], values, 0.0).T))
+        return found
+
     def project(
         self, rotation: NDArray[np.float64], translation: NDArray[np.float64], points: Doubles
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,6 +92,10 @@ class LabelModel(SceneModel):
             raise ValueError('chance must be a median and a positive scale')
         table = LabelTable.from_tensors(tensors, len(config.levels), config.num_labels)
         return cls(table, network, weights_hash, (float(chance[0]), float(chance[1])))
+
+    def scaled(self, factor: float) -> LabelModel:
+        """Return the model with everything in the place larger by `factor`."""
+        return replace(self, table=self.table.scaled(factor), mapping=None)
 
     def observer(self, *, device: str, precision: str, sigma_px: float) -> LabelObserver:
         """Put heads and dense features on a device; they are always computed in float32."""

@@ -1,34 +1,45 @@
 """The pose of an image by labels alone, and which keypoints then show which points.
 
-The images whose pooled labels are most alike say where to start; a search and a refinement, coarse
-to fine, find the pose at which points lie where the image shows their labels; near it, keypoints
-are offered the points that project there and have their labels.
+The images whose pooled labels are most alike say which points may be seen. The pose that most
+pairs of these and keypoints with fitting labels agree on is refined, coarse to fine, to where
+points lie where the image shows their labels; near it, keypoints are offered the points that
+project there and have their labels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from d2s_ros.errors import UsageError
-from d2s_ros.features.dense import DenseExtractor
-from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.features.dense import DenseExtractor, FeaturePyramid
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.scene_models.base import Observation, Observer, PlaceEvidence, View
 from d2s_ros.scene_models.labels.field import LabelField
 from d2s_ros.scene_models.labels.images import LabelImage, Undistorter
+from d2s_ros.scene_models.labels.matching import keypoint_pixels, pose_from_labels
 from d2s_ros.scene_models.labels.network import LabelNetwork
 from d2s_ros.scene_models.labels.pairing import pair_keypoints
+from d2s_ros.scene_models.labels.question import (
+    LabelView,
+    heads_digest,
+    pack_labels,
+    view_of_labels,
+)
 from d2s_ros.scene_models.labels.refinement import refine
-from d2s_ros.scene_models.labels.search import search
 from d2s_ros.scene_models.labels.table import POOLED_LEVELS, LabelTable
 
-#: Images that are started from, and points of them that a pose is refined on.
-_STARTS, _REFINED_ON = 3, 1500
+#: Mapping images that are retrieved, and how many where these give no pose with enough evidence.
+_RETRIEVED = (3, 12)
+#: Points that a pose is refined on.
+_REFINED_ON = 1500
 #: Mapping images nearest to a pose, whose points it may show.
 _NEAREST = 6
 #: A pose is as likely this far from a mapping image as at it, degrees for a distance of its depth.
@@ -40,8 +51,11 @@ _KEPT_FIELDS = 64
 #: thousand may be wrong. What is measured with other names of the labels is no bound: heads are
 #: surer of what they know, so that wrong names are worse than images of other places.
 LEAST_EVIDENCE = float(np.log(1e8))
-#: Points count once in a cell of this size: neighbours tell the same.
+#: One point counts in a cell of this size, the nearest to the camera: neighbours tell the same.
 _CELL_PX = 16
+#: Shares of points that may be seen as their labels say; the others are hidden, or seen from too
+#: far aside for the heads. All are tried, each as likely.
+_SHARES_SEEN = np.linspace(0.1, 0.9, 9)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +94,11 @@ class MappingImages:
     reconstruction: Reconstruction
     images: dict[int, LabelImage]
     probabilities: dict[int, list[NDArray[np.float16]]] = dataclass_field(default_factory=dict)
+
+    def keep(self, index: int, probabilities: list[NDArray[np.float32]]) -> None:
+        """Keep what the heads tell of an image, while there is room."""
+        if len(self.probabilities) < _KEPT_FIELDS:
+            self.probabilities[index] = [values.astype(np.float16) for values in probabilities]
 
 
 class LabelObserver(Observer):
@@ -135,8 +154,16 @@ class LabelObserver(Observer):
         field = self.field(view)
         start = map_from_camera.inverse()
         return self.observation(
-            view, field, self._table, self._finish(field, self._table, start, [], None, first=0)
+            view, field, self._table, self._finish(field, self._table, start, None)
         )
+
+    def question(self, view: View) -> dict[str, NDArray[Any]]:
+        """Return the likeliest label of every place."""
+        return pack_labels(self.field(view), self._network.config, heads_digest(self._network))
+
+    def asked(self, view: View, sent: Mapping[str, NDArray[Any]]) -> View:
+        """Return the view whose likeliest labels were sent."""
+        return view_of_labels(view, sent, self._network.config, heads_digest(self._network))
 
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe with the names of all labels exchanged.
@@ -161,6 +188,8 @@ class LabelObserver(Observer):
 
     def field(self, view: View) -> LabelField:
         """Return what a view says of labels at every place."""
+        if isinstance(view, LabelView) and view.field is not None:
+            return view.field
         if isinstance(view, MappingView):
             return self._mapping_field(view.index)
         if view.image is None:
@@ -169,25 +198,36 @@ class LabelObserver(Observer):
 
     def _mapping_field(self, index: int) -> LabelField:
         assert self._mapping is not None
-        image, known = self._mapping.images[index], self._mapping.probabilities
-        if index not in known:
-            found = [values.astype(np.float16) for values in self.probabilities(image)]
-            if len(known) < _KEPT_FIELDS:
-                known[index] = found
+        image = self._mapping.images[index]
+        known = self._mapping.probabilities.get(index)
+        if known is None:
+            found = self.probabilities(image)
+            self._mapping.keep(index, found)
         else:
-            found = known[index]
-        strides = self._network.config.levels
-        return LabelField.of([values.astype(np.float32) for values in found], strides, image.camera)
+            found = [values.astype(np.float32) for values in known]
+        return self.field_from(found, image)
 
     def field_of(self, image: LabelImage) -> LabelField:
         """Return what a label image says of labels at every place."""
-        strides = self._network.config.levels
-        return LabelField.of(self.probabilities(image), strides, image.camera)
+        return self.field_from(self.probabilities(image), image)
+
+    def field_from(self, probabilities: list[NDArray[np.float32]], image: LabelImage) -> LabelField:
+        """Return the field of what `probabilities` told of an image."""
+        return LabelField.of(probabilities, self._network.config.levels, image.camera)
 
     @torch.inference_mode()
-    def probabilities(self, image: LabelImage) -> list[NDArray[np.float32]]:
-        """Return the probability (h, w, K) of the labels of each level in a label image."""
-        probabilities = self._network.dense(self._dense.maps(image.grey))
+    def probabilities(
+        self, image: LabelImage, features: FeaturePyramid | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Return the probability (h, w, K) of the labels of each level in a label image.
+
+        Args:
+            image: The image.
+            features: Its dense features, where they are known.
+        """
+        if features is None:
+            features = self._dense.maps(image.grey)
+        probabilities = self._network.dense(features)
         strides = self._network.config.levels
         height, width = image.grey.shape
         return [
@@ -196,55 +236,47 @@ class LabelObserver(Observer):
         ]
 
     def find_pose(
-        self, field: LabelField, table: LabelTable, left_out: int | None = None
+        self, field: LabelField, view: View, table: LabelTable, left_out: int | None = None
     ) -> LabelPose:
-        """Return the best pose that the search finds for what an image says of labels."""
+        """Return the best pose for what an image says of labels."""
         similarity = table.unit_vectors @ field.pooled(POOLED_LEVELS)
         if left_out is not None:
             similarity[left_out] = -np.inf
-        starts = np.argsort(-similarity, kind='stable')[: min(_STARTS, table.num_images)].tolist()
-        if left_out in starts:
-            starts.remove(left_out)
-        rng = np.random.default_rng(0)
-        points = table.points
-        shared = points.at(table.seen_by_any(starts)).some(_REFINED_ON)
-        count = len(field.levels)
-        best: tuple[float, RigidTransform] | None = None
-        for start in starts:
-            seen = points.at(table.seen_by(start))
-            if len(seen) < 4:
-                continue
-            pose, _ = search(field, seen, table.poses[start], float(table.depths[start]), rng)
-            pose, value = refine(field, shared, pose, range(0, max(1, count - 1)))
-            if best is None or value > best[0]:
-                best = value, pose
-        pose = table.poses[starts[0]] if best is None else best[1]
-        return self._finish(field, table, pose, starts, left_out)
+        order = [
+            int(index) for index in np.argsort(-similarity, kind='stable') if index != left_out
+        ]
+        pixels = keypoint_pixels(field, view)
+        best: LabelPose | None = None
+        for count in _RETRIEVED:
+            also = order[:count]
+            pose = pose_from_labels(field, pixels, table.points.at(table.seen_by_any(also)))
+            if pose is not None:
+                found = self._finish(field, table, pose, left_out)
+                if best is None or found.evidence > best.evidence:
+                    best = found
+            if len(also) == len(order) or (best and best.evidence >= LEAST_EVIDENCE):
+                break
+        if best is None:
+            start = order[0] if order else 0
+            return LabelPose(table.poses[start], table.seen_by(start), 0.0)
+        return best
 
     def _finish(
-        self,
-        field: LabelField,
-        table: LabelTable,
-        pose: RigidTransform,
-        also: list[int],
-        left_out: int | None,
-        first: int | None = None,
+        self, field: LabelField, table: LabelTable, pose: RigidTransform, left_out: int | None
     ) -> LabelPose:
-        """Refine a pose on the finest levels, with the points that images near it see."""
+        """Refine a pose coarse to fine, with the points that images near it see."""
         count = len(field.levels)
-        begin = max(0, count - 2) if first is None else first
-        for levels in (range(begin, count), range(count - 1, count)):
-            nearest = [
-                image for image in nearest_images(table, pose, _NEAREST) if image != left_out
-            ]
-            visible = table.seen_by_any([*nearest, *also])
+        visible = np.zeros(0, np.int64)
+        for levels in (range(count - 1), range(count - 1, count)):
+            near = [image for image in nearest_images(table, pose, _NEAREST) if image != left_out]
+            visible = table.seen_by_any(near)
             points = table.points.at(visible)
             pose, _ = refine(field, points.some(_REFINED_ON), pose, levels)
         return LabelPose(pose, visible, place_evidence(field, table, visible, pose))
 
     def _observe(self, view: View, table: LabelTable, left_out: int | None = None) -> Observation:
         field = self.field(view)
-        found = self.find_pose(field, table, left_out)
+        found = self.find_pose(field, view, table, left_out)
         return self.observation(view, field, table, found)
 
     def observation(
@@ -260,10 +292,10 @@ class LabelObserver(Observer):
 
 def nearest_images(table: LabelTable, pose: RigidTransform, count: int) -> list[int]:
     """Return the mapping images whose poses are nearest to camera_from_map."""
-    distances = []
-    for other, depth in zip(table.poses, table.depths, strict=True):
-        shift, turn = pose_error(pose.inverse(), other.inverse())
-        distances.append(shift / depth + turn / _DEGREES_OF_DEPTH)
+    shift = np.linalg.norm(table.centres - pose.inverse().translation, axis=1)
+    trace = np.einsum('nij,ij->n', table.rotations, pose.rotation)
+    turn = np.degrees(np.arccos(np.clip(0.5 * (trace - 1.0), -1.0, 1.0)))
+    distances = shift / table.depths + turn / _DEGREES_OF_DEPTH
     return [int(index) for index in np.argsort(distances, kind='stable')[:count]]
 
 
@@ -272,17 +304,20 @@ def place_evidence(
 ) -> float:
     """Return how much likelier than by chance a pose makes the labels of points, nats.
 
-    The sum over cells of the image, and mean over levels, of log(p / chance); a cell counts one
-    point.
+    The likelihood ratio of a point is the geometric mean of those of its levels, which may depend
+    on each other; with a share s of points that are seen it is 1 - s + s times that. The product
+    over cells of the image is averaged over shares: for labels drawn by chance its mean is at
+    most 1.
     """
     points = table.points.at(visible)
-    pixels, _ = field.project(pose.rotation, pose.translation, points.points_in_map)
+    pixels, in_camera = field.project(pose.rotation, pose.translation, points.points_in_map)
     camera = field.camera
     with np.errstate(invalid='ignore'):
         inside = ((pixels >= 0) & (pixels < [camera.width, camera.height])).all(axis=1)
     seen = np.flatnonzero(inside)
     if len(seen) == 0:
         return 0.0
+    seen = seen[np.argsort(in_camera[seen, 2], kind='stable')]
     cells = (pixels[seen] // _CELL_PX).astype(np.int64) @ [1, 1 << 20]
     _, first = np.unique(cells, return_index=True)
     seen = seen[first]
@@ -290,4 +325,7 @@ def place_evidence(
         level.evidence(pixels[seen].astype(np.float32), points.labels[seen, number], 0.0)
         for number, level in enumerate(field.levels)
     ]
-    return float(np.mean(values, axis=0).sum())
+    ratio = np.exp(np.mean(values, axis=0, dtype=np.float64))
+    shares = _SHARES_SEEN[:, None]
+    logs = np.log(1.0 - shares + shares * ratio).sum(axis=1)
+    return float(np.logaddexp.reduce(logs) - np.log(len(logs)))

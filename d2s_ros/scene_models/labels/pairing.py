@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.scene_models.base import Candidates, SceneCoordinates, View
 from d2s_ros.scene_models.labels.field import LabelField
+from d2s_ros.scene_models.labels.matching import keypoint_pixels
 from d2s_ros.scene_models.labels.table import LabelTable
 
 #: How far from its projection a point is looked for, px at 1000 px focal length.
@@ -73,9 +74,7 @@ def _label_scores(
     field: LabelField, view: View, keypoint_idx: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return log(p / chance) of labels (N, C, L) at keypoints (N,), summed over levels."""
-    camera = view.ideal_camera
-    ratio = [field.camera.width / camera.width, field.camera.height / camera.height]
-    pixels = ((view.ideal_keypoints[keypoint_idx] + 0.5) * ratio - 0.5).astype(np.float32)
+    pixels = keypoint_pixels(field, view)[keypoint_idx]
     total = np.zeros(labels.shape[:2])
     for number, level in enumerate(field.levels):
         cells, inside = level.cells(pixels)

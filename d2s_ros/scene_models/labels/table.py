@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,16 @@ class LabelTable:
         ]
 
     @cached_property
+    def centres(self) -> NDArray[np.float64]:
+        """(I, 3) where the mapping images were taken."""
+        return self.image_poses[:, :3].astype(np.float64)
+
+    @cached_property
+    def rotations(self) -> NDArray[np.float64]:
+        """(I, 3, 3) of camera_from_map of the mapping images."""
+        return np.stack([pose.rotation for pose in self.poses])
+
+    @cached_property
     def depths(self) -> NDArray[np.float64]:
         """(I,) median distance of what each image sees, along its optical axis."""
         found = []
@@ -84,6 +94,17 @@ class LabelTable:
     def seen_by_any(self, images: list[int]) -> NDArray[np.int64]:
         """Return the points that any of some mapping images sees."""
         return np.unique(np.concatenate([self.seen_by(image) for image in images]))
+
+    def scaled(self, factor: float) -> LabelTable:
+        """Return the table with all coordinates multiplied by `factor`; labels stay."""
+        poses = self.image_poses.copy()
+        poses[:, :3] *= factor
+        return replace(
+            self,
+            points_in_map=(self.points_in_map * factor).astype(np.float32),
+            covariances=(self.covariances * factor**2).astype(np.float32),
+            image_poses=poses,
+        )
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return what a map file keeps."""

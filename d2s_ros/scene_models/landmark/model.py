@@ -160,6 +160,10 @@ class LandmarkModel(SceneModel):
         )
         return cls(table, stored)
 
+    def scaled(self, factor: float) -> LandmarkModel:
+        """Return the model with everything in the place larger by `factor`."""
+        return LandmarkModel(self.table.scaled(factor), self.stored)
+
     def observer(self, *, device: str, precision: str, sigma_px: float) -> LandmarkObserver:
         """Make the landmarks ready for the search, and the network for one image after another."""
         return LandmarkObserver(

@@ -9,7 +9,7 @@ Everything is decoded once, when a map is opened.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,14 @@ class ShortForm:
         diagonal = np.maximum(factors[:, range(3), range(3)], least)
         factors[:, range(3), range(3)] = diagonal
         return np.asarray(factors @ factors.transpose(0, 2, 1), np.float32)
+
+    def scaled(self, factor: float) -> ShortForm:
+        """Return the landmarks with all coordinates multiplied by `factor`; codes stay."""
+        return replace(
+            self,
+            grid=(self.grid * factor).astype(np.float32),
+            unit=(self.unit * factor).astype(np.float32),
+        )
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the tensors of a map by name."""

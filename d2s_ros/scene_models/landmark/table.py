@@ -91,6 +91,19 @@ class LandmarkTable:
         """Return points (N, 3) of the reconstruction where this map has them."""
         return points if self.short is None else self.short.points_like(points)
 
+    def scaled(self, factor: float) -> LandmarkTable:
+        """Return the table with all coordinates multiplied by `factor`; keys stay."""
+        center = (self.center * factor).astype(np.float32)
+        if self.short is not None:
+            return self.of_short(self.short.scaled(factor), center, self.extent * factor)
+        return replace(
+            self,
+            points_in_map=(self.points_in_map * factor).astype(np.float32),
+            covariances=(self.covariances * factor**2).astype(np.float32),
+            center=center,
+            extent=self.extent * factor,
+        )
+
     def normalized(self, points_in_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return points (..., 3) centred and scaled so that most lie within 1."""
         scaled = (points_in_map - self.center) / self.extent

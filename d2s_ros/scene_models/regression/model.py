@@ -143,6 +143,13 @@ class RegressionModel(SceneModel):
         load_state(network, tensors)
         return cls(network)
 
+    def scaled(self, factor: float) -> RegressionModel:
+        """Return the model with everything in the place larger by `factor`."""
+        network = copy.deepcopy(self.network)
+        network.center *= factor
+        network.scale *= factor
+        return RegressionModel(network)
+
     def observer(self, *, device: str, precision: str, sigma_px: float) -> RegressionObserver:
         """Put the network on a device; it is always computed in float32."""
         return RegressionObserver(self.network, device)

@@ -1,0 +1,146 @@
+"""What the options of `d2s build-map` ask for, and which of them contradict each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2s_ros.cli.options import user_path
+from d2s_ros.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from d2s_ros.map_building.config import BuildConfig
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check options that contradict each other.
+
+    Raises:
+        UsageError: two do.
+    """
+    if args.ignore_poses and (args.poses or args.pose_topic):
+        raise UsageError('--ignore-poses contradicts --poses and --pose-topic')
+    if args.ignore_poses and args.refine_poses:
+        raise UsageError('--ignore-poses leaves nothing for --refine-poses')
+    if args.align_poses and (args.refine_poses or args.ignore_poses):
+        raise UsageError('--align-poses contradicts --refine-poses and --ignore-poses')
+    several = bool(args.place) or args.each_folder
+    if not several:
+        if args.input is None:
+            raise UsageError('give INPUT, or places with --place NAME=INPUT')
+        if args.common_frame:
+            raise UsageError('--common-frame is for several places, see --place')
+        return
+    if args.place and args.each_folder:
+        raise UsageError('give either --place or --each-folder')
+    if args.each_folder and args.input is None:
+        raise UsageError('--each-folder needs INPUT, the folder whose folders are places')
+    if args.place and args.input is not None:
+        raise UsageError('with --place, every INPUT is given as --place NAME=INPUT')
+    if args.poses or args.image_list:
+        raise UsageError('--poses and --image-list are of one input: build such places one by one')
+    if args.common_frame and args.ignore_poses:
+        raise UsageError('--common-frame needs the poses that --ignore-poses leaves out')
+
+
+def places_of(args: argparse.Namespace) -> dict[str, str] | None:
+    """Return the inputs of an area by the names of their places; None for one map.
+
+    Raises:
+        UsageError: a place without a name or an input, or given twice.
+        InputError: --each-folder finds no folders.
+    """
+    from d2s_ros.maps.area import check_place_name
+
+    if args.each_folder:
+        root = Path(args.input)
+        folders = sorted(root.iterdir()) if root.is_dir() else []
+        found = {
+            check_place_name(folder.name): str(folder)
+            for folder in folders
+            if folder.is_dir() and not folder.name.startswith('.')
+        }
+        if not found:
+            raise InputError(f'{root} has no folders: --each-folder takes one for each place')
+        return found
+    if not args.place:
+        return None
+    inputs: dict[str, str] = {}
+    for text in args.place:
+        name, separator, source = text.partition('=')
+        if not separator or not source:
+            raise UsageError(f'--place is NAME=INPUT, found {text!r}')
+        if check_place_name(name) in inputs:
+            raise UsageError(f'place {name} is given twice')
+        inputs[name] = user_path(source)
+    return inputs
+
+
+def config_of(args: argparse.Namespace) -> BuildConfig:
+    """Return the options of the build."""
+    from dataclasses import replace
+
+    from d2s_ros.features.types import FeatureConfig
+    from d2s_ros.map_building.config import budget
+    from d2s_ros.map_building.placement import PlacementConfig
+
+    features = FeatureConfig()
+    if args.features:
+        features = replace(features, name=args.features)
+    if args.max_keypoints is not None:
+        features = replace(features, max_keypoints=args.max_keypoints)
+    labels = label_shape(args)
+    config = budget(
+        args.budget, features=features, head=args.head, recipe=args.recipe, seed=args.seed
+    )
+    limits: dict[str, Any] = {'max_minutes': args.max_minutes}
+    if args.steps is not None:
+        limits['steps'] = args.steps
+    if args.patience is not None:
+        limits['patience'] = args.patience
+    return replace(
+        config,
+        reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
+        placement=PlacementConfig(
+            align_poses=args.align_poses,
+            use_depth=not args.no_depth,
+            tag_size=args.tag_size,
+            tag_family=args.tag_family,
+            origin=args.origin,
+        ),
+        training=replace(config.training, **limits),
+        regression_training=replace(config.regression_training, **limits),
+        labels=replace(config.labels, **labels),
+        label_training=replace(
+            config.label_training,
+            **{name: value for name, value in limits.items() if name != 'patience'},
+        ),
+        short_keys=args.short_keys,
+        max_images=config.max_images if args.max_images is None else args.max_images,
+        keep_update_data=not args.without_update_data,
+    )
+
+
+def label_shape(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `LabelConfig` that were given.
+
+    Raises:
+        UsageError: an option does not go with the head.
+    """
+    given = {
+        'num_labels': args.labels,
+        'levels': None if args.label_levels is None else tuple(args.label_levels),
+        'backbone': args.label_backbone,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and args.head != 'labels':
+        raise UsageError(
+            '--labels, --label-levels and --label-backbone are options of --head labels'
+        )
+    if args.head == 'labels' and args.patience:
+        raise UsageError(
+            '--patience does not go with --head labels: points get new labels while it trains, so '
+            'that its losses cannot be compared; use --steps or --max-minutes'
+        )
+    return given
