@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from d2s_ros import __version__
+from d2s_ros.device import missing_torch
 from d2s_ros.errors import D2SError, UsageError
 from d2s_ros.memory import tune_malloc
 from d2s_ros.threads import set_passive_omp_wait
@@ -112,6 +113,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """Return one line for people and the exit code."""
     if isinstance(error, D2SError):
         return ' '.join(str(error).split()), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name == 'torch':
+        return _explain(missing_torch('this command'))
     if isinstance(error, KeyboardInterrupt):
         return 'interrupted', 130
     if isinstance(error, OSError):

@@ -30,6 +30,7 @@ from d2s_ros.localization.rig_estimator import RigEstimator
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Observation, View
+from d2s_ros.threads import apply_limit_to_torch
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Localizer:
             manifest.calibration, config or LocalizerConfig(), model.min_error_px
         )
         self.rig = RigEstimator(self.estimator)
+        # The features and the model may have been the first to import it.
+        apply_limit_to_torch()
 
     @classmethod
     def from_map(
