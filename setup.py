@@ -8,6 +8,8 @@ from setuptools import Extension, find_packages, setup
 
 PACKAGE = 'd2s_ros'
 ROOT = Path(__file__).resolve().parent
+# Before 2.6, torch.load(weights_only=True) can run code of the file (CVE-2025-32434).
+TORCH = 'torch>=2.6'
 
 
 def version() -> str:
@@ -72,6 +74,7 @@ setup(
     package_data={
         PACKAGE: ['py.typed'],
         f'{PACKAGE}.features': ['weights/*.safetensors'],
+        f'{PACKAGE}.evaluation': ['pages/*.html'],
         # The loader compares the sources with those that the compiled part was made from.
         f'{PACKAGE}.kernels': ['c/*.c', 'c/*.h', 'c/*.inc'],
     },
@@ -86,8 +89,6 @@ setup(
     install_requires=[
         'numpy>=1.21.6',
         'opencv-python-headless>=4.5.4',
-        # Before 2.6, torch.load(weights_only=True) can run code of the file (CVE-2025-32434).
-        'torch>=2.6',
         'safetensors>=0.4',
         # No wheels for ARM: OpenCV's RANSAC does there.
         'poselib>=2.0.4; platform_machine != "aarch64"',
@@ -97,14 +98,18 @@ setup(
         'matplotlib>=3.5',
     ],
     extras_require={
+        # To localize in maps with landmarks on a CPU: nothing beyond the above, no PyTorch.
+        'robot': [],
         # `d2s build-map`, `d2s update-map`; no wheels for ARM: build on a PC, copy the map.
-        'mapping': ['pycolmap>=3.12'],
+        'mapping': [TORCH, 'pycolmap>=3.12'],
+        # GPUs, 8-bit integers, and maps with the regression and the labels head.
+        'torch': [TORCH],
         # Videos (.mp4 and others) as input.
         'video': ['av>=12'],
         # `d2s simulate` and `d2s demo` take their textures from the photographs in these.
         'simulation': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
         # `d2s export`; where onnxruntime-gpu is wanted, install it instead of onnxruntime.
-        'export': ['onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
+        'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
         # `d2s --print-completion`.
         'completion': ['shtab>=1.7'],
         # ROS 2 without a ROS installation; CPython 3.11 and 3.12 on Linux.

@@ -221,6 +221,8 @@ def loaded_by(statement: str, root: Path) -> set[str]:
         'import d2s_ros.geometry.cameras, d2s_ros.geometry.transforms',
         'import d2s_ros.data.sources, d2s_ros.data.datasets',
         'import d2s_ros.kernels.interface, d2s_ros.kernels.compiled',
+        'import d2s_ros.localization.localizer, d2s_ros.maps.scene_map',
+        'import d2s_ros.features.superpoint.compiled, d2s_ros.scene_models.landmark.model',
     ],
 )
 def test_importing_the_core_loads_neither_torch_nor_ros(repo_root, statement):

@@ -113,7 +113,7 @@ def _extractors(args: argparse.Namespace) -> dict[str, Any]:
     from d2s_ros.features.evaluation import Orb
     from d2s_ros.features.extractor import create_extractor
     from d2s_ros.features.superpoint.extractor import SuperPoint
-    from d2s_ros.features.superpoint.weights import default_weights_path
+    from d2s_ros.features.superpoint.files import default_weights_path
     from d2s_ros.features.types import FeatureConfig
 
     device = resolve_device(args.device)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from d2s_ros import __version__
+from d2s_ros.device import missing_torch
 from d2s_ros.errors import D2SError, UsageError
 from d2s_ros.memory import tune_malloc
 from d2s_ros.threads import set_passive_omp_wait
@@ -21,10 +22,12 @@ from d2s_ros.threads import set_passive_omp_wait
 #: Command to the module with `add_arguments` and `run`, and its one-line help.
 _COMMANDS = {
     'build-map': ('d2s_ros.cli.build_map', 'build a map from a log of images'),
+    'calibrate': ('d2s_ros.cli.calibrate', 'calibrate a camera from pictures of a board'),
     'localize': ('d2s_ros.cli.localize', 'localize the images of a log in a map'),
     'evaluate': ('d2s_ros.cli.evaluate', 'compare a trajectory with the truth'),
     'update-map': ('d2s_ros.cli.update_map', 'update a map from unlabelled logs'),
     'map': ('d2s_ros.cli.map', 'show, check, list and roll back maps'),
+    'view': ('d2s_ros.cli.view', 'show a map in 3D, in a web browser'),
     'benchmark': ('d2s_ros.cli.benchmark', 'measure what localizing costs, stage by stage'),
     'export': ('d2s_ros.cli.export', 'write the networks of a map as ONNX files'),
     'privacy': ('d2s_ros.cli.privacy', 'measure what maps give away of their photographs'),
@@ -110,6 +113,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """Return one line for people and the exit code."""
     if isinstance(error, D2SError):
         return ' '.join(str(error).split()), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and error.name == 'torch':
+        return _explain(missing_torch('this command'))
     if isinstance(error, KeyboardInterrupt):
         return 'interrupted', 130
     if isinstance(error, OSError):

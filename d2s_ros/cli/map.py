@@ -1,4 +1,4 @@
-"""`d2s map`: show, check, list, scale, roll back and strip maps and areas."""
+"""`d2s map`: show, check, list, scale, roll back and strip maps and areas; where they localize."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from d2s_ros.cli.options import user_path
+from d2s_ros.cli.options import check_outputs, user_path
 from d2s_ros.errors import InputError, MapFormatError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ _ACTIONS = {
     'rollback': 'make the parent of the live version live',
     'strip': 'delete update data',
     'scale': 'write a version in metres, from a known distance or a factor',
+    'coverage': 'predict where and in which directions the map localizes',
 }
+#: Options that one action alone takes.
+_OPTIONS = {'scale': ('points', 'metres', 'factor'), 'coverage': ('cell', 'picture')}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--factor', type=float, metavar='F', help='scale: metres that one unit of the map is'
     )
+    parser.add_argument(
+        '--cell',
+        type=float,
+        metavar='W',
+        help='coverage: width of a cell, unit of the map (default: a fifth of the depth of the '
+        'scene)',
+    )
+    parser.add_argument(
+        '--picture', type=user_path, metavar='PNG', help='coverage: floor plan to write'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,9 +68,11 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.cli.map_of_area import run_on_area
     from d2s_ros.maps.area import is_area, read_area
 
-    given = [name for name in ('points', 'metres', 'factor') if getattr(args, name) is not None]
-    if given and args.action != 'scale':
-        raise UsageError(f'--{given[0]} is for d2s map scale')
+    for action, names in _OPTIONS.items():
+        given = [name for name in names if getattr(args, name) is not None]
+        if given and args.action != action:
+            raise UsageError(f'--{given[0]} is for d2s map {action}')
+    check_outputs(args.picture)
     if is_area(args.map):
         run_on_area(args, read_area(args.map), _run_on_map)
         return 0
@@ -77,6 +92,7 @@ def _run_on_map(args: argparse.Namespace, path: str) -> None:
         'rollback': _rollback,
         'strip': _strip,
         'scale': _scale,
+        'coverage': _coverage,
     }
     actions[args.action](args, MapStore(path))
 
@@ -172,3 +188,38 @@ def _scale(args: argparse.Namespace, store: MapStore) -> None:
         f'{store.root}: version {written.manifest.version} is live, {factor:.6g} times as large as '
         f'version {written.manifest.parent}, in metres; d2s map rollback goes back'
     )
+
+
+def _coverage(args: argparse.Namespace, store: MapStore) -> None:
+    from pathlib import Path
+
+    from d2s_ros.evaluation.coverage import coverage_advice, measure_coverage
+    from d2s_ros.evaluation.coverage_picture import draw_coverage
+    from d2s_ros.maps.files import COVERAGE_FILE
+    from d2s_ros.maps.scene_map import SceneMap
+
+    if args.cell is not None and not 1e-6 < args.cell < 1e6:
+        raise UsageError(f'--cell is {args.cell:g}, expected the width of a cell')
+    scene_map = SceneMap.open(store.root)
+    coverage = measure_coverage(scene_map, cell=args.cell)
+    document = {**coverage.to_json(), 'advice': coverage_advice(coverage)}
+    assert scene_map.path is not None
+    # For the node; no part of the map, which is as it was without it.
+    (scene_map.path / COVERAGE_FILE).write_text(json.dumps(document))
+    if args.picture:
+        points = scene_map.model.points_in_map + scene_map.origin
+        Path(args.picture).write_bytes(draw_coverage(coverage, points))
+    if args.json:
+        print(json.dumps(document, indent=1))
+        return
+    shares = coverage.shares
+    print(
+        f'{coverage.localized} of {coverage.held_out} mapping images are localized without '
+        f'themselves; {coverage.found_share:.0%} of the points in view are found'
+    )
+    print(
+        f'{len(coverage.cells)} cells of {coverage.cell:.2f} {coverage.unit}, of their views '
+        f'{shares["good"]:.0%} good, {shares["fair"]:.0%} fair, {shares["bad"]:.0%} bad'
+    )
+    for text in document['advice']:
+        print(text)

@@ -43,7 +43,7 @@ def run_on_area(
             )
         run_on_map(args, str(area.folder(args.place)))
         return
-    if args.action in ('rollback', 'scale'):
+    if args.action in ('rollback', 'scale', 'coverage'):
         raise UsageError(
             f'{args.map} is an area: say which place with --place, one of {", ".join(area.places)}'
         )

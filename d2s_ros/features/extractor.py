@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from d2s_ros.device import has_torch, require_torch
 from d2s_ros.errors import ConfigError, WeightsError
 from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 
@@ -19,23 +20,32 @@ def create_extractor(
         config: Feature type and limits.
         device: 'cpu' or 'cuda' (see `SuperPoint`); RootSIFT runs on the CPU.
         weights: Path of a weight file for network features; without, the packaged one.
-        precision: Of network features: 'fp32', 'int8', or 'auto' for the fastest here.
+        precision: Of network features: 'fp32', 'int8', or 'auto' for the fastest here; without
+            PyTorch 'auto' alone.
 
     Raises:
         WeightsError: SuperPoint without weights, or weights of another architecture.
+        UsageError: what is asked for needs PyTorch, which is not installed.
     """
     if config.name == 'rootsift':
         from d2s_ros.features.rootsift import RootSift
 
         return RootSift(config)
     if config.name == 'superpoint':
-        from d2s_ros.features.superpoint.extractor import SuperPoint
-        from d2s_ros.features.superpoint.weights import default_weights_path
+        from d2s_ros.features.superpoint.files import default_weights_path
 
         path = default_weights_path() if weights is None else weights
         if path is None:
             raise WeightsError(
                 'superpoint needs a weight file; give --weights PATH, or use --features rootsift'
             )
+        if not has_torch():
+            if device != 'cpu' or precision != 'auto':
+                require_torch(f'superpoint on {device} with the precision {precision}')
+            from d2s_ros.features.superpoint.compiled import CompiledSuperPoint
+
+            return CompiledSuperPoint(path, config=config)
+        from d2s_ros.features.superpoint.extractor import SuperPoint
+
         return SuperPoint.from_pretrained(path, config=config, device=device, precision=precision)
     raise ConfigError(f'unknown features {config.name!r}')

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 
+from d2s_ros.device import has_torch
 from d2s_ros.errors import UsageError
 from d2s_ros.kernels.interface import Kernels, observers
 
@@ -25,7 +26,8 @@ def active() -> Kernels:
     """Return the kernels that compute here.
 
     Raises:
-        UsageError: D2S_KERNELS is unknown, or asks for compiled kernels that were not built.
+        UsageError: D2S_KERNELS is unknown, or asks for compiled kernels that were not built; or
+            they were not built, and PyTorch is missing, too.
     """
     from d2s_ros.kernels import library
 
@@ -38,6 +40,11 @@ def active() -> Kernels:
             'install the package again where there is a C compiler'
         )
     if name == 'reference' or not library.is_built():
+        if not has_torch():
+            raise UsageError(
+                'neither the compiled part of the package nor PyTorch is here; install a C '
+                'compiler and the package again, or PyTorch'
+            )
         from d2s_ros.kernels import reference
 
         return reference

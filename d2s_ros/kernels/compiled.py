@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from d2s_ros.kernels import checks
+from d2s_ros.kernels import checks, maxima
 from d2s_ros.kernels.compiled_landmarks import candidate_scorer, key_index
 from d2s_ros.kernels.interface import (
     REFINEMENT_FLOOR,
@@ -70,10 +70,7 @@ def strongest_maxima(
         where = height, width, min(radius, max(height, width)), border, threshold
         found = call('d2s_strongest_maxima', scores, *where, allowed, count, threads, result)
     if found == _NOT_THIS_WAY:
-        from d2s_ros.kernels import reference
-
-        given = scores, radius, count, border, threshold, allowed, threads
-        return reference.strongest_maxima(*given)
+        return maxima.strongest_maxima(scores, radius, count, border, threshold, allowed, threads)
     if found < 0:
         raise MemoryError('no memory to look for keypoints')
     return result

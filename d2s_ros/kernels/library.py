@@ -37,6 +37,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         *([_I32] * 6),
         *(_LONGS, _FLOATS, _FLOATS),
     ),
+    'd2s_convolve': (*(_FLOATS, *[_I64] * 5, _FLOATS, _FLOATS, _I64, _I32, _I32, _FLOATS),),
+    'd2s_convolve_image': (_BYTES, *[_I64] * 4, _FLOATS, _FLOATS, _I64, _I32, _FLOATS),
+    'd2s_multiply': (_FLOATS, _I64, _I64, _FLOATS, _FLOATS, _I64, _I32, _FLOATS),
     'd2s_score_candidates': (
         *(_FLOATS, _LONGS, *[_FLOATS] * 4, *[_I64] * 6, _FLOATS, _FLOATS, *[_SHORTS] * 3),
         *(_FLOATS, _F64, _I32, _FLOATS, _LONGS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import OrderedDict
@@ -25,6 +26,8 @@ from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.area import Area, read_area
+from d2s_ros.maps.files import version_folder
+from d2s_ros.maps.manifest import read_manifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import View
 
@@ -126,7 +129,7 @@ class AreaLocalizer:
         self.config = config or LocalizerConfig()
         self._index = area.read_index()
         self._names = list(area.places)
-        features = SceneMap.open(area.folder(self._names[0])).manifest.features
+        features = read_manifest(version_folder(area.folder(self._names[0]))).features
         self.extractor = extractor or create_extractor(
             features, device=device, weights=weights, precision=precision
         )
@@ -173,6 +176,8 @@ class AreaLocalizer:
             all(manifest.metric for manifest in manifests),
             manifests[0].features,
             tuple(dict.fromkeys(camera for one in manifests for camera in one.cameras)),
+            # Changes whenever a place is rescaled, which is all that is asked of it.
+            scale=math.prod(float(one.metrics.get('scaled_by', 1.0)) for one in manifests),
             place_frames=tuple(frame for frame in self.area.frames() if frame != self.area.frame),
         )
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from d2s_ros.errors import CalibrationError, UnsupportedImageError
@@ -19,6 +18,7 @@ from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.scene_models.base import View
+from d2s_ros.threads import num_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def take_image(
     """
     started = time.perf_counter()
     # A thread that never asked for it would run convolutions on all cores.
-    torch.get_num_threads()
+    num_threads()
     status = LocalizationStatus
     if image is None:
         return LocalizationResult(status.BAD_IMAGE, 'the image could not be read')

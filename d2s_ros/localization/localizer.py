@@ -30,6 +30,7 @@ from d2s_ros.localization.rig_estimator import RigEstimator
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.scene_models.base import Observation, View
+from d2s_ros.threads import apply_limit_to_torch
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class MapFacts:
         metric: Whether one unit is a metre.
         features: Of its images.
         cameras: Of its mapping images.
-        scale: By what `d2s map scale` has multiplied its lengths since it was built.
+        scale: By what `d2s map scale` has multiplied its lengths since it was built; of an area
+            the product over its places.
         place_frames: Of an area, the frames of places that are not in the common one.
     """
 
@@ -92,6 +94,8 @@ class Localizer:
             manifest.calibration, config or LocalizerConfig(), model.min_error_px
         )
         self.rig = RigEstimator(self.estimator)
+        # The features and the model may have been the first to import it.
+        apply_limit_to_torch()
 
     @classmethod
     def from_map(
@@ -136,7 +140,7 @@ class Localizer:
             manifest.metric,
             manifest.features,
             manifest.cameras,
-            float(manifest.metrics.get('scaled_by', 1.0)),
+            scale=float(manifest.metrics.get('scaled_by', 1.0)),
         )
 
     def localize(

@@ -8,7 +8,8 @@ from d2s_ros.config import option, validate
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.map_building.placement import PlacementConfig
 from d2s_ros.reconstruction.reconstruction import ReconstructionConfig
-from d2s_ros.scene_models.registry import MODELS, ModelOptions, model_class
+from d2s_ros.scene_models.options import ModelOptions
+from d2s_ros.scene_models.registry import MODELS, model_class
 
 
 @dataclass(frozen=True)

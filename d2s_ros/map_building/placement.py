@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.config import option, validate
 from d2s_ros.data.frames import FrameSource
+from d2s_ros.data.tag_detection import FAMILIES, TagDetector
 from d2s_ros.errors import ConfigError, InputError
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.reconstruction.metric_frame import (
@@ -25,13 +26,7 @@ from d2s_ros.reconstruction.metric_frame import (
     upward,
 )
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
-from d2s_ros.reconstruction.tags import (
-    FAMILIES,
-    FittedTag,
-    TagDetector,
-    fit_tags,
-    scale_from_tags,
-)
+from d2s_ros.reconstruction.tags import FittedTag, fit_tags, scale_from_tags
 
 _logger = logging.getLogger(__name__)
 

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 
+from d2s_ros.device import require_torch
 from d2s_ros.errors import MapFormatError
 from d2s_ros.maps.scene_map import CONTENT_ERRORS, check_finite, serialize
 from d2s_ros.maps.update_data import quantise
 from d2s_ros.reconstruction.retrieval import Vlad
+
+if TYPE_CHECKING:
+    import torch
 
 #: Centroids of the codebook, and mapping images of a place that say how near it is.
 _CENTROIDS, _NEAREST = 16, 3
@@ -90,6 +93,9 @@ class AreaIndex:
         Args:
             descriptors: (N, D) local descriptors of the image.
         """
+        require_torch('an area of several maps')
+        import torch
+
         query = torch.from_numpy(self.vlad.describe(descriptors))
         found = torch.mv(self._unpacked, query).numpy()
         alike = np.full(self.num_places, -1.0, np.float32)
@@ -103,6 +109,8 @@ class AreaIndex:
     @cached_property
     def _unpacked(self) -> torch.Tensor:
         """The descriptors (I, G) float32: four times the memory, for one fast product a frame."""
+        import torch
+
         scales = torch.from_numpy(self.scales.astype(np.float32))
         return torch.from_numpy(self.descriptors).float().mul_(scales[:, None])
 

@@ -29,6 +29,8 @@ AREA_FILE = 'area.json'
 PLACES_FOLDER = 'places'
 #: The picture of what an update found changed; of no use to the map.
 CHANGES_FILE = 'changes.png'
+#: Where a version localizes, by `d2s map coverage`; no part of the map.
+COVERAGE_FILE = 'coverage.json'
 #: What map updates remember about a map, beside its versions.
 UPDATES_FOLDER = '.updates'
 LOCK_FILE = '.lock'

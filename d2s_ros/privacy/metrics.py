@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from d2s_ros.errors import WeightsError
+from d2s_ros.features.superpoint.files import default_weights_path
 from d2s_ros.features.superpoint.network import SuperPointNet
-from d2s_ros.features.superpoint.weights import default_weights_path, load_network
+from d2s_ros.features.superpoint.weights import load_network
 
 Picture = NDArray[np.float32]
 

@@ -96,11 +96,11 @@ def scale_from_poses(
         InputError: the camera hardly moved, or too few images have a pose.
     """
     known = [index for index, pose in enumerate(poses) if pose is not None]
-    places = np.array([images[index].map_from_camera.translation for index in known])
+    centres = np.array([images[index].map_from_camera.translation for index in known])
     given = np.array([pose.translation for pose in poses if pose is not None])
     moved, measured = [np.zeros(0)], [np.zeros(0)]
     for step in range(1, min(_MAX_STEPS, len(known) - 1) + 1):
-        moved.append(np.linalg.norm(places[step:] - places[:-step], axis=1))
+        moved.append(np.linalg.norm(centres[step:] - centres[:-step], axis=1))
         measured.append(np.linalg.norm(given[step:] - given[:-step], axis=1))
     units, metres = np.concatenate(moved), np.concatenate(measured)
     used = (metres > _MIN_MOTION * metres.max(initial=0.0)) & (units > 0)

@@ -7,10 +7,7 @@ CVPR 2010; intra-normalisation after R. Arandjelovic and A. Zisserman, All about
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from d2s_ros.reconstruction.clustering import k_means, nearest_centroids
 
 _QUERIES_AT_ONCE = 1024
 
@@ -19,6 +16,8 @@ class Vlad:
     """Aggregates local descriptors (N, D) to one global descriptor (K * D,), L2-normalised."""
 
     def __init__(self, centroids: NDArray[np.float32]) -> None:
+        import torch
+
         self.centroids = torch.from_numpy(np.ascontiguousarray(centroids, dtype=np.float32))
 
     @classmethod
@@ -31,6 +30,10 @@ class Vlad:
         seed: int = 0,
     ) -> Vlad:
         """Learn the codebook by k-means on a sample of the descriptors of all images."""
+        import torch
+
+        from d2s_ros.reconstruction.clustering import k_means
+
         generator = np.random.default_rng(seed)
         share = max(1, max_samples // max(1, len(descriptors)))
         sample = np.concatenate(
@@ -43,6 +46,10 @@ class Vlad:
 
     def describe(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the global descriptor (K * D,) of one image's local descriptors (N, D)."""
+        import torch
+
+        from d2s_ros.reconstruction.clustering import nearest_centroids
+
         k, dim = self.centroids.shape
         if len(descriptors) == 0:
             return np.zeros(k * dim, np.float32)
@@ -58,6 +65,8 @@ def nearest_images(
     queries: NDArray[np.float32], database: NDArray[np.float32], count: int
 ) -> NDArray[np.int64]:
     """Return for each query (Q, G) the indices (Q, count) of the nearest of (M, G), best first."""
+    import torch
+
     count = min(count, len(database))
     columns = torch.from_numpy(database).T
     found = []

@@ -311,7 +311,7 @@ class LocalizerNode(GuardedLifecycleNode):
 
     def _publish_map_version(self) -> None:
         if self._outputs is not None and self._keeper is not None and self._keeper.loaded:
-            self._outputs.publish_map_version(self._keeper.loaded.version)
+            self._outputs.publish_map(self._keeper.loaded)
 
     def _publish_path(self) -> None:
         if self._outputs is not None and self._keeper is not None and self._keeper.loaded:

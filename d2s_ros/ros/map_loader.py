@@ -20,6 +20,7 @@ from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.maps.files import AREA_FILE, PLACES_FOLDER
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.map_messages import CoverageGrid, read_coverage
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class LoadedMap:
         metric: Whether one unit of the map is a metre; else its scale is arbitrary.
         own_frame: The name that the map itself gives that frame; empty if it gives none.
         scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
+        points_in_map: (M, 3) landmarks, map frame; None if there are none to show.
+        coverage: Where the map localizes; None if nobody has asked (`d2s map coverage`).
         place_frames: Further frames that poses may be in: of the places of an area.
     """
 
@@ -75,6 +78,8 @@ class LoadedMap:
     metric: bool = True
     own_frame: str = ''
     scale: float = 1.0
+    points_in_map: NDArray[np.float64] | None = None
+    coverage: CoverageGrid | None = None
     place_frames: tuple[str, ...] = ()
 
     def frame_of(self, result: LocalizationResult | None) -> str:
@@ -108,6 +113,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
     if not config.map:
         raise ConfigError('parameter map is empty; give the folder of a map, map:=/path/to/map')
     # torch takes seconds to import; the node needs it only here.
+    from d2s_ros.localization.localizer import Localizer
     from d2s_ros.localization.opening import open_localizer
     from d2s_ros.threads import limit_threads
 
@@ -120,6 +126,8 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         precision=config.precision,
     )
     facts = localizer.facts
+    # Of an area nothing is shown: its maps are opened as they are needed.
+    own = localizer.scene_map if isinstance(localizer, Localizer) else None
     # tf2 refuses names with a leading slash.
     own_frame = facts.frame.lstrip('/')
     map_frame = config.map_frame or own_frame
@@ -131,6 +139,8 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         metric=facts.metric,
         own_frame=own_frame,
         scale=facts.scale,
+        points_in_map=None if own is None else own.model.points_in_map + own.origin,
+        coverage=None if own is None else read_coverage(own.path),
         place_frames=tuple(renamed(name, own_frame, map_frame) for name in facts.place_frames),
     )
 

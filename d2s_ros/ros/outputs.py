@@ -8,15 +8,16 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
-from nav_msgs.msg import Path
+from nav_msgs.msg import OccupancyGrid, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import String
 
-from d2s_ros.ros import conversions, debug_view, diagnostics
+from d2s_ros.ros import conversions, debug_view, diagnostics, map_messages
 from d2s_ros.ros.frame_pipeline import FrameOutcome
 from d2s_ros.ros.frame_resolver import Resolved
+from d2s_ros.ros.map_loader import LoadedMap
 
 LATCHED = QoSProfile(
     depth=1,
@@ -47,8 +48,13 @@ class Outputs:
         output('d2s/path', Path, 1)
         output('d2s/debug_image', Image, 1)
         output('d2s/scene_points', PointCloud2, 1)
-        for name in ('d2s/map_version', 'd2s/state'):
-            self._publishers[name] = node.create_publisher(String, name, LATCHED)
+        for name, message in (
+            ('d2s/map_version', String),
+            ('d2s/state', String),
+            ('d2s/map_points', PointCloud2),
+            ('d2s/coverage', OccupancyGrid),
+        ):
+            self._publishers[name] = node.create_publisher(message, name, LATCHED)
 
     def begin(self, path_length: int) -> None:
         """Start with an empty path of at most `path_length` poses."""
@@ -77,9 +83,18 @@ class Outputs:
             if name in ('d2s/pose', 'd2s/status')
         }
 
-    def publish_map_version(self, version: str) -> None:
-        """Publish which version of the map is in use."""
-        self._publish_latched('d2s/map_version', version)
+    def publish_map(self, loaded: LoadedMap) -> None:
+        """Publish which version of the map is in use, its landmarks, and where it localizes."""
+        self._publish_latched('d2s/map_version', loaded.version)
+        stamp_ns = self._node.get_clock().now().nanoseconds
+        if loaded.points_in_map is not None and len(loaded.points_in_map):
+            self._publishers['d2s/map_points'].publish(
+                map_messages.landmarks_message(loaded.points_in_map, stamp_ns, loaded.map_frame)
+            )
+        if loaded.coverage is not None:
+            self._publishers['d2s/coverage'].publish(
+                map_messages.coverage_message(loaded.coverage, stamp_ns, loaded.map_frame)
+            )
 
     def publish_state(self, state: str) -> None:
         """Publish whether the robot knows where it is."""

@@ -30,8 +30,10 @@ from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import dequantise, quantise
 from d2s_ros.maps.verification import verify
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.model import LandmarkModel
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +64,9 @@ def make_map(seed=0, count=40):
         metrics={'holdout_median_m': 0.01, 'nested': {'a': [1, 2]}},
         build={'seed': seed},
     )
-    return SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval()))
+    return SceneMap(
+        manifest, LandmarkModel(table, StoredNetwork.of(LandmarkNetwork(config).eval()))
+    )
 
 
 UPDATE = {'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10), 'poses': np.eye(4)}

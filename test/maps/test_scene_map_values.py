@@ -9,8 +9,10 @@ from d2s_ros.features.types import FeatureConfig
 from d2s_ros.maps.manifest import MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.model import LandmarkModel
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
 
@@ -24,7 +26,9 @@ def test_landmarks_survive(tmp_path, rng):
     config = LandmarkConfig()
     network = LandmarkNetwork(config)
     manifest = MapManifest(FeatureConfig(), 'none', 'landmark', to_dict(config), ())
-    MapStore(tmp_path / 'map').write(SceneMap(manifest, LandmarkModel(table, network)))
+    MapStore(tmp_path / 'map').write(
+        SceneMap(manifest, LandmarkModel(table, StoredNetwork.of(network)))
+    )
     found = SceneMap.open(tmp_path / 'map').model.table
     np.testing.assert_array_equal(found.covariances, covariances)
     np.testing.assert_array_equal(found.points_in_map, points)

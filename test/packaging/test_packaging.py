@@ -236,6 +236,57 @@ def test_pip_puts_d2s_on_the_path(sources, tmp_path, repo_root):
     assert 'build-map' in output
 
 
+LOCALIZE = """
+import sys
+from importlib.util import find_spec
+from d2s_ros.data.sources import open_source
+from d2s_ros.localization.localizer import Localizer
+assert find_spec('torch') is None
+localizer = Localizer.from_map(sys.argv[1])
+for frame in open_source(sys.argv[2]):
+    pose = localizer.localize(frame.image, frame.camera).map_from_camera
+    print(frame.stamp_ns, *([] if pose is None else pose.to_tum()))
+"""
+
+
+@pytest.mark.slow
+def test_a_robot_localizes_without_torch(sources, tmp_path, repo_root, building_logs):
+    """The wheel with [robot] in a fresh environment of its own, with what pip installs alone."""
+    from d2s_ros.data.sources import open_source
+    from d2s_ros.localization.localizer import Localizer
+
+    fresh = tmp_path / 'robot'
+    venv.create(fresh, with_pip=True, symlinks=True)
+    done = subprocess.run(
+        [fresh / 'bin' / 'pip', 'install', '--quiet', f'{sources}[robot]'],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != 'PYTHONPATH'},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    offline = ('Failed to establish', 'Name or service not known', 'Network is unreachable')
+    if done.returncode and any(word in done.stderr for word in offline):
+        pytest.skip('the package registry cannot be reached')
+    assert done.returncode == 0, done.stderr
+    path, log = repo_root / 'test' / 'data' / 'map_format_2', building_logs / 'map'
+    python = fresh / 'bin' / 'python'
+    output = run(python, '-c', LOCALIZE, path, log, cwd=tmp_path, PYTHONPATH='')
+    found = {int(row[0]): row[1:] for row in map(str.split, output.splitlines())}
+    localizer, localized = Localizer.from_map(path, device='cpu'), 0
+    for frame in open_source(log):
+        pose = localizer.localize(frame.image, frame.camera).map_from_camera
+        assert bool(found[frame.stamp_ns]) == (pose is not None)
+        if pose is not None:
+            localized += 1
+            numbers = [float(number) for number in found[frame.stamp_ns]]
+            # Other versions of NumPy and OpenCV may be the newest.
+            assert numbers == pytest.approx(pose.to_tum(), rel=1e-4, abs=1e-3)
+    assert localized >= 5
+    assert 'build-map' in run(fresh / 'bin' / 'd2s', '--help', cwd=tmp_path, PYTHONPATH='')
+
+
 @pytest.mark.slow
 def test_pip_installs_without_a_compiler(sources, tmp_path):
     copy = tmp_path / 'sources'

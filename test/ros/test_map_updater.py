@@ -28,8 +28,10 @@ from d2s_ros.maps.store import MapStore  # noqa: E402
 from d2s_ros.ros import parameter_docs  # noqa: E402
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig  # noqa: E402
 from d2s_ros.ros.map_updater_node import MapUpdaterNode  # noqa: E402
+from d2s_ros.scene_models.landmark.config import LandmarkConfig  # noqa: E402
 from d2s_ros.scene_models.landmark.model import LandmarkModel  # noqa: E402
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork  # noqa: E402
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork  # noqa: E402
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork  # noqa: E402
 from d2s_ros.scene_models.landmark.table import LandmarkTable  # noqa: E402
 
 pytestmark = pytest.mark.ros
@@ -55,7 +57,9 @@ def map_path(tmp_path):
         {'num_landmarks': 64, 'num_layers': 0},
         (),
     )
-    scene_map = SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval()))
+    scene_map = SceneMap(
+        manifest, LandmarkModel(table, StoredNetwork.of(LandmarkNetwork(config).eval()))
+    )
     store = MapStore(tmp_path / 'map')
     store.write(scene_map)
     store.write(scene_map)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 
 
 def awake(config: LandmarkConfig, seed: int = 0) -> LandmarkNetwork:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from d2s_ros.errors import ConfigError
-from d2s_ros.scene_models.landmark.network import HIDEABLE_INPUTS, LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.config import HIDEABLE_INPUTS, LandmarkConfig
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 
 TENSORS = {
     'descriptors': ['descriptors'],

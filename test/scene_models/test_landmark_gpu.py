@@ -11,17 +11,20 @@ from conftest import FrameList
 
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.evaluation.operations import OperationCounter
-from d2s_ros.features.superpoint.extractor import SuperPoint, pad_to_cells
+from d2s_ros.features.superpoint.extractor import SuperPoint
+from d2s_ros.features.superpoint.images import pad_to_cells
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.localization.compute_budget import ComputeBudget
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import budget
 from d2s_ros.map_building.pipeline import build_map
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.gpu import RecordedChoice
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
-from d2s_ros.scene_models.landmark.table import LandmarkIndex
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
+from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
 
 
 @pytest.fixture(scope='module')
@@ -49,8 +52,8 @@ def localizers(superpoint_map):
     )
     model, extractor = whole.scene_map.model, whole.extractor
     points = torch.from_numpy(model.table.normalized(model.table.points_in_map))
-    scorer = LandmarkScorer(model.network, points, device='cpu', dtype=torch.float32)
-    index = LandmarkIndex(model.table.keys, exact=True)
+    scorer = LandmarkScorer(model.stored, points, device='cpu', dtype=torch.float32)
+    index = TensorIndex(model.table.keys)
     whole.observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
     extractor._run_on_cpu = extractor._run_on_gpu
     return plain, whole
@@ -96,9 +99,12 @@ def test_nothing_waits_for_the_device():
     )
     config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, num_layers=0)
     scorer = LandmarkScorer(
-        LandmarkNetwork(config), torch.rand(300, 3), device='meta', dtype=torch.float32
+        StoredNetwork.of(LandmarkNetwork(config)),
+        torch.rand(300, 3),
+        device='meta',
+        dtype=torch.float32,
     )
-    index = LandmarkIndex(np.ones((300, 256), np.float32), device='meta', exact=True)
+    index = TensorIndex(np.ones((300, 256), np.float32), device='meta')
     choice = RecordedChoice(index, scorer, config.num_candidates)
     image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
     with OperationCounter() as counter:

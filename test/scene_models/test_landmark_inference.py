@@ -10,8 +10,9 @@ from scene_models.networks import awake
 
 from d2s_ros.device import has_fast_bfloat16
 from d2s_ros.kernels.tensors import candidate_evidence
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer, attention
-from d2s_ros.scene_models.landmark.network import LandmarkConfig
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 
 CONFIG = LandmarkConfig(
     descriptor_dim=16,
@@ -53,7 +54,7 @@ def by_network(network, points, inputs):
 
 @torch.inference_mode()
 def by_scorer(network, points, inputs, dtype=torch.float32):
-    return LandmarkScorer(network, points, device='cpu', dtype=dtype)(*inputs)
+    return LandmarkScorer(StoredNetwork.of(network), points, device='cpu', dtype=dtype)(*inputs)
 
 
 @pytest.mark.parametrize('count', [1, 24, 70])
@@ -106,7 +107,7 @@ def test_points_can_be_moved():
     points, inputs = one_image(40)
     moved = points.clone()
     moved[::3] += 0.5
-    scorer = LandmarkScorer(network, points, device='cpu', dtype=torch.float32)
+    scorer = LandmarkScorer(StoredNetwork.of(network), points, device='cpu', dtype=torch.float32)
     with torch.inference_mode():
         before = scorer(*inputs)
         after = scorer.with_points(moved)(*inputs)
@@ -118,7 +119,7 @@ def test_points_can_be_moved():
 def test_scorer_does_not_follow_later_training():
     network = awake(CONFIG)
     points, inputs = one_image(40)
-    scorer = LandmarkScorer(network, points, device='cpu', dtype=torch.float32)
+    scorer = LandmarkScorer(StoredNetwork.of(network), points, device='cpu', dtype=torch.float32)
     with torch.inference_mode():
         before = scorer(*inputs)
     with torch.no_grad():

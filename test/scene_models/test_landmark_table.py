@@ -13,13 +13,12 @@ from d2s_ros.geometry.noise import detection_sigma_px
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.scene_models.base import View
-from d2s_ros.scene_models.landmark.samples import make_sample
+from d2s_ros.scene_models.landmark.samples import make_sample, network_inputs
 from d2s_ros.scene_models.landmark.table import (
     LandmarkIndex,
     build_landmarks,
     candidate_errors_px,
     find_training_candidates,
-    network_inputs,
 )
 
 CAMERA = Camera('pinhole', 640, 480, 500.0, 505.0, 320.0, 240.0)

@@ -21,8 +21,10 @@ from d2s_ros.maps.manifest import MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.scene_models.base import View
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.model import LandmarkModel
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 from d2s_ros.scene_models.regression.model import RegressionModel
 from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
@@ -64,7 +66,7 @@ def scene_map(extractor):
     manifest = MapManifest(
         extractor.config, extractor.weights_hash, 'landmark', to_dict(config), (CAMERA,)
     )
-    return SceneMap(manifest, LandmarkModel(table, network))
+    return SceneMap(manifest, LandmarkModel(table, StoredNetwork.of(network)))
 
 
 @pytest.fixture(scope='module')

@@ -13,9 +13,11 @@ from d2s_ros.errors import ConfigError
 from d2s_ros.maps.files import LOCALIZATION_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.model import LandmarkModel
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.short_form import ShortForm
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable
 
 
@@ -62,7 +64,7 @@ def model(rng):
     center = np.full(3, 300, np.float32)
     config = LandmarkConfig(descriptor_dim=128, num_landmarks=500, width=16, short_keys=16)
     table = LandmarkTable(keys, points, covariances, center, 10.0)
-    return LandmarkModel(table.coded(16), LandmarkNetwork(config))
+    return LandmarkModel(table.coded(16), StoredNetwork.of(LandmarkNetwork(config)))
 
 
 def test_a_model_comes_back_and_is_written_again_as_it_was(rng):

@@ -65,8 +65,10 @@ def map_files() -> dict[str, bytes]:
     from d2s_ros.maps.manifest import Calibration, MapManifest
     from d2s_ros.maps.scene_map import SceneMap
     from d2s_ros.maps.store import MapStore
+    from d2s_ros.scene_models.landmark.config import LandmarkConfig
     from d2s_ros.scene_models.landmark.model import LandmarkModel
-    from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+    from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+    from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
     from d2s_ros.scene_models.landmark.table import LandmarkTable
 
     rng = np.random.default_rng(3)
@@ -93,7 +95,10 @@ def map_files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / 'map'
         MapStore(root).write(
-            SceneMap(manifest, LandmarkModel(table, LandmarkNetwork(config).eval())), update
+            SceneMap(
+                manifest, LandmarkModel(table, StoredNetwork.of(LandmarkNetwork(config).eval()))
+            ),
+            update,
         )
         return {
             file.relative_to(root).as_posix(): file.read_bytes()

@@ -27,8 +27,9 @@ import torch
 from d2s_ros import distributed
 from d2s_ros.errors import D2SError, UsageError
 from d2s_ros.features.superpoint.extractor import checked_device
+from d2s_ros.features.superpoint.files import default_weights_path, projection_path
 from d2s_ros.features.superpoint.network import SuperPointNet
-from d2s_ros.features.superpoint.weights import default_weights_path, load_network, projection_path
+from d2s_ros.features.superpoint.weights import load_network
 from d2s_ros.features.warped_pairs import is_held_out
 from tools.superpoint_training.labels import (
     AlikedTeacher,

@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros.errors import D2SError, InputError, UsageError
+from d2s_ros.features.superpoint.files import default_weights_path, projection_path
 from d2s_ros.features.superpoint.network import SuperPointNet
-from d2s_ros.features.superpoint.weights import default_weights_path, load_network, projection_path
+from d2s_ros.features.superpoint.weights import load_network
 from d2s_ros.features.warped_pairs import is_held_out
 from d2s_ros.kernels.tensors import score_map
 from tools.superpoint_training.labels import photograph_names, read_photograph

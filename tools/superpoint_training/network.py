@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from d2s_ros.features.superpoint.network import LAYERS, LINEAR_LAYERS
+from d2s_ros.features.superpoint.layers import LAYERS, LINEAR_LAYERS
 
 
 class TrainableSuperPoint(nn.Module):

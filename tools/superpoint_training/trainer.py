@@ -23,7 +23,7 @@ from tqdm import tqdm
 from d2s_ros import distributed
 from d2s_ros.device import has_fast_bfloat16
 from d2s_ros.errors import InputError
-from d2s_ros.features.superpoint.network import LINEAR_LAYERS
+from d2s_ros.features.superpoint.layers import LINEAR_LAYERS
 from d2s_ros.features.warped_pairs import is_held_out
 from tools.superpoint_training.labels import label_path, read_labels, read_photograph
 from tools.superpoint_training.losses import Batch, LossWeights, total_loss

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +48,6 @@ _V6_MODULES = {
     'convDb': 'descriptor.1',
 }
 _V6_NORM_EPSILON = 1e-3
-
-
-def default_weights_path() -> Path | None:
-    """Return the weight file that comes with the package, None if it was not installed."""
-    path = Path(str(resources.files('d2s_ros.features'))) / 'weights' / 'superpoint.safetensors'
-    return path if path.is_file() else None
-
-
-def projection_path(weights: Path) -> Path:
-    """Return where the projection of a weight file's descriptors is, if it has one."""
-    return weights.with_name(f'{weights.stem}.projection.safetensors')
 
 
 def load_projection(path: Path) -> tuple[Tensor, float, str]:

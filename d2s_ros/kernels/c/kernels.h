@@ -76,6 +76,16 @@ API int32_t d2s_search(const float *queries, const float *exact_keys, int64_t ro
                        int32_t shift, int32_t factor, int32_t most, int32_t count, int32_t threads,
                        int64_t *idx, float *similarity, float *best);
 
+/* convolve.c */
+API int32_t d2s_convolve(const float *map, int64_t rows, int64_t columns, int64_t inputs,
+                         int64_t first, int64_t count, const float *weights, const float *bias,
+                         int64_t outputs, int32_t pool, int32_t threads, float *result);
+API int32_t d2s_convolve_image(const uint8_t *image, int64_t rows, int64_t columns, int64_t first,
+                               int64_t count, const float *weights, const float *bias,
+                               int64_t outputs, int32_t threads, float *result);
+API int32_t d2s_multiply(const float *values, int64_t rows, int64_t inputs, const float *weights,
+                         const float *bias, int64_t outputs, int32_t threads, float *result);
+
 /* score.c */
 API int32_t d2s_score_candidates(const float *descriptors, const int64_t *landmark_idx,
                                  const float *similarity, const float *best_of_landmark,

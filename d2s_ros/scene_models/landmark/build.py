@@ -11,8 +11,9 @@ from d2s_ros import distributed
 from d2s_ros.config import option
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import CORRECT_PX, LandmarkSample, make_sample
 from d2s_ros.scene_models.landmark.table import LandmarkTable, build_landmarks
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network

@@ -15,7 +15,8 @@ from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.kernels.tensors import reliability_of
 from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer
-from d2s_ros.scene_models.landmark.table import LandmarkIndex, NearestLandmarks, log_scales_of
+from d2s_ros.scene_models.landmark.table import NearestLandmarks, log_scales_of
+from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
 
 #: Numbers of keypoints are rounded up to multiples of this.
 _ROWS = 256
@@ -30,7 +31,7 @@ class RecordedChoice:
         num_candidates: Candidates of a keypoint.
     """
 
-    def __init__(self, index: LandmarkIndex, scorer: LandmarkScorer, num_candidates: int) -> None:
+    def __init__(self, index: TensorIndex, scorer: LandmarkScorer, num_candidates: int) -> None:
         self._index, self._scorer = index, scorer
         self._num_candidates = num_candidates
         self._recorder = FrameRecorder(index.device)

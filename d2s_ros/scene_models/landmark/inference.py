@@ -1,7 +1,6 @@
 """`LandmarkNetwork` arranged for one image after another: the same numbers in half the time.
 
-What depends on a landmark alone is computed once, products of matrices that follow each other are
-multiplied beforehand, and layers that read the same tokens are one product.
+By PyTorch: for networks with attention layers, for GPUs and for `precision: fp32`.
 """
 
 from __future__ import annotations
@@ -9,15 +8,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from d2s_ros.kernels.interface import ScorerParts
-from d2s_ros.kernels.tensors import fourier, scores
+from d2s_ros.kernels.interface import Floats, ScorerParts
+from d2s_ros.kernels.tensors import reliability_of, scores
 from d2s_ros.scene_models.attention import AttentionLayer
-from d2s_ros.scene_models.landmark.network import LandmarkNetwork, context_of
+from d2s_ros.scene_models.landmark.network import context_of
+from d2s_ros.scene_models.landmark.scorer_weights import ScorerWeights
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
+from d2s_ros.threads import one_thread
 
 
 class _Layer:
@@ -80,7 +85,7 @@ class LandmarkScorer:
     A snapshot: training the network further does not change it.
 
     Args:
-        network: Read only, on any device.
+        network: Read only.
         points: (M, 3) float32 points of all landmarks, centred and scaled as for the network, on
             the CPU.
         device: Where to compute.
@@ -89,46 +94,22 @@ class LandmarkScorer:
 
     @torch.inference_mode()
     def __init__(
-        self, network: LandmarkNetwork, points: Tensor, *, device: str, dtype: torch.dtype
+        self, network: StoredNetwork, points: Tensor, *, device: str, dtype: torch.dtype
     ) -> None:
-        config = network.config
-        self.config, self.dtype = config, dtype
-        # In float32 on the CPU; only what came out is moved and rounded.
-        state = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
-        plain = LandmarkNetwork(config)
-        plain.load_state_dict(state)
-        hidden = config.hidden_inputs
+        self.config, self.dtype, self._device = network.config, dtype, device
+        self._weights = ScorerWeights(network)
+        self._points = points.numpy()
 
         def moved(value: Tensor) -> Tensor:
             return value.detach().to(device=device, dtype=dtype).contiguous()
 
-        length = 3 + 6 * config.num_frequencies
-        of_best, of_second = plain.from_points.weight.split(length, dim=1)
-        of_point, of_evidence = plain.candidate_in.weight.split([length, 4], dim=1)
-        # What a landmark is as the best candidate, as the second, and as any.
-        self._point_weights = torch.stack([of_best.T, of_second.T, of_point.T])
-        no_bias = torch.zeros(2, config.width)
-        self._point_biases = torch.cat([no_bias, plain.candidate_in.bias[None]])[:, None]
-        self._points = points
-        scale = 0.0 if 'descriptors' in hidden else math.sqrt(config.descriptor_dim) * 0.7
-        inputs = (plain.from_evidence, plain.from_keypoint)
-        weight = torch.cat(
-            [plain.from_descriptor.weight * scale, *(i.weight for i in inputs)], dim=1
-        )
-        bias = plain.from_descriptor.bias + plain.from_points.bias + sum(i.bias for i in inputs)
-        self._layers = [_Layer(layer, moved) for layer in plain.layers]  # type: ignore[arg-type]
-        # (W h + c) . q = h . (W^T q) + c . q, and q is linear too.
-        out = torch.cat([plain.candidate_out.weight.T, plain.candidate_out.bias[None]])
-        self._parts = ScorerParts(
-            moved(weight),
-            moved(bias),
-            moved(torch.cat([out @ plain.query.weight, plain.none.weight])),
-            moved(torch.cat([out @ plain.query.bias, plain.none.bias])),
-            moved(self._from_points(points)),
-            moved(of_evidence.T),
-            float(plain.gain),
-            config.num_frequencies,
-            'keypoints' in hidden,
+        layers = network.network.layers if network.config.num_layers else ()
+        self._layers = [_Layer(layer, moved) for layer in layers]  # type: ignore[arg-type]
+        # In float32 on the CPU; only what came out is moved and rounded.
+        parts = self._weights.parts(self._points)
+        self._of_points = parts.of_points
+        self._parts = ScorerParts._make(
+            moved(torch.from_numpy(x)) if isinstance(x, np.ndarray) else x for x in parts
         )
 
     @property
@@ -136,34 +117,14 @@ class LandmarkScorer:
         """Whether what it says of a keypoint depends on that keypoint and its candidates alone."""
         return not self._layers
 
-    def parts(self) -> ScorerParts:
-        """Return what the scorer is made of as NumPy arrays, where it has no attention layers.
-
-        Raises:
-            ValueError: if it has some, or is not in float32 on the CPU.
-        """
-        if self._layers:
-            raise ValueError('a network with attention layers is not linear')
-        if self.dtype is not torch.float32:
-            raise ValueError('the kernels take float32')
-        return ScorerParts._make(x.numpy() if isinstance(x, Tensor) else x for x in self._parts)
-
-    def _from_points(self, points: Tensor) -> Tensor:
-        """Return (3, M, width) float32 from (M, 3) points."""
-        if 'candidate_points' in self.config.hidden_inputs:
-            points = torch.zeros_like(points)
-        place = fourier(points, self.config.num_frequencies)
-        return place @ self._point_weights + self._point_biases
-
     @torch.inference_mode()
     def with_points(self, points: Tensor) -> LandmarkScorer:
         """Return a scorer to which the landmarks lie at other points (M, 3)."""
         scorer = copy.copy(self)
-        rows = (points != self._points).any(dim=1).nonzero()[:, 0]
-        of_points = self._parts.of_points.clone()
-        changed = self._from_points(points[rows]).to(of_points)
-        of_points[:, rows.to(changed.device)] = changed
-        scorer._points, scorer._parts = points, self._parts._replace(of_points=of_points)
+        scorer._points = points.numpy()
+        scorer._of_points = self._weights.moved(self._of_points, self._points, scorer._points)
+        of_points = torch.from_numpy(scorer._of_points).to(self._parts.of_points)
+        scorer._parts = self._parts._replace(of_points=of_points)
         return scorer
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -175,3 +136,22 @@ class LandmarkScorer:
         for layer in self._layers:
             x = layer(x, context)
         return x
+
+
+class TensorScorer:
+    """A `LandmarkScorer` from arrays to arrays, as `KernelScorer`."""
+
+    def __init__(self, scorer: LandmarkScorer, device: str) -> None:
+        self.scorer, self._device = scorer, device
+
+    def with_points(self, points: Floats) -> TensorScorer:
+        """Return a scorer to which the landmarks lie at other points (M, 3)."""
+        return TensorScorer(self.scorer.with_points(torch.from_numpy(points)), self._device)
+
+    @torch.inference_mode()
+    def __call__(self, *inputs: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the reliability (N,) of the likeliest candidate, and its column (N,)."""
+        with one_thread():
+            logits = self.scorer(*(torch.from_numpy(i).to(self._device) for i in inputs))
+            reliability, choice = reliability_of(logits)
+        return reliability.cpu().numpy(), choice.cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,17 @@ from d2s_ros.scene_models.base import (
     SceneModel,
 )
 from d2s_ros.scene_models.growth import Growth, UpdateTraining
-from d2s_ros.scene_models.landmark import build, update
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut, statistics_of
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
 from d2s_ros.scene_models.landmark.observer import LandmarkObserver
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
-from d2s_ros.scene_models.landmark.samples import LandmarkSample
 from d2s_ros.scene_models.landmark.short_form import ShortForm
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 from d2s_ros.scene_models.landmark.stored_tensors import check_landmark_tensors
 from d2s_ros.scene_models.landmark.table import LandmarkTable
-from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
-from d2s_ros.scene_models.shared_samples import unpack_sample
-from d2s_ros.scene_models.state import load_state, pack_state
+
+if TYPE_CHECKING:
+    from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,28 +40,38 @@ class LandmarkModel(SceneModel):
 
     Attributes:
         table: The landmarks.
-        network: Chooses among a keypoint's nearest ones.
+        stored: The network that chooses among a keypoint's nearest ones.
         left_out: Leaves mapping images out; None where it is not known which made the landmarks.
     """
 
     name: ClassVar[str] = 'landmark'
 
     table: LandmarkTable
-    network: LandmarkNetwork
+    stored: StoredNetwork
     left_out: LeaveOneOut | None = None
+
+    @property
+    def network(self) -> LandmarkNetwork:
+        """The network; needs PyTorch, unlike what localizes."""
+        return self.stored.network
 
     @classmethod
     def build(cls, context: BuildContext) -> Built:
         """Make the landmarks of a reconstruction and train the network."""
+        from d2s_ros.scene_models.landmark import build
+
         table, left_out = build.build_table(context)
         network, figures = build.train(table, left_out, context)
         return Built(
-            cls(table, network, left_out), {'training': figures, 'num_landmarks': len(table)}
+            cls(table, StoredNetwork.of(network), left_out),
+            {'training': figures, 'num_landmarks': len(table)},
         )
 
     @classmethod
     def budget(cls, name: str, *, recipe: str, seed: int) -> dict[str, Any]:
         """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
+        from d2s_ros.scene_models.landmark import build
+
         return build.budget(name, seed)
 
     @classmethod
@@ -78,6 +87,13 @@ class LandmarkModel(SceneModel):
         checkpoint: Path | None,
     ) -> None:
         """Train as the first process of torchrun does, on the samples that it shares."""
+        from d2s_ros.scene_models.landmark.samples import LandmarkSample
+        from d2s_ros.scene_models.landmark.trainer import (
+            LandmarkTrainingConfig,
+            train_landmark_network,
+        )
+        from d2s_ros.scene_models.shared_samples import unpack_sample
+
         train_landmark_network(
             [unpack_sample(LandmarkSample, log.read(key)) for keys in samples for key in keys],
             from_dict(LandmarkConfig, network_config),
@@ -90,7 +106,7 @@ class LandmarkModel(SceneModel):
     @property
     def network_config(self) -> dict[str, Any]:
         """The shape of the network."""
-        return to_dict(self.network.config)
+        return to_dict(self.stored.config)
 
     @property
     def summary(self) -> str:
@@ -99,13 +115,13 @@ class LandmarkModel(SceneModel):
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return keys as codes, points, covariances, and the weights of the network."""
-        table = self.table.coded(self.network.config.short_keys)
+        table = self.table.coded(self.stored.config.short_keys)
         scaling = {
             'center': table.center.astype(np.float32),
             'extent': np.array([table.extent], np.float32),
         }
         if table.short is not None:
-            return {**table.short.tensors(), **scaling, **pack_state(self.network)}
+            return {**table.short.tensors(), **scaling, **self.stored.tensors()}
         assert table.codes is not None
         rows, columns = np.triu_indices(3)
         return {
@@ -114,7 +130,7 @@ class LandmarkModel(SceneModel):
             'points': table.points_in_map.astype(np.float32),
             'covariances': table.covariances[:, rows, columns].astype(np.float32),
             **scaling,
-            **pack_state(self.network),
+            **self.stored.tensors(),
         }
 
     @classmethod
@@ -125,11 +141,10 @@ class LandmarkModel(SceneModel):
         config = from_dict(LandmarkConfig, network_config)
         check_landmark_tensors(tensors, config)
         center, extent = tensors['center'], float(tensors['extent'][0])
-        network = LandmarkNetwork(config)
-        load_state(network, tensors)
+        stored = StoredNetwork.from_tensors(config, tensors)
         if config.short_keys:
             short = ShortForm.from_tensors(tensors)
-            return cls(LandmarkTable.of_short(short, center, extent), network)
+            return cls(LandmarkTable.of_short(short, center, extent), stored)
         codes = ProductCodes(tensors['key_codebook'], tensors['key_codes'], config.descriptor_dim)
         covariances = np.zeros((len(tensors['points']), 3, 3), np.float32)
         rows, columns = np.triu_indices(3)
@@ -143,17 +158,17 @@ class LandmarkModel(SceneModel):
             extent,
             codes,
         )
-        return cls(table, network)
+        return cls(table, stored)
 
     def scaled(self, factor: float) -> LandmarkModel:
         """Return the model with everything in the place larger by `factor`."""
-        return LandmarkModel(self.table.scaled(factor), self.network)
+        return LandmarkModel(self.table.scaled(factor), self.stored)
 
     def observer(self, *, device: str, precision: str, sigma_px: float) -> LandmarkObserver:
         """Make the landmarks ready for the search, and the network for one image after another."""
         return LandmarkObserver(
             self.table,
-            self.network,
+            self.stored,
             self.left_out,
             device=device,
             precision=precision,
@@ -179,7 +194,7 @@ class LandmarkModel(SceneModel):
         """Return the model with what it needs to leave out the images that it was made from."""
         statistics = statistics_of(self.table, reconstruction)
         left_out = LeaveOneOut(
-            reconstruction, self.table, statistics, self.network.config.num_candidates
+            reconstruction, self.table, statistics, self.stored.config.num_candidates
         )
         return replace(self, left_out=left_out)
 
@@ -191,10 +206,12 @@ class LandmarkModel(SceneModel):
 
     def updated(self, growth: Growth, training: UpdateTraining) -> Built:
         """Choose landmarks anew among old and new points, and train the network on for them."""
-        table, left_out = update.grown_table(self.table, self.network.config, growth)
+        from d2s_ros.scene_models.landmark import update
+
+        table, left_out = update.grown_table(self.table, self.stored.config, growth)
         network, figures = update.train_on_growth(self.network, table, left_out, growth, training)
         return Built(
-            LandmarkModel(table, network, left_out),
+            LandmarkModel(table, StoredNetwork.of(network), left_out),
             {'training': figures, 'num_landmarks': len(table)},
         )
 
@@ -202,11 +219,13 @@ class LandmarkModel(SceneModel):
         self, views: Sequence[LabelledView], training: UpdateTraining
     ) -> Built:
         """Train the network on copied labels: no landmark is new."""
+        from d2s_ros.scene_models.landmark import update
+
         assert self.left_out is not None
         network, figures = update.train_on_labels(
             self.network, self.table, self.left_out, views, training
         )
-        return Built(replace(self, network=network), {'training': figures})
+        return Built(replace(self, stored=StoredNetwork.of(network)), {'training': figures})
 
     def export_onnx(self, extractor: FeatureExtractor, folder: Path) -> dict[str, Any]:
         """Write SuperPoint and the choice of landmarks as ONNX files, and check them."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from d2s_ros.device import has_fast_bfloat16
-from d2s_ros.kernels.tensors import reliability_of
+from d2s_ros.device import has_fast_bfloat16, require_torch
 from d2s_ros.scene_models.base import Candidates, Observation, Observer, SceneCoordinates, View
-from d2s_ros.scene_models.landmark.gpu import RecordedChoice
-from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.kernel_scorer import KernelScorer
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut, without_landmarks
-from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.stored_network import StoredNetwork
 from d2s_ros.scene_models.landmark.table import (
     LandmarkIndex,
     LandmarkTable,
     NearestLandmarks,
     log_scales_of,
 )
-from d2s_ros.threads import one_thread
+
+if TYPE_CHECKING:
+    from d2s_ros.scene_models.landmark.gpu import RecordedChoice
+    from d2s_ros.scene_models.landmark.inference import TensorScorer
+    from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
 
 
 class LandmarkObserver(Observer):
@@ -37,7 +38,7 @@ class LandmarkObserver(Observer):
     def __init__(
         self,
         table: LandmarkTable,
-        network: LandmarkNetwork,
+        network: StoredNetwork,
         left_out: LeaveOneOut | None,
         *,
         device: str,
@@ -48,24 +49,35 @@ class LandmarkObserver(Observer):
         self._table, self._left_out = table, left_out
         self._variance = sigma_px**2
         self.num_candidates = network.config.num_candidates
-        on_cpu = device == 'cpu'
-        self._index = (
-            table.index
-            if on_cpu and not exact
-            else LandmarkIndex(table.keys, device=device, exact=exact)
-        )
-        by_kernels = on_cpu and not exact and network.config.num_layers == 0
-        half = not exact and not by_kernels and has_fast_bfloat16(device)
-        scorer = LandmarkScorer(
-            network,
-            torch.from_numpy(table.normalized(table.points_in_map)),
-            device=device,
-            dtype=torch.bfloat16 if half else torch.float32,
-        )
-        self._landmarks = _Landmarks(
-            *self._positions(table), scorer, KernelScorer(scorer) if by_kernels else None, device
-        )
-        self._choice = None if on_cpu else RecordedChoice(self._index, scorer, self.num_candidates)
+        points = table.normalized(table.points_in_map)
+        self._index: LandmarkIndex | TensorIndex
+        self._choice: RecordedChoice | None = None
+        scorer: KernelScorer | TensorScorer
+        if device == 'cpu' and not exact:
+            self._index = table.index
+        if device == 'cpu' and not exact and network.config.num_layers == 0:
+            scorer = KernelScorer(network, points)
+        else:
+            require_torch('attention layers, a GPU and the precision fp32')
+            import torch
+
+            from d2s_ros.scene_models.landmark.gpu import RecordedChoice
+            from d2s_ros.scene_models.landmark.inference import LandmarkScorer, TensorScorer
+            from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
+
+            half = not exact and has_fast_bfloat16(device)
+            by_tensors = LandmarkScorer(
+                network,
+                torch.from_numpy(points),
+                device=device,
+                dtype=torch.bfloat16 if half else torch.float32,
+            )
+            scorer = TensorScorer(by_tensors, device)
+            if device != 'cpu' or exact:
+                self._index = TensorIndex(table.keys, device=device)
+                if device != 'cpu':
+                    self._choice = RecordedChoice(self._index, by_tensors, self.num_candidates)
+        self._landmarks = _Landmarks(*self._positions(table), scorer)
 
     def observe(self, view: View) -> Observation:
         """Search the nearest landmarks of the keypoints and choose among them."""
@@ -74,7 +86,6 @@ class LandmarkObserver(Observer):
         nearest = self.find_nearest(view)
         return self._landmarks.observation(view, nearest, *self._landmarks.choose(view, nearest))
 
-    @torch.inference_mode()
     def find_nearest(self, view: View) -> NearestLandmarks:
         """Return each keypoint's nearest landmarks."""
         return self._index.search(view.features.descriptors, self.num_candidates)
@@ -108,7 +119,7 @@ class LandmarkObserver(Observer):
 
     def _moved(self, table: LandmarkTable) -> _Landmarks:
         """Return landmarks with the same keys that lie at other points."""
-        points = torch.from_numpy(table.normalized(table.points_in_map))
+        points = table.normalized(table.points_in_map)
         return self._landmarks.moved(*self._positions(table), points)
 
 
@@ -118,36 +129,26 @@ class _Landmarks:
 
     Attributes:
         points_in_map: (M, 3) float64; covariances: (M, 3, 3) float64, unit of the map squared.
-        scorer: On the device.
-        by_kernels: The same by the kernels, used if it is there.
-        device: 'cpu' or 'cuda'.
+        scorer: By the kernels or by PyTorch.
     """
 
     points_in_map: NDArray[np.float64]
     covariances: NDArray[np.float64]
-    scorer: LandmarkScorer
-    by_kernels: KernelScorer | None
-    device: str
+    scorer: KernelScorer | TensorScorer
 
     def moved(
         self,
         points_in_map: NDArray[np.float64],
         covariances: NDArray[np.float64],
-        normalized: torch.Tensor,
+        normalized: NDArray[np.float32],
     ) -> _Landmarks:
-        scorer, by_kernels = self.scorer, self.by_kernels
-        if by_kernels is not None:
-            by_kernels = by_kernels.with_points(normalized)
-        else:
-            scorer = scorer.with_points(normalized)
-        return _Landmarks(points_in_map, covariances, scorer, by_kernels, self.device)
+        return _Landmarks(points_in_map, covariances, self.scorer.with_points(normalized))
 
-    @torch.inference_mode()
     def choose(
         self, view: View, nearest: NearestLandmarks
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the reliability (N,) of the likeliest candidate, and its column (N,)."""
-        inputs = (
+        return self.scorer(
             view.features.descriptors,
             nearest.landmark_idx,
             nearest.similarity,
@@ -155,12 +156,6 @@ class _Landmarks:
             view.normalized_points,
             log_scales_of(view),
         )
-        if self.by_kernels is not None:
-            return self.by_kernels(*inputs)
-        with one_thread():
-            logits = self.scorer(*(torch.from_numpy(i).to(self.device) for i in inputs))
-            reliability, choice = reliability_of(logits)
-        return reliability.cpu().numpy(), choice.cpu().numpy()
 
     def observation(
         self,

@@ -9,11 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
-
-from d2s_ros.reconstruction.clustering import k_means, nearest_centroids
 
 #: Numbers of a vector that one code stands for.
 PART_DIM = 4
@@ -40,6 +36,11 @@ class ProductCodes:
     @classmethod
     def encode(cls, vectors: NDArray[np.float32], *, seed: int = 0) -> ProductCodes:
         """Learn a codebook from vectors (M, D) and encode them with it."""
+        import torch
+        from torch.nn import functional
+
+        from d2s_ros.reconstruction.clustering import k_means, nearest_centroids
+
         count, dim = vectors.shape
         parts = functional.pad(torch.from_numpy(vectors), (0, -dim % PART_DIM))
         parts = parts.view(count, -(-dim // PART_DIM), PART_DIM).transpose(0, 1).contiguous()

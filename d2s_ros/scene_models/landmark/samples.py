@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from d2s_ros.geometry.noise import scaled_px
+from d2s_ros.kernels import tensors
 from d2s_ros.reconstruction.reconstruction import MappedImage
 from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.table import (
     LandmarkTable,
     NearestLandmarks,
     candidate_errors_px,
-    network_inputs,
+    log_scales_of,
 )
 
 #: See `make_sample`.
@@ -43,6 +44,23 @@ class LandmarkSample:
 
     def __len__(self) -> int:
         return len(self.descriptors)
+
+
+def network_inputs(
+    view: View, candidates: NearestLandmarks, table: LandmarkTable
+) -> dict[str, torch.Tensor]:
+    """Return the inputs of `LandmarkNetwork` for one image, without the batch dimension."""
+    similarity = torch.from_numpy(candidates.similarity)
+    points = table.normalized(table.points_in_map[candidates.landmark_idx])
+    return {
+        'descriptors': torch.from_numpy(view.features.descriptors),
+        'evidence': tensors.candidate_evidence(
+            similarity, torch.from_numpy(candidates.best_of_landmark)
+        ),
+        'candidate_points': torch.from_numpy(points),
+        'keypoints': torch.from_numpy(view.normalized_points),
+        'log_scales': torch.from_numpy(log_scales_of(view)),
+    }
 
 
 def make_sample(

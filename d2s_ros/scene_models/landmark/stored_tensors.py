@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.scene_models.landmark.network import LandmarkConfig
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.product_codes import PART_DIM
 from d2s_ros.scene_models.landmark.short_form import ShortForm
 

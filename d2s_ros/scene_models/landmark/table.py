@@ -13,21 +13,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from d2s_ros import kernels
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.kernels import tensors
 from d2s_ros.kernels.interface import KeyIndex
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
 from d2s_ros.scene_models.landmark.short_form import ShortForm
 from d2s_ros.scene_models.points import choose_points, point_covariances
+from d2s_ros.threads import num_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,37 +185,17 @@ def build_landmarks(
 
 
 class LandmarkIndex:
-    """The keys of a table, arranged for the search of nearest landmarks.
+    """The keys of a table, arranged for the search of nearest landmarks by the kernels."""
 
-    By the kernels on a CPU; on another device, and where `exact` is asked for, by PyTorch.
-    """
-
-    def __init__(
-        self, keys: NDArray[np.float32], *, device: str = 'cpu', exact: bool = False
-    ) -> None:
-        """Arrange keys (M, D), L2-normalised float32; `exact` searches them as they are."""
+    def __init__(self, keys: NDArray[np.float32]) -> None:
+        """Arrange keys (M, D), L2-normalised float32."""
         self._num_keys = len(keys)
-        self._keys: torch.Tensor | None = None
-        self._index: KeyIndex | None = None
-        if device == 'cpu' and not exact:
-            self._index = kernels.active().key_index(keys)
-        else:
-            self._keys = torch.from_numpy(np.ascontiguousarray(keys)).to(device)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the keys are."""
-        return torch.device('cpu') if self._keys is None else self._keys.device
+        self._index: KeyIndex = kernels.active().key_index(keys)
 
     def replaced(self, rows: NDArray[np.int64], keys: NDArray[np.float32]) -> LandmarkIndex:
         """Return an index in which some keys (R, D) are others."""
         index = copy.copy(self)
-        if self._index is not None:
-            index._index = self._index.replaced(rows, keys)
-        if self._keys is not None:
-            row_idx = torch.from_numpy(rows).to(self._keys.device)
-            index._keys = self._keys.clone()
-            index._keys[row_idx] = torch.from_numpy(keys).to(self._keys.device)
+        index._index = self._index.replaced(rows, keys)
         return index
 
     def search(self, descriptors: NDArray[np.float32], num_candidates: int) -> NearestLandmarks:
@@ -227,29 +205,14 @@ class LandmarkIndex:
             descriptors: (N, D) float32, L2-normalised.
             num_candidates: C; fewer landmarks than that are padded with the last one.
         """
-        queries = torch.from_numpy(np.ascontiguousarray(descriptors))
-        if self._keys is not None:
-            queries = queries.to(self._keys.device)
-        idx, similarity, best = self.nearest(queries, num_candidates)
-        return NearestLandmarks(idx.cpu().numpy(), similarity.cpu().numpy(), best.cpu().numpy())
-
-    def nearest(
-        self, queries: torch.Tensor, num_candidates: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `search`, with tensors (N, D) where the keys are and (N, C) there, not waited for."""
-        count = min(num_candidates, self._num_keys)
-        if self._keys is not None:
-            idx, similarity, best = tensors.search(queries, self._keys, count)
-        else:
-            assert self._index is not None
-            found = self._index.search(queries.numpy(), count, threads=torch.get_num_threads())
-            idx, similarity, best = (torch.from_numpy(array) for array in found)
-        missing = num_candidates - count
-        if missing:
-            similarity = functional.pad(similarity, (0, missing), value=-1.0)
-            best = functional.pad(best, (0, missing), value=1.0)
-            idx = torch.cat([idx, idx[:, -1:].expand(-1, missing)], dim=1)
-        return idx, similarity, best
+        queries, count = np.ascontiguousarray(descriptors), min(num_candidates, self._num_keys)
+        idx, similarity, best = self._index.search(queries, count, threads=num_threads())
+        missing = ((0, 0), (0, num_candidates - count))
+        return NearestLandmarks(
+            np.pad(idx, missing, mode='edge'),
+            np.pad(similarity, missing, constant_values=-1.0),
+            np.pad(best, missing, constant_values=1.0),
+        )
 
 
 def find_training_candidates(
@@ -286,23 +249,6 @@ def find_training_candidates(
 def log_scales_of(view: View) -> NDArray[np.float32]:
     """Return the scales (N,) of keypoints as the network sees them."""
     return np.log(np.maximum(view.features.scales, 1e-3))
-
-
-def network_inputs(
-    view: View, candidates: NearestLandmarks, table: LandmarkTable
-) -> dict[str, torch.Tensor]:
-    """Return the inputs of `LandmarkNetwork` for one image, without the batch dimension."""
-    similarity = torch.from_numpy(candidates.similarity)
-    points = table.normalized(table.points_in_map[candidates.landmark_idx])
-    return {
-        'descriptors': torch.from_numpy(view.features.descriptors),
-        'evidence': tensors.candidate_evidence(
-            similarity, torch.from_numpy(candidates.best_of_landmark)
-        ),
-        'candidate_points': torch.from_numpy(points),
-        'keypoints': torch.from_numpy(view.normalized_points),
-        'log_scales': torch.from_numpy(log_scales_of(view)),
-    }
 
 
 def candidate_errors_px(

@@ -15,7 +15,8 @@ from torch.nn import functional
 from d2s_ros import distributed
 from d2s_ros.config import option, validate
 from d2s_ros.device import has_fast_bfloat16
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import LandmarkSample
 from d2s_ros.scene_models.training_loop import new_network, one_cycle, run_loop
 

@@ -12,15 +12,15 @@ import torch
 from d2s_ros.reconstruction.reconstruction import make_reconstruction, point_groups
 from d2s_ros.scene_models.base import LabelledView
 from d2s_ros.scene_models.growth import Growth, UpdateTraining
+from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
-from d2s_ros.scene_models.landmark.network import LandmarkConfig, LandmarkNetwork
-from d2s_ros.scene_models.landmark.samples import LandmarkSample, make_sample
+from d2s_ros.scene_models.landmark.network import LandmarkNetwork
+from d2s_ros.scene_models.landmark.samples import LandmarkSample, make_sample, network_inputs
 from d2s_ros.scene_models.landmark.table import (
     LandmarkStatistics,
     LandmarkTable,
     build_landmarks,
     find_training_candidates,
-    network_inputs,
 )
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
 

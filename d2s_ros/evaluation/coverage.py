@@ -1,0 +1,397 @@
+"""How well a map localizes where: predicted for views all around the places it was mapped from.
+
+A view is predicted from what mapping images say: which of their points it would show, how many of
+those a new image finds (measured on held-out mapping images), and what covariance their rays give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d2s_ros.errors import InputError
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.geometry.cameras import Camera, projection_jacobian
+from d2s_ros.geometry.statistics import subsample
+from d2s_ros.geometry.transforms import RigidTransform, skew
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.update_data import MappingData
+
+Array = NDArray[np.float64]
+
+#: Headings of a place that are predicted, evenly around.
+HEADINGS = 12
+#: A view shows a point if a mapping image saw it from within this angle, and so many times as far.
+_MAX_TURN_DEG, _MAX_ZOOM = 32.0, 1.8
+#: Held-out mapping images that are localized to learn what share of the points is found.
+_HELD_OUT = 24
+#: A view with so many predicted inliers is good if they are precise; with so few it is bad.
+GOOD_INLIERS, BAD_INLIERS = 60.0, 15.0
+#: Largest predicted deviation of a good view: of the position over the depth, of the rotation.
+_MAX_RELATIVE_SIGMA, _MAX_SIGMA_DEG = 0.02, 1.0
+#: A cell is this share of the median depth of the scene wide, where nothing else is asked for.
+_CELL_OF_DEPTH = 0.2
+_MAX_CELLS = 4000
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    """A prediction: from one cell, in one direction.
+
+    Attributes:
+        heading_deg: Direction of the optical axis in the plane, from x to y.
+        inliers: Correspondences that a pose is expected to have.
+        sigma, sigma_deg: Largest standard deviation of position (unit of the map) and rotation.
+        verdict: 'good', 'fair' or 'bad'.
+    """
+
+    heading_deg: float
+    inliers: float
+    sigma: float
+    sigma_deg: float
+    verdict: str
+
+
+@dataclass(frozen=True, eq=False)
+class CoverageCell:
+    """A place and what a camera would see from it.
+
+    Attributes:
+        middle: (3,) in the map frame, at the height of the mapping cameras nearby.
+        views: By heading, HEADINGS of them.
+    """
+
+    middle: Array
+    views: tuple[PlannedView, ...]
+
+    @property
+    def good_share(self) -> float:
+        """Share of the headings that are good."""
+        return sum(view.verdict == 'good' for view in self.views) / len(self.views)
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """How well a map localizes where.
+
+    Attributes:
+        cell: Width of a cell, unit of the map.
+        unit: 'm' or 'units'.
+        cells: All that were predicted.
+        path: (I, 3) mapping cameras, map frame.
+        found_share: Share of the points in a view that become inliers, by held-out images.
+        held_out, localized: Mapping images that were localized in the map without them.
+    """
+
+    cell: float
+    unit: str
+    cells: tuple[CoverageCell, ...]
+    path: Array
+    found_share: float
+    held_out: int
+    localized: int
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the views that are good, fair and bad."""
+        verdicts = [view.verdict for cell in self.cells for view in cell.views]
+        return {
+            name: verdicts.count(name) / max(1, len(verdicts)) for name in ('good', 'fair', 'bad')
+        }
+
+    def view_at(self, position: Array, heading_deg: float) -> PlannedView | None:
+        """Return what is predicted for a place (3,) and heading; None outside of all cells."""
+        middles = np.stack([cell.middle for cell in self.cells])
+        offsets = np.abs(middles[:, :2] - position[:2]).max(axis=1)
+        nearest = int(np.argmin(offsets))
+        if offsets[nearest] > 0.5 * self.cell + 1e-9:
+            return None
+        turn = round(heading_deg / (360 / HEADINGS)) % HEADINGS
+        return self.cells[nearest].views[turn]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, JSON types."""
+        return {
+            'cell': round(self.cell, 4),
+            'unit': self.unit,
+            'found_share': round(self.found_share, 4),
+            'held_out': self.held_out,
+            'localized': self.localized,
+            'shares': {name: round(share, 4) for name, share in self.shares.items()},
+            'cells': [
+                {
+                    'middle': [round(float(value), 4) for value in cell.middle],
+                    'views': [
+                        {
+                            'heading_deg': view.heading_deg,
+                            'inliers': round(view.inliers, 1),
+                            'sigma': _rounded(view.sigma),
+                            'sigma_deg': _rounded(view.sigma_deg),
+                            'verdict': view.verdict,
+                        }
+                        for view in cell.views
+                    ],
+                }
+                for cell in self.cells
+            ],
+        }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 5) if np.isfinite(value) else None
+
+
+class ViewPredictor:
+    """Predicts what views of a map's place show.
+
+    Args:
+        data: The mapping images.
+        camera: Of the views; distortion is left out.
+        sigma_px: Noise of a keypoint.
+    """
+
+    def __init__(self, data: MappingData, camera: Camera, sigma_px: float) -> None:
+        self._camera = camera.ideal
+        self._sigma_px = sigma_px
+        points, rows = [], []
+        for row, image in enumerate(data.images):
+            seen = np.unique(image.point_idx[image.point_idx >= 0])
+            points.append(seen)
+            rows.append(np.full(len(seen), row))
+        point_idx, image_idx = np.concatenate(points), np.concatenate(rows)
+        self._order = np.argsort(point_idx, kind='stable')
+        used, self._first, self._counts = np.unique(
+            point_idx[self._order], return_index=True, return_counts=True
+        )
+        self._points = data.points_in_map[used]
+        self._observer = image_idx[self._order]
+        centres = np.stack([image.map_from_camera.translation for image in data.images])
+        rays = np.repeat(self._points, self._counts, axis=0) - centres[self._observer]
+        self._distances = np.linalg.norm(rays, axis=1)
+        self._rays = rays / np.maximum(self._distances, 1e-12)[:, None]
+
+    def visible(self, map_from_camera: RigidTransform, without: int = -1) -> NDArray[np.int64]:
+        """Return the points (rows of `points`) that a view shows.
+
+        Args:
+            map_from_camera: Of the view.
+            without: A mapping image whose observations do not count.
+        """
+        camera = self._camera
+        in_camera = map_from_camera.inverse().apply(self._points)
+        depth = np.where(in_camera[:, 2] > 1e-9, in_camera[:, 2], np.nan)
+        x = camera.fx * in_camera[:, 0] / depth + camera.cx
+        y = camera.fy * in_camera[:, 1] / depth + camera.cy
+        with np.errstate(invalid='ignore'):
+            inside = (x > 0) & (x < camera.width - 1) & (y > 0) & (y < camera.height - 1)
+        rows = np.flatnonzero(inside)
+        counts = self._counts[rows]
+        if not len(rows):
+            return rows
+        starts = np.cumsum(counts) - counts
+        observation = np.arange(counts.sum()) + np.repeat(self._first[rows] - starts, counts)
+        ray = self._points[rows] - map_from_camera.translation
+        distance = np.linalg.norm(ray, axis=1)
+        ray = np.repeat(ray / distance[:, None], counts, axis=0)
+        zoom = np.repeat(distance, counts) / self._distances[observation]
+        fits = (ray * self._rays[observation]).sum(axis=1) > np.cos(np.radians(_MAX_TURN_DEG))
+        fits &= (zoom < _MAX_ZOOM) & (zoom > 1 / _MAX_ZOOM)
+        fits &= self._observer[observation] != without
+        return rows[np.add.reduceat(fits, starts) > 0]
+
+    def predict(self, map_from_camera: RigidTransform, found_share: float) -> PlannedView:
+        """Return the prediction for a view."""
+        rows = self.visible(map_from_camera)
+        axis = map_from_camera.rotation[:, 2]
+        heading = float(np.degrees(np.arctan2(axis[1], axis[0])) % 360)
+        inliers = found_share * len(rows)
+        if len(rows) < 4:
+            return PlannedView(round(heading, 1), inliers, np.inf, np.inf, 'bad')
+        camera_from_map = map_from_camera.inverse()
+        in_camera = camera_from_map.apply(self._points[rows])
+        jacobian = projection_jacobian(in_camera, self._camera)
+        # A turn w of the camera moves p by w x p = -[p]x w.
+        by_turn = jacobian @ -np.stack([skew(point) for point in in_camera])
+        stacked = np.concatenate([jacobian, by_turn], axis=2)
+        information = found_share * np.einsum('nij,nik->jk', stacked, stacked)
+        information = information / self._sigma_px**2 + 1e-12 * np.eye(6)
+        covariance = np.linalg.pinv(information)
+        sigma = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
+        sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])))
+        precise = sigma < _MAX_RELATIVE_SIGMA * float(np.median(in_camera[:, 2]))
+        verdict = 'fair'
+        if inliers >= GOOD_INLIERS and precise and sigma_deg < _MAX_SIGMA_DEG:
+            verdict = 'good'
+        elif inliers < BAD_INLIERS:
+            verdict = 'bad'
+        return PlannedView(round(heading, 1), inliers, sigma, sigma_deg, verdict)
+
+
+def measure_coverage(
+    scene_map: SceneMap, *, cell: float | None = None, held_out: int = _HELD_OUT
+) -> Coverage:
+    """Predict views all around the places that a map was made from.
+
+    Cells cover the mapping path and a cell's width around it, in the plane of x and y, at the
+    height and with the downward tilt of the mapping cameras near by.
+
+    Args:
+        scene_map: A map with update data.
+        cell: Width of a cell, unit of the map; None chooses one by the depth of the scene.
+        held_out: Mapping images that are localized in the map without them.
+
+    Raises:
+        MapFormatError: the map has no update data.
+        InputError: cells are too small, or the map cannot leave images out.
+    """
+    local = scene_map.in_local_frame()
+    data = MappingData.from_map(local)
+    model = local.model.with_mapping(data.reconstruction())
+    local = replace(local, model=model)
+    manifest = local.manifest
+    camera = manifest.cameras[0]
+    predictor = ViewPredictor(data, camera, manifest.calibration.sigma_px)
+    share, asked, localized = _found_share(local, data, predictor, held_out)
+    width = cell or _CELL_OF_DEPTH * (manifest.calibration.scene_depth or model.extent)
+    poses = [image.map_from_camera for image in data.images]
+    path = np.stack([pose.translation for pose in poses])
+    tilt = float(np.median(np.arcsin([np.clip(pose.rotation[2, 2], -1, 1) for pose in poses])))
+    middles = _cells_around(path, width)
+    cells = [
+        CoverageCell(middle + scene_map.origin, _views_from(predictor, middle, tilt, share))
+        for middle in middles
+    ]
+    unit = 'm' if manifest.metric else 'units'
+    return Coverage(width, unit, tuple(cells), path + scene_map.origin, share, asked, localized)
+
+
+def _views_from(
+    predictor: ViewPredictor, middle: Array, tilt: float, found_share: float
+) -> tuple[PlannedView, ...]:
+    """Return the views of one cell; each stands for directions up to halfway to the next.
+
+    What is good in the middle and bad halfway is neither, and so the other way round.
+    """
+    found = [
+        predictor.predict(_level_view(middle, 180 * turn / HEADINGS, tilt), found_share)
+        for turn in range(2 * HEADINGS)
+    ]
+    views = []
+    for turn in range(0, 2 * HEADINGS, 2):
+        view = found[turn]
+        beside = {found[turn - 1].verdict, found[turn + 1].verdict}
+        mixed = (view.verdict == 'good' and 'bad' in beside) or (
+            view.verdict == 'bad' and beside != {'bad'}
+        )
+        views.append(replace(view, verdict='fair') if mixed else view)
+    return tuple(views)
+
+
+def _found_share(
+    scene_map: SceneMap, data: MappingData, predictor: ViewPredictor, count: int
+) -> tuple[float, int, int]:
+    """Return inliers over predicted points of images left out; how many; how many localized."""
+    extractor = create_extractor(scene_map.manifest.features, device='cpu')
+    localizer = Localizer(scene_map, extractor)
+    chosen = subsample(list(range(len(data.images))), count)
+    shares, localized = [], 0
+    for index in chosen:
+        image = data.images[index]
+        result = localizer.localize_view(
+            localizer.observer.mapping_view(image),
+            observation=localizer.observer.observe_without(index),
+        )
+        localized += result.localized
+        points = len(predictor.visible(image.map_from_camera, without=index))
+        if points:
+            shares.append(result.num_inliers / points)
+    if not shares:
+        raise InputError('no mapping image shows points that others show: build the map again')
+    return float(np.median(shares)), len(chosen), localized
+
+
+def _cells_around(path: Array, width: float) -> list[Array]:
+    """Return the middles of the cells on and beside a path (I, 3)."""
+    keys: dict[tuple[int, int], list[float]] = {}
+    for x, y, z in path:
+        i, j = int(np.floor(x / width)), int(np.floor(y / width))
+        for a in (-1, 0, 1):
+            for b in (-1, 0, 1):
+                keys.setdefault((i + a, j + b), []).append(float(z))
+    if len(keys) > _MAX_CELLS:
+        raise InputError(f'{len(keys)} cells are too many: give wider ones with --cell')
+    return [
+        np.array([(i + 0.5) * width, (j + 0.5) * width, float(np.median(heights))])
+        for (i, j), heights in sorted(keys.items())
+    ]
+
+
+def _level_view(middle: Array, heading_deg: float, tilt: float) -> RigidTransform:
+    """Return map_from_camera of a camera without roll that looks in a direction.
+
+    Args:
+        middle: (3,) where it is.
+        heading_deg: In the plane of x and y.
+        tilt: Of the optical axis above the plane, radians.
+    """
+    turn = np.radians(heading_deg)
+    ahead = np.array([np.cos(turn) * np.cos(tilt), np.sin(turn) * np.cos(tilt), np.sin(tilt)])
+    right = np.array([np.sin(turn), -np.cos(turn), 0.0])
+    return RigidTransform(np.stack([right, np.cross(ahead, right), ahead], axis=1), middle)
+
+
+def coverage_advice(coverage: Coverage, most: int = 5) -> list[str]:
+    """Return advice in words on where to walk again, the largest weak places first."""
+    half = 360 / HEADINGS
+    on_path = [
+        cell
+        for cell in coverage.cells
+        if np.abs(coverage.path[:, :2] - cell.middle[:2]).max(axis=1).min() <= coverage.cell / 2
+    ]
+    by_heading: dict[int, list[CoverageCell]] = {}
+    for cell in on_path:
+        for turn, view in enumerate(cell.views):
+            if view.verdict == 'bad':
+                by_heading.setdefault(turn // 3, []).append(cell)
+    advice: list[tuple[int, str]] = []
+    for quarter, cells in by_heading.items():
+        for group in _connected(cells, coverage.cell):
+            low, high = group.min(axis=0) - coverage.cell / 2, group.max(axis=0) + coverage.cell / 2
+            facing = quarter * 90 + half
+            advice.append(
+                (
+                    len(group),
+                    f'walk x {low[0]:.1f} to {high[0]:.1f}, y {low[1]:.1f} to {high[1]:.1f} '
+                    f'{coverage.unit} again, facing {facing:.0f} deg ({_side(facing)})',
+                )
+            )
+    advice.sort(key=lambda item: -item[0])
+    return [text for _, text in advice[:most]]
+
+
+def _side(heading_deg: float) -> str:
+    return ('towards +x', 'towards +y', 'towards -x', 'towards -y')[round(heading_deg / 90) % 4]
+
+
+def _connected(cells: Sequence[CoverageCell], width: float) -> list[Array]:
+    """Return the middles (C, 2) of cells in groups that touch each other."""
+    left = {tuple(np.rint(cell.middle[:2] / width - 0.5).astype(int)) for cell in cells}
+    groups = []
+    while left:
+        group, border = [], [left.pop()]
+        while border:
+            i, j = border.pop()
+            group.append((i, j))
+            for a in (-1, 0, 1):
+                for b in (-1, 0, 1):
+                    if (i + a, j + b) in left:
+                        left.discard((i + a, j + b))
+                        border.append((i + a, j + b))
+        groups.append((np.array(group) + 0.5) * width)
+    return groups

@@ -1,0 +1,140 @@
+"""The page of `d2s view`: complete without a network, and right in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import urllib.request
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from maps.test_scene_map import make_map
+
+from d2s_ros.cli import view
+from d2s_ros.cli.main import main
+from d2s_ros.errors import InputError
+from d2s_ros.evaluation.view_page import view_page
+from d2s_ros.maps.store import MapStore
+from d2s_ros.scene_models.landmark.model import LandmarkModel
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+REPORT = {
+    'frames': [
+        {
+            'name': 'a</script>b',
+            'status': 'localized',
+            'map_from_camera': [2.0, 2.0, 2.0, 0, 0, 0, 1],
+            'num_inliers': 80,
+            'num_reliable': 120,
+            'num_keypoints': 900,
+        },
+        {'name': 'second', 'status': 'too_few_inliers', 'reason': '3 inliers', 'num_inliers': 3},
+    ]
+}
+
+
+@pytest.fixture
+def cube():
+    """Return a map whose landmarks fill a cube."""
+    scene_map = make_map(count=3000)
+    table = scene_map.model.table
+    points = np.random.default_rng(0).uniform(0, 4, (3000, 3)).astype(np.float32)
+    model = LandmarkModel(replace(table, points_in_map=points), scene_map.model.network)
+    return replace(scene_map, model=model)
+
+
+def test_it_holds_everything(cube):
+    page = view_page(cube, REPORT)
+    assert not re.search(r'(src|href)\s*=|https?://', page)
+    data = json.loads(re.search(r'application/json">(.*?)</script>', page).group(1))
+    assert [frame['kind'] for frame in data['frames']] == ['localized', 'refused']
+    assert data['frames'][0]['position'] == [2.0, 2.0, 2.0]
+    assert 'position' not in data['frames'][1]
+    assert data['counts'] == '3000 landmarks, 0 mapping images, 1 frames localized, 1 refused'
+    assert 'arbitrary' in data['unit']
+    with pytest.raises(InputError, match='has no frames'):
+        view_page(cube, {'summary': {}})
+
+
+def test_mapping_images_have_their_keypoints(small_map):
+    from d2s_ros.maps.scene_map import SceneMap
+
+    page = view_page(SceneMap.open(small_map.path))
+    data = json.loads(re.search(r'application/json">(.*?)</script>', page).group(1))
+    assert len(data['frames']) == len(data['path']) == len(small_map.frames)
+    assert data['frames'][0]['keypoints']
+    np.testing.assert_allclose(
+        data['path'][0], small_map.frames[0].map_from_camera.translation, atol=1e-4
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='chromium is not installed')
+def test_a_browser_draws_it(cube, tmp_path):
+    """Landmarks, a chosen frame and a scale bar are there: by colours, not by single pixels."""
+    MapStore(tmp_path / 'map').write(cube)
+    (tmp_path / 'report.json').write_text(json.dumps(REPORT))
+    page = tmp_path / 'page.html'
+    arguments = ['view', str(tmp_path / 'map'), str(tmp_path / 'report.json')]
+    assert main([*arguments, '--html', str(page)]) == 0
+    browser = [
+        CHROMIUM,
+        '--headless',
+        '--no-sandbox',
+        '--disable-gpu',
+        '--window-size=1000,700',
+        f'--user-data-dir={tmp_path / "profile"}',
+    ]
+    url = f'file://{page}#frame=0'
+    picture = tmp_path / 'shot.png'
+    subprocess.run(
+        [*browser, f'--screenshot={picture}', url], check=True, capture_output=True, timeout=120
+    )
+    image = cv2.imread(str(picture)).astype(int)
+    scene = image[:, :620]
+    coloured = (scene.max(axis=2) - scene.min(axis=2) > 60).mean()
+    assert 0.005 < coloured < 0.6
+    green = (scene[..., 1] > scene[..., 2] + 80) & (scene[..., 1] > scene[..., 0] + 60)
+    assert green.sum() > 30
+    document = subprocess.run(
+        [*browser, '--dump-dom', url], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    assert 'data-ready="3000 landmarks, 2 frames"' in document
+    assert 'a&lt;/script&gt;b: localized. 80 inliers of 120' in document
+
+
+def test_it_is_served_to_this_computer(cube, tmp_path, monkeypatch, capsys):
+    """The page comes from 127.0.0.1, and Ctrl-C ends the command."""
+    from http.server import HTTPServer
+
+    MapStore(tmp_path / 'map').write(cube)
+    addresses, done = [], threading.Event()
+
+    def serve(server):
+        addresses.append(server.server_address)
+        server.handle_request()
+        done.set()
+
+    monkeypatch.setattr(HTTPServer, 'serve_forever', serve)
+    thread = threading.Thread(target=main, args=(['view', str(tmp_path / 'map'), '--port', '0'],))
+    thread.start()
+    while not addresses:
+        assert thread.is_alive()
+    host, port = addresses[0]
+    assert host == '127.0.0.1'
+    with urllib.request.urlopen(f'http://{host}:{port}', timeout=30) as answer:
+        assert b'3000 landmarks' in answer.read()
+    assert done.wait(30)
+    thread.join(30)
+    assert view.__doc__
+
+
+def test_a_damaged_report_is_told(cube, tmp_path, capsys):
+    MapStore(tmp_path / 'map').write(cube)
+    (tmp_path / 'report.json').write_text('{')
+    assert main(['view', str(tmp_path / 'map'), str(tmp_path / 'report.json')]) == 3
+    assert 'cannot be read as a report' in capsys.readouterr().err
