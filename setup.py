@@ -101,9 +101,9 @@ setup(
         # To localize in maps with landmarks on a CPU: nothing beyond the above, no PyTorch.
         'robot': [],
         # `d2s build-map`, `d2s update-map`; no wheels for ARM: build on a PC, copy the map.
-        'mapping': [TORCH, 'pycolmap>=3.12'],
+        'mapping': [TORCH, 'pycolmap>=3.12', 'scipy>=1.8'],
         # GPUs, 8-bit integers, and maps with the regression and the labels head.
-        'torch': [TORCH],
+        'torch': [TORCH, 'scipy>=1.8'],
         # Videos (.mp4 and others) as input.
         'video': ['av>=12'],
         # `d2s simulate` and `d2s demo` take their textures from the photographs in these.
