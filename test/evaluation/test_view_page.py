@@ -44,7 +44,7 @@ def cube():
     scene_map = make_map(count=3000)
     table = scene_map.model.table
     points = np.random.default_rng(0).uniform(0, 4, (3000, 3)).astype(np.float32)
-    model = LandmarkModel(replace(table, points_in_map=points), scene_map.model.network)
+    model = LandmarkModel(replace(table, points_in_map=points), scene_map.model.stored)
     return replace(scene_map, model=model)
 
 
@@ -77,7 +77,10 @@ def test_mapping_images_have_their_keypoints(small_map):
 def test_a_browser_draws_it(cube, tmp_path):
     """Landmarks, a chosen frame and a scale bar are there: by colours, not by single pixels."""
     MapStore(tmp_path / 'map').write(cube)
-    (tmp_path / 'report.json').write_text(json.dumps(REPORT))
+    # More than the 100 that a slider has by itself: all are shown at first.
+    more = [{'name': str(number), 'status': 'no_pose'} for number in range(120)]
+    report = {'frames': REPORT['frames'] + more}
+    (tmp_path / 'report.json').write_text(json.dumps(report))
     page = tmp_path / 'page.html'
     arguments = ['view', str(tmp_path / 'map'), str(tmp_path / 'report.json')]
     assert main([*arguments, '--html', str(page)]) == 0
@@ -103,7 +106,7 @@ def test_a_browser_draws_it(cube, tmp_path):
     document = subprocess.run(
         [*browser, '--dump-dom', url], check=True, capture_output=True, text=True, timeout=120
     ).stdout
-    assert 'data-ready="3000 landmarks, 2 frames"' in document
+    assert 'data-ready="3000 landmarks, 122 frames"' in document
     assert 'a&lt;/script&gt;b: localized. 80 inliers of 120' in document
 
 
