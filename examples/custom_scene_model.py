@@ -83,6 +83,10 @@ class NearestMean(SceneModel):
         """Return the landmarks."""
         return self.points
 
+    def scaled(self, factor: float) -> NearestMean:
+        """Return the model in a smaller unit of length, for `d2s map scale`."""
+        return NearestMean(self.keys, (self.points * factor).astype(np.float32))
+
     def observer(self, *, device: str, precision: str, sigma_px: float) -> NearestObserver:
         """Return the model ready to observe images."""
         return NearestObserver(self, sigma_px)

@@ -166,7 +166,7 @@ def test_a_wrong_focal_length_is_refused(localizer, seen, factor):
     assert result.status is LocalizationStatus.CALIBRATION_MISMATCH
     assert 'focal length' in result.reason
     assert 'camera_info' in result.reason
-    tolerant = with_limits(localizer, max_focal_error=1.0)
+    tolerant = with_limits(localizer, max_focal_error=1.0, max_pose_focal_error=1.0)
     assert tolerant.localize(seen.image, wrong).localized
 
 

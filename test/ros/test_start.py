@@ -45,7 +45,7 @@ def interrupted(domain, number, module, *arguments):
     [
         ('numpy', ()),
         # The localizer is imported when the map is loaded.
-        ('torch._C', ('--ros-args', '-p', 'map:=/nowhere')),
+        ('safetensors._safetensors_rust', ('--ros-args', '-p', 'map:=/nowhere')),
     ],
 )
 def test_a_signal_while_importing(domain_id, number, module, arguments):
