@@ -53,7 +53,11 @@ def measure(path: Path, log: Path, without: bool) -> tuple[float, float, float, 
     heard: list[str] = []
     node = rclpy.create_node('start_client')
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    node.create_subscription(String, 'd2s/map_version', lambda m: heard.append(m.data), latched)
+
+    def hear(message: String) -> None:
+        heard.append(message.data)
+
+    node.create_subscription(String, 'd2s/map_version', hear, latched)
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     begin = time.perf_counter()
     process = subprocess.Popen(

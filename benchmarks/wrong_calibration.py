@@ -49,8 +49,8 @@ def bent(camera: Camera) -> Camera:
 def seen_by(frame: Observed, camera: Camera) -> Observed:
     """Return a frame as another camera at the same place would have taken it."""
     rays = frame.camera.normalize(frame.features.keypoints)
-    keep = np.isfinite(rays).all(axis=1)
-    rays = np.column_stack([np.where(keep[:, None], rays, 0.0), np.ones(len(rays))])
+    keep = np.isfinite(rays).all(axis=1, keepdims=True)
+    rays = np.column_stack([np.where(keep, rays, 0.0), np.ones(len(rays))])
     keypoints = camera.project(rays).astype(np.float32)
     return replace(frame, features=replace(frame.features, keypoints=keypoints))
 
