@@ -15,7 +15,10 @@ from d2s_ros.data.tum import read_tum
 from d2s_ros.kernels import library
 from d2s_ros.localization.localizer import Localizer
 
-pytestmark = pytest.mark.skipif(not library.is_built(), reason='the compiled part is missing')
+pytestmark = pytest.mark.skipif(
+    not library.is_built() or os.environ.get('D2S_KERNELS') == 'reference',
+    reason='without PyTorch only the compiled kernels compute',
+)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ from d2s_ros.data.sources import open_source
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.localizer import Localizer
 
-pytestmark = pytest.mark.ros
+pytestmark = [
+    pytest.mark.ros,
+    pytest.mark.skipif(
+        os.environ.get('D2S_KERNELS') == 'reference',
+        reason='without PyTorch only the compiled kernels compute',
+    ),
+]
 
 
 def test_the_node_gives_the_poses_that_it_gives_with_torch(
