@@ -159,9 +159,24 @@ def _look_for_disagreement(agreed: Agreement, estimator: PoseEstimator) -> str |
     }
     if not clear:
         return None
-    index = _odd_one_out(members, clear, estimate, estimator)
-    agreed.left_out[members[index].seen.name] = clear[index]
+    index = _odd_one_out(clear, estimator)
+    agreed.left_out[members[index].seen.name] = clear[index].disagreement
     return members[index].seen.name
+
+
+@dataclass(frozen=True, eq=False)
+class _Apart:
+    """A camera whose own pose is clearly not that of the others.
+
+    Attributes:
+        disagreement: How far it is off.
+        others: The other cameras.
+        rest: Their pose.
+    """
+
+    disagreement: Disagreement
+    others: list[RigMember]
+    rest: RigEstimate
 
 
 def _clear_ones(found: Sequence[Disagreement | None], estimate: RigEstimate) -> list[int]:
@@ -172,16 +187,15 @@ def _clear_ones(found: Sequence[Disagreement | None], estimate: RigEstimate) -> 
     ]
 
 
-def _confirmed(
-    index: int, members: Sequence[RigMember], estimator: PoseEstimator
-) -> Disagreement | None:
+def _confirmed(index: int, members: Sequence[RigMember], estimator: PoseEstimator) -> _Apart | None:
     """Return how far a camera's own pose is from that of the others, if that is clear as well.
 
     To first order a camera that shows few things or a flat one may seem far off though its own
     optimum is near: poses found without each other say it.
     """
     own = estimator.estimate(members[index].seen.observation).found.estimate
-    _, rest = best_pose([m for place, m in enumerate(members) if place != index], estimator)
+    others = [member for place, member in enumerate(members) if place != index]
+    others, rest = best_pose(others, estimator)
     if own is None or rest is None:
         return None
     camera_from_rig = members[index].seen.camera_from_rig
@@ -196,35 +210,25 @@ def _confirmed(
     covariance = own.covariance + scale * of_rest
     sigmas = float(np.sqrt(offset @ inverse_of(covariance) @ offset / 6.0))
     disagreement = Disagreement(own.camera_from_map @ expected.inverse(), sigmas)
-    return disagreement if _is_clear(disagreement, own.median_depth) else None
+    clear = _is_clear(disagreement, own.median_depth)
+    return _Apart(disagreement, others, rest) if clear else None
 
 
-def _odd_one_out(
-    members: Sequence[RigMember],
-    clear: dict[int, Disagreement],
-    estimate: RigEstimate,
-    estimator: PoseEstimator,
-) -> int:
+def _odd_one_out(clear: dict[int, _Apart], estimator: PoseEstimator) -> int:
     """Return which of the cameras that clearly disagree is to be left out.
 
     The one without which the others agree; of several such, the one without which most is seen:
     where two cameras contradict each other, each is as far from the other, and the one that shows
     less is more often wrong. If there is none, the one that is furthest off.
     """
-    without: list[tuple[int, int]] = []
-    for index in clear:
-        others = [member for place, member in enumerate(members) if place != index]
-        if len(others) == 1:
-            without.append((sum(estimate.counts) - estimate.counts[index], -index))
-            continue
-        others, rest = best_pose(others, estimator)
-        if rest is None:
-            continue
-        if not _clear_ones(_small_disagreements(others, rest, estimator), rest):
-            without.append((sum(rest.counts), -index))
+    without = [
+        (sum(one.rest.counts), -index)
+        for index, one in clear.items()
+        if not _clear_ones(_small_disagreements(one.others, one.rest, estimator), one.rest)
+    ]
     if without:
         return -max(without)[1]
-    return max(clear, key=lambda index: clear[index].sigmas)
+    return max(clear, key=lambda index: clear[index].disagreement.sigmas)
 
 
 def _elsewhere(agreed: Agreement, estimate: RigEstimate, estimator: PoseEstimator) -> str | None:

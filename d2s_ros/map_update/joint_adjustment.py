@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.pycolmap_import import import_pycolmap
-from d2s_ros.reconstruction.colmap_database import colmap_camera
+from d2s_ros.reconstruction.colmap_database import adjustment_options, colmap_camera
 from d2s_ros.reconstruction.reconstruction import MappedImage
 
 #: Scale of the Cauchy loss in px at a focal length of 1000 px: residuals of right observations.
@@ -87,29 +87,15 @@ def adjust_new_frames(
             config.add_constant_point(point_id)
         else:
             new_points[point] = point_id
+    variable = {index + 1 for index in adjusted}
     for image_id in model.images:
         config.add_image(image_id)
-        if image_id - 1 not in adjusted:
+        if image_id not in variable:
             config.set_constant_rig_from_world_pose(model.images[image_id].frame_id)
     focal = float(np.median([0.5 * (camera.fx + camera.fy) for camera in cameras]))
-    _solve(model, config, _LOSS_PX * focal / 1000.0)
-    return _taken_over(images, points, model, adjusted, new_points)
-
-
-def _solve(model: Any, config: Any, loss_px: float) -> None:
-    pycolmap = import_pycolmap()
-
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = False
-    options.refine_principal_point = False
-    options.refine_extra_params = False
-    options.refine_sensor_from_rig = False
-    options.print_summary = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    options.ceres.loss_function_scale = loss_px
-    options.ceres.solver_options.max_num_iterations = 50
-    options.ceres.solver_options.function_tolerance = 1e-6
+    options = adjustment_options(_LOSS_PX * focal / 1000.0, 1e-6)
     pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    return _taken_over(images, points, model, adjusted, new_points)
 
 
 def _taken_over(

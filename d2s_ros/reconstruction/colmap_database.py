@@ -128,6 +128,28 @@ def limit_errors(options: Any, limit_px: float) -> None:
     options.triangulation.merge_max_reproj_error = limit_px
 
 
+def adjustment_options(loss_px: float, tolerance: float) -> Any:
+    """Return pycolmap's options of a bundle adjustment with known intrinsics.
+
+    Args:
+        loss_px: Scale of the Cauchy loss of an observation.
+        tolerance: Relative change of the cost at which it ends.
+    """
+    pycolmap = import_pycolmap()
+
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = False
+    options.refine_principal_point = False
+    options.refine_extra_params = False
+    options.refine_sensor_from_rig = False
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    options.ceres.loss_function_scale = loss_px
+    options.ceres.solver_options.max_num_iterations = 50
+    options.ceres.solver_options.function_tolerance = tolerance
+    return options
+
+
 def colmap_camera(camera: Camera, camera_id: int, calibrated: bool = True) -> Any:
     """Return pycolmap's camera of the undistorted image; its pixels begin at 0.5.
 

@@ -21,6 +21,7 @@ from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.pycolmap_import import import_pycolmap
 from d2s_ros.reconstruction.colmap_database import (
+    adjustment_options,
     colmap_camera,
     limit_errors,
     pipeline_options,
@@ -162,16 +163,7 @@ def _bundle_adjust(model: Any, priors: dict[int, NDArray[np.float64]], *, loss_p
     """Adjust poses and points in place."""
     pycolmap = import_pycolmap()
 
-    options = pycolmap.BundleAdjustmentOptions()
-    options.refine_focal_length = False
-    options.refine_principal_point = False
-    options.refine_extra_params = False
-    options.refine_sensor_from_rig = False
-    options.print_summary = False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    options.ceres.loss_function_scale = loss_px
-    options.ceres.solver_options.max_num_iterations = 50
-    options.ceres.solver_options.function_tolerance = 1e-5
+    options = adjustment_options(loss_px, 1e-5)
     config = pycolmap.BundleAdjustmentConfig()
     positions, poses = [], []
     for image in model.images.values():
