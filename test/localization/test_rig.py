@@ -17,9 +17,10 @@ from d2s_ros.geometry.transforms import (
     rotation_from_vector,
 )
 from d2s_ros.localization.guided_refinement import CandidateMatches, close_beyond_chance
-from d2s_ros.localization.localizer import Localizer, RigShot
+from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import PoseSolverConfig, minimise, residuals_of
 from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.localization.rig_solver import RigResiduals
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import base_from_camera, rendered_frames

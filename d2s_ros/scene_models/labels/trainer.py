@@ -45,7 +45,6 @@ class LabelTrainingConfig:
     max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
     checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
     evaluate_every: int = option(50, 'Steps between messages.', minimum=1)
-    patience: int = option(0, 'Not used: runs are short.', minimum=0, maximum=0)
     seed: int = option(0, 'Seed of all randomness.', minimum=0)
 
     def __post_init__(self) -> None:
