@@ -149,7 +149,7 @@ def test_what_cannot_be_recorded_runs_one_by_one(caplog):
     if torch.cuda.is_available():
         pytest.skip('here a recording succeeds')
     recorder = FrameRecorder(torch.device('cpu'))
-    recorder._refused = False
+    recorder._refused = ''
     images = [torch.full((8, 8), value, dtype=torch.uint8) for value in range(12)]
     for kind in ('a', 'b'):
         for image in images:

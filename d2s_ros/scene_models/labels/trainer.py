@@ -180,7 +180,7 @@ def train_labels(
                 nearby = pixels_around(pixels, _AROUND, level, generator)
                 at = head(standard.columns(level, sample.features[subset]))
                 around = head(standard.read(level, sample, nearby.reshape(-1, 2)))
-                around = around.reshape(len(subset), _AROUND, -1)
+                around = around.reshape(len(subset), _AROUND, at.shape[-1])
                 total = total + label_loss(at, around, trained.labels[number, points])
         return total / (len(chosen) * len(network.levels))
 
@@ -242,7 +242,8 @@ def voted(
             if sample.cells:
                 nearby = pixels_around(sample.pixels, _AROUND_IN_VOTES, level, generator)
                 around = head(standard.read(level, sample, nearby.reshape(-1, 2)))
-                around = torch.log_softmax(around, dim=-1).reshape(len(at), _AROUND_IN_VOTES, -1)
+                around = torch.log_softmax(around, dim=-1)
+                around = around.reshape(len(at), _AROUND_IN_VOTES, at.shape[-1])
                 both = torch.cat([at[:, None], around], dim=1)
                 score = at + (at - both.logsumexp(dim=1))
             scores.append(score)
