@@ -36,7 +36,7 @@ _CLOSE_SHARE, _CLOSE_DEG = 0.05, 2.0
 _MIN_AGREEING, _MIN_AGREEING_SHARE = 5, 0.8
 #: Two maps in metres measure the same within this.
 _MAX_SCALE_ERROR = 0.05
-#: A scale is told by images that lie apart by so many times what they are off by.
+#: A scale is known from images that lie apart by so many times what they are off by.
 _MIN_SPREAD = 10.0
 
 
@@ -195,7 +195,7 @@ def find_junction(
         _check_lengths(alignment.scale, centres[agrees], distance)
     elif _extent(centres[agrees]) < _MIN_SPREAD * distance:
         raise InputError(
-            f'the scale of a map without metres cannot be told: the {count} images that both maps '
+            f'the scale of a map without metres cannot be found: the {count} images that both maps '
             f'know lie within {_extent(centres[agrees]):.3g}, and are off by {distance:.3g}'
         )
     return Junction(
@@ -205,8 +205,8 @@ def find_junction(
 
 def _check_lengths(scale: float, centres: NDArray[np.float64], distance: float) -> None:
     """Refuse two maps in metres of which one is longer than the other."""
-    told = _extent(centres) >= _MIN_SPREAD * distance
-    if told and abs(scale - 1.0) > _MAX_SCALE_ERROR:
+    certain = _extent(centres) >= _MIN_SPREAD * distance
+    if certain and abs(scale - 1.0) > _MAX_SCALE_ERROR:
         raise InputError(
             f'lengths in the second map are {scale:.3f} of those in the first, though both say '
             'that they are in metres; bring the wrong one into metres with d2s map scale'
