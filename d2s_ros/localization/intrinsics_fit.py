@@ -19,7 +19,6 @@ from d2s_ros.kernels.interface import influence_slope
 from d2s_ros.localization.covariance import blended_scatter, inverse_of
 from d2s_ros.localization.focal_length import focal_error
 from d2s_ros.localization.guided_refinement import (
-    GUIDED_RADII,
     CandidateMatches,
     most_similar_close,
 )
@@ -30,8 +29,11 @@ Array = NDArray[np.float64]
 
 #: Steps that change nothing by more than this are the last.
 _SMALL = np.array([0.02, 0.01, 0.01, 0.01, 0.02])
-#: Most steps; a step is no longer than this share of the prior, and one of fewer sigmas the last.
-_ROUNDS, _LONGEST_STEP, _LAST_STEP = 8, 0.5, 0.2
+#: After each step candidates within so many inlier thresholds are chosen: what a wrong calibration
+#: took for outliers comes in first.
+_RADII = (4.5, 2.25, 1.5, 1.5, 1.5, 1.5, 1.5)
+#: A step is no longer than this share of the prior, and one of fewer sigmas the last.
+_LONGEST_STEP, _LAST_STEP = 0.5, 0.2
 #: Half the sum of residuals' influence: steps grow by at most the inverse of this.
 _MIN_STEP_SLOPE = 0.5
 #: Distortion is that of this radius further out, in focal lengths: polynomials run away there.
@@ -80,10 +82,10 @@ def intrinsics_error(
         config: Options.
     """
     pose, change, given = camera_from_map, np.zeros(5), matches
-    radius_px = GUIDED_RADII[-1] * config.threshold_px(matches.camera)
+    threshold = config.threshold_px(matches.camera)
     prior = np.zeros((11, 11))
     prior[6:, 6:] = np.diag(1.0 / np.square(PRIOR))
-    for _ in range(_ROUNDS):
+    for radius in (*_RADII, None):
         at = _linearise(pose, pairs, matches, prior, config)
         information = at.information + prior
         gradient = at.gradient.copy()
@@ -97,10 +99,11 @@ def intrinsics_error(
         change = change + step[6:]
         small = np.abs(step[6:]) < _SMALL
         noise = covariance + np.diag(np.square(0.1 * _SMALL))
-        if small.all() or step[6:] @ np.linalg.solve(noise, step[6:]) < _LAST_STEP**2:
+        sigmas = float(step[6:] @ np.linalg.solve(noise, step[6:])) ** 0.5
+        if radius is None or small.all() or sigmas < _LAST_STEP:
             break
         matches = replace(given, ideal_keypoints=_as_given(given, change))
-        pairs = most_similar_close(matches, pose, radius_px)
+        pairs = most_similar_close(matches, pose, radius * threshold)
     return _without_pose(at, change, given.camera)
 
 

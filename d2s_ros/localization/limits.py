@@ -298,14 +298,14 @@ class Limits:
 
     # ------------------------------------------------------------------ other intrinsics
     max_intrinsics_error: float = option(
-        0.02,
+        0.025,
         'Largest error of the ratio of fx to fy, of cx and cy in focal lengths, and half of that '
         'of k1, by which the intrinsics that fit the image best may differ from the camera_info.',
         minimum=0.0,
         experiment='E019',
     )
     intrinsics_sigmas: float = option(
-        1.5,
+        1.75,
         'Standard deviations within which they may differ in any case.',
         minimum=0.0,
         experiment='E019',

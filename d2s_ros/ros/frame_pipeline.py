@@ -159,6 +159,8 @@ class FramePipeline:
         self._frames = {0: self._given_frame} if self._given_frame else {}
         self._changes = 0
         self._calibration_watch = CalibrationWatch()
+        #: What the last images say is wrong with the calibration; empty if nothing.
+        self.calibration_problem = ''
         self._extrinsic_watch = ExtrinsicWatch()
         self._extrinsic_problem = ''
         #: Share by which the focal length of several images may be off.
@@ -258,6 +260,7 @@ class FramePipeline:
         if changes != self._changes:
             self._changes = changes
             self._calibration_watch.reset()
+            self.calibration_problem = ''
             self._extrinsic_watch.reset()
         controller = self.rate
         budget = FULL if controller is None else controller.budget
@@ -278,11 +281,11 @@ class FramePipeline:
             controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result
         outcome.status, outcome.reason = result.status.value, result.reason
-        problem = self._calibration_watch.check(
+        self.calibration_problem = self._calibration_watch.check(
             result, self.max_focal_error, self.max_intrinsics_error
         )
-        if problem and result.localized:
-            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, problem)
+        if self.calibration_problem and result.localized:
+            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self.calibration_problem)
         for stage in ('features', 'network', 'pose'):
             if stage in result.latency_ms:
                 outcome.latency_ms[stage] = result.latency_ms[stage]

@@ -14,8 +14,8 @@ from d2s_ros.localization.intrinsics_error import (
 )
 from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 
-#: Images that are looked at together, and the fewest.
-_WINDOW, _FEWEST = 20, 5
+#: Images that are looked at together; the fewest that tell a focal length, and other intrinsics.
+_WINDOW, _FEWEST_FOCAL, _FEWEST = 20, 5, 3
 #: Systematic error of the focal length that one image tells, in logarithms.
 _FOCAL_FLOOR = 0.005
 #: Standard deviations by which the average of the focal length must be off, and other intrinsics.
@@ -66,7 +66,7 @@ class CalibrationWatch:
         return found.describe(excess) if np.delete(excess, FOCAL_LENGTH).max() > 1.0 else ''
 
     def _other_focal(self, max_error: float) -> str:
-        if len(self._focal) < _FEWEST:
+        if len(self._focal) < _FEWEST_FOCAL:
             return ''
         changes, sigmas = np.array(self._focal).T
         weights = 1.0 / (np.square(sigmas) + _FOCAL_FLOOR**2)

@@ -12,9 +12,11 @@ from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.localization.guided_refinement import CandidateMatches, refine_guided
 from d2s_ros.localization.intrinsics_error import NAMES
 from d2s_ros.localization.intrinsics_fit import with_intrinsics_error
+from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_solver import PoseSolverConfig, solve_pose
 
 CAMERA = Camera('pinhole', 640, 480, 460.0, 460.0, 319.5, 239.5)
+ALLOWED = (Limits.max_intrinsics_error, Limits.intrinsics_sigmas)
 BENT = dataclasses.replace(CAMERA, model='plumb_bob', distortion=(-0.2, 0.0, 0.0, 0.0, 0.0))
 
 
@@ -66,7 +68,7 @@ WRONG = {
 @pytest.mark.parametrize(('given', 'taken', 'wrong'), WRONG.values(), ids=WRONG.keys())
 def test_each_wrong_calibration_is_found(rng, given, taken, wrong):
     error = seen(rng, given, taken).intrinsics_error
-    excess = error.excess(0.02, 1.5)
+    excess = error.excess(*ALLOWED)
     assert {name for name, value in zip(NAMES, excess, strict=True) if value > 1} == wrong.keys()
     for name, value, sigma in zip(NAMES, error.change, error.sigmas, strict=True):
         # That of the ideal image is no polynomial of the one that the lens is given by.
@@ -78,7 +80,7 @@ def test_right_calibrations_are_not_accused(rng, camera):
     changes = []
     for _ in range(10):
         error = seen(rng, camera, camera, count=150).intrinsics_error
-        assert error.excess(0.02, 1.5).max() < 1
+        assert error.excess(*ALLOWED).max() < 1
         changes.append(error.change / error.sigmas)
     # Sigmas are no smaller than the errors.
     assert np.sqrt(np.mean(np.square(changes))) < 1.5
@@ -89,12 +91,12 @@ def test_a_wall_seen_straight_accuses_nothing(rng):
     error = seen(rng, WRONG['principal point'][0], CAMERA, flat=True, count=60).intrinsics_error
     assert error.sigmas[2] > 0.02
     right = seen(rng, CAMERA, CAMERA, flat=True, count=60).intrinsics_error
-    assert right.excess(0.02, 1.5).max() < 1
+    assert right.excess(*ALLOWED).max() < 1
 
 
 def test_what_was_moved_is_no_lens(rng):
     error = seen(rng, CAMERA, CAMERA, moved=90).intrinsics_error
-    assert np.delete(error.excess(0.02, 1.5), 0).max() < 1
+    assert np.delete(error.excess(*ALLOWED), 0).max() < 1
 
 
 def test_covariances_scale(rng):

@@ -55,12 +55,13 @@ def fitted(change, rng=None, sigmas=SIGMAS):
 
 def reasons(change, rng, count=20):
     watch = CalibrationWatch()
-    return [watch.check(fitted(change, rng), 0.02, 0.02) for _ in range(count)]
+    return [watch.check(fitted(change, rng), 0.02, 0.025) for _ in range(count)]
 
 
 def test_several_images_name_what_is_wrong(rng):
     shifted = reasons((0, 0, -0.06, 0, 0), rng)
-    assert shifted[:4] == [''] * 4
+    assert shifted[:2] == [''] * 2
+    assert shifted[4]
     assert 'cx by -' in shifted[-1]
     assert 'px' in shifted[-1]
     assert 'cy' not in shifted[-1]
