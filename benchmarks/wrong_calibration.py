@@ -164,11 +164,10 @@ def table(places: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
                 f'| {place} | {fault} | {row["images"]} | {counts[0]} | {counts[1]} | '
                 f'{row["told"] or "never"} | {counts[2]} | {counts[3]} | {why} |'
             )
-    latest = [row['told'] for faults in places.values() for k, row in faults.items() if k != 'none']
+    told = [row['told'] for faults in places.values() for k, row in faults.items() if k != 'none']
     lines.append(
-        f'| all | | {total["images"]} | {total["p"]} | {total["w"]} | '
-        f'{max(latest) if all(latest) else "not always"} at the latest | {total["n"]} | '
-        f'{total["x"]} | |'
+        f'| all | | {total["images"]} | {total["p"]} | {total["w"]} | in {sum(map(bool, told))} of '
+        f'{len(told)} rows, at the latest {max(told)} | {total["n"]} | {total["x"]} | |'
     )
     return lines
 
