@@ -336,6 +336,9 @@ def _scene(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> li
     if estimate.intrinsics_error is not None:
         found = estimate.intrinsics_error
         excess = found.excess(limits.max_intrinsics_error, limits.intrinsics_sigmas)
+        if found.gain < limits.min_intrinsics_gain:
+            # As of something that was moved: explained instead of the rest, not beside it.
+            excess = np.minimum(excess, 1.0)
         others = float(np.delete(excess, FOCAL_LENGTH).max())
         made.append(
             Check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +34,19 @@ class IntrinsicsError:
             singular.
         evidence: (5,) float64, the information times the change that fits best.
         focal_px: Focal length that was given, px.
+        gain: How much more likely the correspondences are that pose and these intrinsics explain,
+            natural logarithm. Where an object was moved, other intrinsics explain it instead of
+            what stands around it: they fit as well, and not better.
     """
 
     information: Array
     evidence: Array
     focal_px: float
+    gain: float = float('inf')
 
     def scaled(self, factor: float) -> IntrinsicsError:
         """Return it with the covariance multiplied by a factor."""
-        return IntrinsicsError(self.information / factor, self.evidence / factor, self.focal_px)
+        return replace(self, information=self.information / factor, evidence=self.evidence / factor)
 
     @property
     def change(self) -> Array:

@@ -41,12 +41,16 @@ _FULL_RADIUS = 1.0
 
 
 class _Linearised(NamedTuple):
-    """Normal equations of pose and intrinsics, eleven unknowns, and how uncertain they are."""
+    """Normal equations of pose and intrinsics, eleven unknowns, and how uncertain they are.
+
+    `explained` is how much more likely residuals are than outliers, natural logarithm.
+    """
 
     information: Array
     gradient: Array
     scatter: Array
     slope: float
+    explained: float
 
 
 def with_intrinsics_error(
@@ -85,6 +89,7 @@ def intrinsics_error(
     threshold = config.threshold_px(matches.camera)
     prior = np.zeros((11, 11))
     prior[6:, 6:] = np.diag(1.0 / np.square(PRIOR))
+    explained, found = [], []
     for radius in (*_RADII, None):
         at = _linearise(pose, pairs, matches, prior, config)
         information = at.information + prior
@@ -97,6 +102,8 @@ def intrinsics_error(
         turn = rotation_from_vector(step[:3])
         pose = RigidTransform(turn @ pose.rotation, turn @ pose.translation + step[3:6])
         change = change + step[6:]
+        explained.append(at.explained)
+        found.append((at, change))
         small = np.abs(step[6:]) < _SMALL
         noise = covariance + np.diag(np.square(0.1 * _SMALL))
         sigmas = float(step[6:] @ np.linalg.solve(noise, step[6:])) ** 0.5
@@ -104,10 +111,11 @@ def intrinsics_error(
             break
         matches = replace(given, ideal_keypoints=_as_given(given, change))
         pairs = most_similar_close(matches, pose, radius * threshold)
-    return _without_pose(at, change, given.camera)
+    best = int(np.argmax(explained))
+    return _without_pose(*found[best], explained[best] - explained[0], given.camera)
 
 
-def _without_pose(at: _Linearised, change: Array, camera: Camera) -> IntrinsicsError:
+def _without_pose(at: _Linearised, change: Array, gain: float, camera: Camera) -> IntrinsicsError:
     """Return what is known of the intrinsics, whatever the pose is."""
     by_pose = at.information[6:, :6] @ inverse_of(at.information[:6, :6])
     information = at.information[6:, 6:] - by_pose @ at.information[:6, 6:]
@@ -118,7 +126,7 @@ def _without_pose(at: _Linearised, change: Array, camera: Camera) -> IntrinsicsE
     # The change is the optimum under the prior.
     pulled = information @ change + change / np.square(PRIOR)
     focal_px = 0.5 * (camera.fx + camera.fy)
-    return IntrinsicsError(weighted @ information, weighted @ pulled, focal_px)
+    return IntrinsicsError(weighted @ information, weighted @ pulled, focal_px, gain)
 
 
 def _as_given(matches: CandidateMatches, change: Array) -> Array:
@@ -171,7 +179,9 @@ def _linearise(
     share = ((weighted @ inverse_of(information + prior)) * jacobian).sum(axis=(0, 2))
     scores /= (np.maximum(1.0 - share, 0.5) * slope)[:, None]
     scatter = blended_scatter(scores.T @ scores, information, len(pairs), config.cauchy_scale)
-    return _Linearised(information, gradient, scatter, slope)
+    outlier = np.log1p(np.square(config.inlier_sigmas / config.cauchy_scale))
+    explained = float(np.maximum(outlier + np.log(weight), 0.0).sum())
+    return _Linearised(information, gradient, scatter, slope, explained)
 
 
 def _residuals(in_camera: Array, keypoints: Array, camera: Camera) -> tuple[Array, Array]:

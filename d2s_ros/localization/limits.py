@@ -305,8 +305,15 @@ class Limits:
         experiment='E019',
     )
     intrinsics_sigmas: float = option(
-        1.75,
+        1.0,
         'Standard deviations within which they may differ in any case.',
+        minimum=0.0,
+        experiment='E019',
+    )
+    min_intrinsics_gain: float = option(
+        8.0,
+        'How much more likely the correspondences that other intrinsics explain must be for an '
+        'image to be refused, natural logarithm.',
         minimum=0.0,
         experiment='E019',
     )

@@ -91,10 +91,10 @@ def evidence_of(
     return PoseEvidence(CAMERA, estimate, len(mask), 4.0, **known)
 
 
-def intrinsics(*change, sigma):
+def intrinsics(*change, sigma, gain=100.0):
     """Return what an image says that fits other intrinsics."""
     information = np.eye(5) / sigma**2
-    return IntrinsicsError(information, information @ np.array(change), CAMERA.fx)
+    return IntrinsicsError(information, information @ np.array(change), CAMERA.fx, gain)
 
 
 ROOM = box(60, 3.0, 2.0)
@@ -387,6 +387,12 @@ DECISIONS = [
     (
         {'intrinsics_sigmas': 5.0},
         evidence_of(ROOM, intrinsics=intrinsics(0.0, 0.0, 0.0, 0.0, 0.2, sigma=0.05)),
+        Status.CALIBRATION_MISMATCH,
+        OK,
+    ),
+    (
+        {'min_intrinsics_gain': 20.0},
+        evidence_of(ROOM, intrinsics=intrinsics(0.0, 0.0, 0.1, 0.0, 0.0, sigma=0.01, gain=15.0)),
         Status.CALIBRATION_MISMATCH,
         OK,
     ),

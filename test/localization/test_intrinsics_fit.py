@@ -69,6 +69,7 @@ WRONG = {
 def test_each_wrong_calibration_is_found(rng, given, taken, wrong):
     error = seen(rng, given, taken).intrinsics_error
     excess = error.excess(*ALLOWED)
+    assert error.gain > 3 * Limits.min_intrinsics_gain
     assert {name for name, value in zip(NAMES, excess, strict=True) if value > 1} == wrong.keys()
     for name, value, sigma in zip(NAMES, error.change, error.sigmas, strict=True):
         # That of the ideal image is no polynomial of the one that the lens is given by.
@@ -81,6 +82,7 @@ def test_right_calibrations_are_not_accused(rng, camera):
     for _ in range(10):
         error = seen(rng, camera, camera, count=150).intrinsics_error
         assert error.excess(*ALLOWED).max() < 1
+        assert error.gain < Limits.min_intrinsics_gain
         changes.append(error.change / error.sigmas)
     # Sigmas are no smaller than the errors.
     assert np.sqrt(np.mean(np.square(changes))) < 1.5
@@ -90,6 +92,7 @@ def test_a_wall_seen_straight_accuses_nothing(rng):
     # The wall turned a little and seen with another principal point looks the same.
     error = seen(rng, WRONG['principal point'][0], CAMERA, flat=True, count=60).intrinsics_error
     assert error.sigmas[2] > 0.02
+    assert error.gain < Limits.min_intrinsics_gain
     right = seen(rng, CAMERA, CAMERA, flat=True, count=60).intrinsics_error
     assert right.excess(*ALLOWED).max() < 1
 
