@@ -300,7 +300,7 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
         ],
         try_next=_next_commands(output),
     )
-    view = {'frames': [_view_frame(frame, poses) for frame in record['frames']]}
+    view = {'demo': {'frames': [_view_frame(frame, poses) for frame in record['frames']]}}
     (output / 'view.html').write_text(view_page(localizer.scene_map, view), encoding='utf-8')
     write_json(
         output / 'report.json',
