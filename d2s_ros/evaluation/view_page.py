@@ -51,7 +51,7 @@ def view_page(
         MapFormatError: the update data is damaged.
     """
     origin = scene_map.origin
-    points = _thinned(scene_map.model.points_in_map)
+    points = _fewer(scene_map.model.points_in_map)
     frames = _mapping_frames(scene_map)
     path = [frame['position'] for frame in frames]
     step = -(-len(frames) // _MAX_IMAGES) or 1
@@ -80,7 +80,7 @@ def view_page(
         'live': live,
     }
     if before is not None:
-        earlier = _thinned(before.model.points_in_map + (before.origin - origin))
+        earlier = _fewer(before.model.points_in_map + (before.origin - origin))
         data['new'] = _base64(_far_from(points, earlier))
         data['gone'] = _base64(earlier[_far_from(earlier, points)].astype('<f4'))
         data['title'] += f', after version {before.manifest.version}'
@@ -135,7 +135,7 @@ def _mapping_frames(scene_map: SceneMap) -> list[dict[str, Any]]:
     return frames
 
 
-def _thinned(points: NDArray[Any]) -> NDArray[Any]:
+def _fewer(points: NDArray[Any]) -> NDArray[Any]:
     """Return points (N, 3), evenly fewer where they are too many."""
     if len(points) <= _MAX_POINTS:
         return points
