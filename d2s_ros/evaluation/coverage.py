@@ -109,6 +109,7 @@ class Coverage:
                         {
                             'heading_deg': view.heading_deg,
                             'inliers': round(view.inliers, 1),
+                            'most_inliers': round(view.most_inliers, 1),
                             'sigma': _rounded(view.sigma),
                             'sigma_deg': _rounded(view.sigma_deg),
                             'verdict': view.verdict,
@@ -234,12 +235,13 @@ def _found_share(
         )
         localized += result.localized
         pose = image.map_from_camera
-        _rows, weights = predictor.weights(pose, predictor.unhidden(pose.translation), index)
-        if len(weights):
+        _rows, weights, _ = predictor.weights(pose, predictor.unhidden(pose.translation), index)
+        if weights.sum() > 1.0:
             shares.append(result.num_inliers / float(weights.sum()))
     if not shares:
         raise InputError('no mapping image shows points that others show: build the map again')
-    return float(np.median(shares)), len(chosen), localized
+    # Images of a video have neighbours that are nearly the same, and so more inliers than others.
+    return min(1.0, float(np.median(shares))), len(chosen), localized
 
 
 def _cells_around(path: Array, width: float) -> list[Array]:

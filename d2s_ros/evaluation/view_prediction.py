@@ -3,7 +3,9 @@
 A point counts by how much its surroundings look as a mapping image saw them. For a small plane that
 is told by the affine map between the two images of it: how much it squeezes (its tilt), which
 features do not bear, and how much it enlarges (its zoom), which they bear. Two views of a wall from
-opposite sides squeeze it alike, however far apart their rays are. What is behind something else
+opposite sides squeeze it alike, however far apart their rays are. That holds for walls; things that
+are not flat look alike from near rays only. So two numbers are predicted: the inliers that a view
+has if all around its points is flat, and those that it has anyway. What is behind something else
 does not count.
 """
 
@@ -21,11 +23,14 @@ from d2s_ros.maps.update_data import MappingData
 
 Array = NDArray[np.float64]
 
-#: Weight of a point: a bell over octaves of tilt, of zoom from nearer and of zoom from farther than
-#: a mapping image. Chosen with the limits below on building 11 of benchmarks/coverage.py.
+#: Weight of a point on a flat surface: a bell over octaves of tilt, of zoom from nearer and of zoom
+#: from farther than a mapping image. Chosen with the limits below on building 11 and the first part
+#: of the real walk of benchmarks/coverage.py.
 _TILT, _NEARER, _FARTHER = 0.2, 2.2, 0.5
-#: A view with so many predicted inliers is good if they are precise; with so few it is bad.
-GOOD_INLIERS, BAD_INLIERS = 90.0, 20.0
+#: Of any point: the same, with a bell over degrees between the rays, and less of zoom from nearer.
+_TURN_DEG, _NEARER_ANYWAY = 12.0, 1.0
+#: A view with so many inliers anyway is good if they are precise; with so few at best it is bad.
+GOOD_INLIERS, BAD_INLIERS = 75.0, 13.0
 #: Largest predicted deviation of a good view: of the position over the depth, of the rotation.
 _MAX_RELATIVE_SIGMA, _MAX_SIGMA_DEG = 0.02, 1.0
 #: Neighbours that tell the surface of a point, and how thick they may be for their width.
@@ -43,13 +48,15 @@ class PlannedView:
 
     Attributes:
         heading_deg: Direction of the optical axis in the plane, from x to y.
-        inliers: Correspondences that a pose is expected to have.
+        inliers: Correspondences that a pose is expected to have, whatever the surfaces are.
+        most_inliers: The same if all surfaces are flat.
         sigma, sigma_deg: Largest standard deviation of position (unit of the map) and rotation.
         verdict: 'good', 'fair' or 'bad'.
     """
 
     heading_deg: float
     inliers: float
+    most_inliers: float
     sigma: float
     sigma_deg: float
     verdict: str
@@ -107,8 +114,8 @@ class ViewPredictor:
 
     def weights(
         self, map_from_camera: RigidTransform, unhidden: NDArray[np.bool_], without: int = -1
-    ) -> tuple[NDArray[np.int64], Array]:
-        """Return the points that a view shows and how much each counts, in (0, 1].
+    ) -> tuple[NDArray[np.int64], Array, Array]:
+        """Return the points that a view shows and how much each counts, in [0, 1].
 
         Args:
             map_from_camera: Of the view.
@@ -116,7 +123,8 @@ class ViewPredictor:
             without: A mapping image whose observations do not count.
 
         Returns:
-            Their numbers and their weights, (N,) each.
+            Their numbers, their weights whatever the surfaces are, and those if all are flat,
+            (N,) each.
         """
         camera = self._camera
         in_camera = map_from_camera.inverse().apply(self._points)
@@ -131,22 +139,28 @@ class ViewPredictor:
         cosines = -(rays * self._normals).sum(axis=1)
         rows = np.flatnonzero(inside & unhidden & (cosines > _EDGE))
         if not len(rows):
-            return rows, np.zeros(0)
+            return rows, np.zeros(0), np.zeros(0)
         counts = self._counts[rows]
         starts = np.cumsum(counts) - counts
         observation = np.arange(counts.sum()) + np.repeat(self._first[rows] - starts, counts)
+        between = (np.repeat(rays[rows], counts, axis=0) * self._rays[observation]).sum(axis=1)
         tilt, zoom = tilt_and_zoom(
-            (np.repeat(rays[rows], counts, axis=0) * self._rays[observation]).sum(axis=1),
+            between,
             np.repeat(cosines[rows], counts),
             self._cosines[observation],
             np.repeat(distances[rows], counts) / self._distances[observation],
         )
-        width = np.where(zoom > 0, _NEARER, _FARTHER)
-        weight = np.exp(-0.5 * ((tilt / _TILT) ** 2 + (zoom / width) ** 2))
-        weight[self._observer[observation] == without] = 0.0
-        largest = np.maximum.reduceat(weight, starts)
+        turn = np.degrees(np.arccos(np.clip(between, -1, 1)))
+        squared = (tilt / _TILT) ** 2
+        nearer = zoom > 0
+        flat = np.exp(-0.5 * (squared + (zoom / np.where(nearer, _NEARER, _FARTHER)) ** 2))
+        squared += (zoom / np.where(nearer, _NEARER_ANYWAY, _FARTHER)) ** 2
+        anyway = np.exp(-0.5 * (squared + (turn / _TURN_DEG) ** 2))
+        left_out = self._observer[observation] == without
+        flat[left_out] = anyway[left_out] = 0.0
+        largest = np.maximum.reduceat(flat, starts)
         counted = largest > 1e-3
-        return rows[counted], largest[counted]
+        return rows[counted], np.maximum.reduceat(anyway, starts)[counted], largest[counted]
 
     def predict(
         self, map_from_camera: RigidTransform, unhidden: NDArray[np.bool_], found_share: float
@@ -158,12 +172,12 @@ class ViewPredictor:
             unhidden: What `unhidden` says of its position.
             found_share: Share of the weights that become inliers.
         """
-        rows, weights = self.weights(map_from_camera, unhidden)
+        rows, weights, flat = self.weights(map_from_camera, unhidden)
         axis = map_from_camera.rotation[:, 2]
         heading = float(np.degrees(np.arctan2(axis[1], axis[0])) % 360)
-        inliers = found_share * float(weights.sum())
+        inliers, most = found_share * float(weights.sum()), found_share * float(flat.sum())
         if len(rows) < 4:
-            return PlannedView(round(heading, 1), inliers, np.inf, np.inf, 'bad')
+            return PlannedView(round(heading, 1), inliers, most, np.inf, np.inf, 'bad')
         camera_from_map = map_from_camera.inverse()
         in_camera = camera_from_map.apply(self._points[rows])
         jacobian = projection_jacobian(in_camera, self._camera)
@@ -179,9 +193,9 @@ class ViewPredictor:
         verdict = 'fair'
         if inliers >= GOOD_INLIERS and precise and sigma_deg < _MAX_SIGMA_DEG:
             verdict = 'good'
-        elif inliers < BAD_INLIERS:
+        elif most < BAD_INLIERS:
             verdict = 'bad'
-        return PlannedView(round(heading, 1), inliers, sigma, sigma_deg, verdict)
+        return PlannedView(round(heading, 1), inliers, most, sigma, sigma_deg, verdict)
 
 
 def tilt_and_zoom(

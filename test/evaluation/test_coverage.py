@@ -41,13 +41,14 @@ def test_a_mapping_image_shows_its_own_points(predictor):
     everything = np.ones(len(predicted.unhidden(np.zeros(3))), bool)
     for image in data.images[::6]:
         pose = image.map_from_camera
-        rows, weights = predicted.weights(pose, everything)
+        rows, weights, flat = predicted.weights(pose, everything)
+        assert (flat >= weights).all()
         own = len(np.unique(image.point_idx[image.point_idx >= 0]))
         # What an image saw looks as it saw it.
         assert (weights > 0.999).sum() >= 0.95 * own
-        seen, _ = predicted.weights(pose, predicted.unhidden(pose.translation))
+        seen, _, _ = predicted.weights(pose, predicted.unhidden(pose.translation))
         assert 0.15 * len(rows) < len(seen) < len(rows)
-        without, less = predicted.weights(pose, everything, data.images.index(image))
+        without, less, _ = predicted.weights(pose, everything, data.images.index(image))
         assert set(without) <= set(rows)
         assert less.sum() < weights.sum()
 
@@ -155,7 +156,7 @@ def test_advice_names_where_and_which_way():
     def views(x):
         return tuple(
             PlannedView(
-                30.0 * turn, 9.0, 0.1, 0.1, 'bad' if 3 < x < 9 and 6 <= turn < 9 else 'good'
+                30.0 * turn, 9.0, 9.0, 0.1, 0.1, 'bad' if 3 < x < 9 and 6 <= turn < 9 else 'good'
             )
             for turn in range(HEADINGS)
         )
