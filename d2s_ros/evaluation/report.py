@@ -196,10 +196,12 @@ def draw_overview(
     left.set_title(f'one image: {len(keypoints)} inliers (green) give the pose', fontsize=10)
     x, y = points_in_map[:, 0], points_in_map[:, 1]
     right.plot(x, y, '.', color='#a0a0a0', ms=1.5, label='landmarks of the map')
-    centres = np.stack([one.translation[:2] for one in [*poses, pose]])
-    low, high = centres.min(axis=0), centres.max(axis=0)
-    margin = 0.25 * float(np.max(high - low)) + 1e-6
-    length = 0.06 * (float(np.max(high - low)) + 2 * margin)
+    # Where most landmarks are, and all cameras.
+    corners = np.percentile(points_in_map[:, :2], [3, 97], axis=0)
+    places = np.stack([*corners, *(one.translation[:2] for one in [*poses, pose])])
+    low, high = places.min(axis=0), places.max(axis=0)
+    margin = 0.05 * float(np.max(high - low)) + 1e-6
+    length = 0.05 * float(np.max(high - low)) + 1e-6
     for one in [*poses, pose]:
         this = one is pose
         ahead = one.rotation[:2, 2] * length * (1.6 if this else 0.9)
