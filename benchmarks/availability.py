@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +171,12 @@ def main() -> int:
     parser.add_argument('--scenes', nargs='+', choices=list(SCENES), default=list(SCENES))
     parser.add_argument('--folds', nargs='+', type=int, help='of each scene; all if not given')
     parser.add_argument('--variant', default='now', help='name under which maps are kept')
-    parser.add_argument('--shares', nargs='+', type=float, help='shares_left of the maps')
     parser.add_argument('--json', type=Path, help='every frame')
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
     scenes = RealScenes(args.data, args.work)
     config = budget('standard')
-    if args.shares:
-        config = replace(config, shares_left=tuple(args.shares))
     rows: list[dict[str, Any]] = []
     for scene in args.scenes:
         for fold in range(SCENES[scene].folds):
