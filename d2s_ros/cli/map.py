@@ -258,7 +258,8 @@ def _coverage(args: argparse.Namespace, store: MapStore) -> None:
     shares = coverage.shares
     print(
         f'{coverage.localized} of {coverage.held_out} mapping images are localized without '
-        f'themselves; {coverage.found_share:.0%} of the points in view are found'
+        f'themselves, with {coverage.found_share:.2f} inliers for each point in view that looks as '
+        'other images saw it'
     )
     print(
         f'{len(coverage.cells)} cells of {coverage.cell:.2f} {coverage.unit}, of their views '
