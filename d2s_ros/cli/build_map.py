@@ -25,6 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_source(parser, optional=True)
     parser.add_argument(
+        '--camera',
+        metavar='DEVICE',
+        help='instead of INPUT: a webcam (/dev/video0) or network camera (rtsp://...); sharp '
+        'pictures with motion between them are kept in MAP.recording until Ctrl-C, then the map is '
+        'built of them',
+    )
+    parser.add_argument(
+        '--camera-seconds',
+        type=float,
+        default=0.0,
+        metavar='S',
+        help='with --camera: end by itself',
+    )
+    parser.add_argument(
         '--map',
         required=True,
         type=user_path,
@@ -197,6 +211,8 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.map_building.pipeline import build_map
 
     check_options(args)
+    if args.camera is not None:
+        args.input = record(args.camera, args.map, args.camera_seconds)
     if distributed.world() > 1 and (args.place or args.each_folder):
         raise UsageError('several processes build one map at a time: start torchrun for each place')
     if distributed.rank() > 0:
@@ -228,6 +244,18 @@ def run(args: argparse.Namespace) -> int:
     if inputs is None:
         return say_result(args.map, build(args.map, args.input))
     return _build_places(args, inputs, build)
+
+
+def record(camera: str, map_path: str | Path, seconds: float) -> str:
+    """Keep pictures of a camera beside the map; returns the folder."""
+    from d2s_ros.cli.camera_preview import CameraPreview
+    from d2s_ros.data.live_camera import record_camera
+
+    path = Path(map_path)
+    folder = path.with_name(f'{path.name}.recording')
+    kept = record_camera(camera, folder, CameraPreview(), seconds=seconds)
+    print(f'{folder}: {kept} pictures; the map is built of them', flush=True)
+    return str(folder)
 
 
 def _build_places(

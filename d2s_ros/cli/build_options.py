@@ -26,9 +26,13 @@ def check_options(args: argparse.Namespace) -> None:
     if args.align_poses and (args.refine_poses or args.ignore_poses):
         raise UsageError('--align-poses contradicts --refine-poses and --ignore-poses')
     several = bool(args.place) or args.each_folder
+    if args.camera is not None and (several or args.input is not None):
+        raise UsageError('--camera is instead of INPUT and --place')
+    if args.camera is None and args.camera_seconds:
+        raise UsageError('--camera-seconds is for --camera')
     if not several:
-        if args.input is None:
-            raise UsageError('give INPUT, or places with --place NAME=INPUT')
+        if args.input is None and args.camera is None:
+            raise UsageError('give INPUT, a --camera, or places with --place NAME=INPUT')
         if args.common_frame:
             raise UsageError('--common-frame is for several places, see --place')
         return

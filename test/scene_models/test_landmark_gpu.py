@@ -168,7 +168,7 @@ def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_m
         Localizer.from_map(superpoint_map, device='cuda', precision='fp32') for _ in range(2)
     )
     for recorder in (plain.extractor._recorder, plain.observer._choice._recorder):
-        recorder._refused = True
+        recorder._refused = 'asked for'
     straight = small_map.frames[0].camera
     bent = replace(straight, model='plumb_bob', distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
     for camera in (straight, bent):
