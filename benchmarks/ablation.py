@@ -27,7 +27,7 @@ from accuracy import (
     Scene,
     finite,
     localize_queries,
-    real_scenes,
+    photographed_scenes,
     row_of,
     simulated_scenes,
 )
@@ -189,7 +189,7 @@ def main() -> int:
         parser.error(f'no row {unknown[0]!r}; rows: {", ".join(ROWS)}')
     scenes: Iterator[Scene] = iter(())
     if args.data:
-        scenes = real_scenes(args.data, [args.scene.removesuffix(' (block)')])
+        scenes = photographed_scenes(args.data, [args.scene.removesuffix(' (block)')])
     elif args.simulated:
         scenes = simulated_scenes(args.simulated, [int(args.scene.split()[-1])])
     scene = next((item for item in scenes if item.name == args.scene), None)

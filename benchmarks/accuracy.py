@@ -100,7 +100,7 @@ class Scene:
     queries: FrameSource
 
 
-def real_scenes(data: Path, only: list[str] | None) -> Iterator[Scene]:
+def photographed_scenes(data: Path, only: list[str] | None) -> Iterator[Scene]:
     """Yield the scenes of a folder."""
     for name, split in SCENES:
         folder = data / name
@@ -262,7 +262,7 @@ def wanted(args: argparse.Namespace) -> Iterator[tuple[str, list[Scene]]]:
                 parts = list(folds_of(args.data / name, args.folds))
                 yield parts[0].name, parts
     elif args.data:
-        for scene in real_scenes(args.data, args.scenes):
+        for scene in photographed_scenes(args.data, args.scenes):
             yield scene.name, [scene]
     if args.simulated:
         for scene in simulated_scenes(args.simulated, args.buildings):

@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,15 +189,12 @@ def main() -> int:
     )
     parser.add_argument('--skip-matching', action='store_true', help='do not match everything')
     parser.add_argument('--variant', default='now', help='name under which maps are kept')
-    parser.add_argument('--shares', nargs='+', type=float, help='shares_left of the maps')
     parser.add_argument('--json', type=Path, help='every frame')
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
     scenes = RealScenes(args.data, args.work)
     config = budget('standard')
-    if args.shares:
-        config = replace(config, shares_left=tuple(args.shares))
     rows: list[dict[str, Any]] = []
     for name in args.scenes:
         scene, _, fold = name.partition(':')

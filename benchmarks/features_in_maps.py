@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from d2s_ros.threads import set_passive_omp_wait
 
 set_passive_omp_wait()
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +36,7 @@ from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.data.sources import open_source
 from d2s_ros.data.tum import read_tum
+from d2s_ros.features.degradations import Degradation, blurred, exposed
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
@@ -68,41 +68,7 @@ STOPS = (-4, -3, -2, 2, 3)
 BLURS = (0.008, 0.016, 0.024, 0.032)
 
 
-def exposed(stops: float) -> Callable[[Image, np.random.Generator], Image]:
-    """Return a change of exposure with sensor noise before the 8 bits."""
-
-    def change(image: Image, rng: np.random.Generator) -> Image:
-        light = image.astype(np.float32) * 2.0**stops
-        light += rng.normal(size=image.shape).astype(np.float32)
-        return np.asarray(np.clip(np.rint(light), 0, 255), np.uint8)
-
-    return change
-
-
-def blurred(share: float) -> Callable[[Image, np.random.Generator], Image]:
-    """Return motion blur along a random direction, with sensor noise."""
-
-    def change(image: Image, rng: np.random.Generator) -> Image:
-        half = 0.5 * share * max(image.shape[:2])
-        size = 2 * int(np.ceil(half)) + 3
-        angle = rng.uniform(0, np.pi)
-        kernel = np.zeros((size, size), np.float32)
-        centre = (size - 1) / 2
-        for t in np.linspace(-half, half, 8 * size):
-            x, y = centre + t * np.cos(angle), centre + t * np.sin(angle)
-            left, top = int(x), int(y)
-            for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-                kernel[top + dy, left + dx] += (1 - abs(x - left - dx)) * (1 - abs(y - top - dy))
-        result = cv2.filter2D(
-            image.astype(np.float32), -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101
-        )
-        result = np.asarray(result) + rng.normal(size=image.shape).astype(np.float32)
-        return np.asarray(np.clip(np.rint(result), 0, 255), np.uint8)
-
-    return change
-
-
-DEGRADATIONS: dict[str, Callable[[Image, np.random.Generator], Image]] = {
+DEGRADATIONS: dict[str, Degradation] = {
     **{f'exposure {stops:+d}': exposed(stops) for stops in STOPS},
     **{f'blur {share:.1%}': blurred(share) for share in BLURS},
 }

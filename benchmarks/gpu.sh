@@ -3,6 +3,10 @@
 #
 #   benchmarks/gpu.sh OUT MAP LOG       # on a machine with a GPU; MAP has SuperPoint features
 #   D2S_DEVICE=cpu benchmarks/gpu.sh OUT MAP LOG   # its steps where there is none
+#   D2S_FIGURES="--record" benchmarks/gpu.sh OUT MAP LOG   # also benchmarks/results/gpu.json
+#
+# The tests that need a GPU; a map that is given, frame by frame; then two sizes of images, several
+# cameras at once, and training steps a second of each recipe (benchmarks/gpu_figures.py).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,4 +32,6 @@ if [ "$device" = cuda ]; then
   step tests 200 "$python" -m pytest -q -m gpu test
 fi
 step frame 120 "$python" -m d2s_ros.cli.main benchmark "$map" "$log" --device "$device" --frames "${D2S_FRAMES:-50}" --json "$out/frame.json"
+# shellcheck disable=SC2086 # several words are meant
+PYTHONPATH=.:benchmarks step figures 270 "$python" benchmarks/gpu_figures.py --out "$out/figures.json" --device "$device" ${D2S_FIGURES:-}
 exit "$failed"

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 # First: it decides how threads wait, before any is started.
-from accuracy import Scene, finite, real_scenes, simulated_scenes
+from accuracy import Scene, finite, photographed_scenes, simulated_scenes
 from records import write_record
 
 from d2s_ros.features.types import FeatureConfig
@@ -153,7 +153,7 @@ def main() -> int:
     args = parser.parse_args()
     started = time.time()
     foreign = photographs(args.photos, args.max_photos) if args.photos else []
-    scenes = list(real_scenes(args.data, args.scenes)) if args.data else []
+    scenes = list(photographed_scenes(args.data, args.scenes)) if args.data else []
     if args.simulated:
         scenes += simulated_scenes(args.simulated, args.buildings)
     if not scenes:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # First: it decides how threads wait, before any is started.
-from accuracy import Scene, finite, real_scenes
+from accuracy import Scene, finite, photographed_scenes
 from records import write_record
 
 import numpy as np
@@ -308,7 +308,7 @@ def main() -> int:
     extractor = create_extractor(features)
     config = budget('standard', features=features, recipe='paper')
     rows: list[dict[str, Any]] = []
-    for scene in real_scenes(args.data, args.scenes):
+    for scene in photographed_scenes(args.data, args.scenes):
         if scene.name not in args.scenes:
             continue
         reconstruction = points_of(scene, extractor, config, args.work)

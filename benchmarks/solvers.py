@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import Scene, real_scenes
+from accuracy import Scene, photographed_scenes
 from records import write_record
 
 from d2s_ros.data.frames import Frame
@@ -127,7 +127,7 @@ def main() -> int:
     args = parser.parse_args()
     started = time.time()
     args.work.mkdir(parents=True, exist_ok=True)
-    scenes: list[Scene] = list(real_scenes(args.data, None)) if args.data else []
+    scenes: list[Scene] = list(photographed_scenes(args.data, None)) if args.data else []
     rows = []
     lines = [
         '| scene | localized: poselib, OpenCV | median error | largest difference | in sigmas |',

@@ -96,7 +96,14 @@ class FrameRecorder:
         self._kind: object = None
         self._seen = 0
         self._recorded: RecordedFrame | None = None
-        self._refused = device.type != 'cuda'
+        self._refused = '' if device.type == 'cuda' else 'there is no GPU'
+
+    @property
+    def state(self) -> str:
+        """'recorded', or why not."""
+        if self._recorded is not None:
+            return 'recorded'
+        return self._refused or f'not yet, after {self._seen} images of one kind'
 
     def run(self, kind: object, compute: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         """Return `compute(given)` on the host.
@@ -113,7 +120,7 @@ class FrameRecorder:
             try:
                 self._recorded = RecordedFrame(compute, given, self._device)
             except DeviceError as error:
-                self._refused = True
+                self._refused = str(error)
                 _logger.warning('%s; its operations are started one by one', error)
         if self._recorded is not None:
             return self._recorded(given)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -77,7 +78,7 @@ def start(context: LaunchContext) -> list[Any]:
             remappings=remappings,
             respawn=respawn,
             respawn_delay=float(given('respawn_delay')),
-            on_exit=None if respawn else Shutdown(reason='the localizer ended'),
+            on_exit=None if respawn else end,
             **common,
         )
     ]
@@ -99,6 +100,15 @@ def start(context: LaunchContext) -> list[Any]:
         view = os.path.join(share, 'config', 'rviz', 'd2s.rviz')
         actions.append(Node(package='rviz2', executable='rviz2', arguments=['-d', view]))
     return actions
+
+
+def end(event: ProcessExited, context: LaunchContext) -> Shutdown | None:
+    """End the launch with the localizer: with an error, which a service manager sees, after one."""
+    if context.is_shutdown:
+        return None
+    if event.returncode:
+        raise RuntimeError(f'the localizer ended with exit code {event.returncode}')
+    return Shutdown(reason='the localizer ended')
 
 
 def generate_launch_description() -> LaunchDescription:

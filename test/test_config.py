@@ -74,7 +74,11 @@ def test_bad_values_are_named(values, message):
 
 def test_objects_made_by_hand_are_checked_too():
     validate(Outer())
-    for wrong in (Outer(count=0), Outer(pair=(1, 2, 3)), Outer(inner=Inner(-1.0))):
+    for wrong in (
+        Outer(count=0),
+        Outer(pair=(1, 2, 3)),  # type: ignore[arg-type]
+        Outer(inner=Inner(-1.0)),
+    ):
         with pytest.raises(ConfigError):
             validate(wrong)
 
@@ -97,9 +101,11 @@ def test_a_missing_gpu_is_an_error():
 
 
 def test_exit_codes():
-    kinds = [value for value in vars(errors).values() if isinstance(value, type)]
-    kinds = [kind for kind in kinds if issubclass(kind, errors.D2SError)]
-    codes = {kind.__name__: kind.exit_code for kind in kinds}
+    codes = {
+        kind.__name__: kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.D2SError)
+    }
     assert {name for name, code in codes.items() if code == 2} == {'UsageError', 'ConfigError'}
     assert {name for name, code in codes.items() if code == 4} == {'NothingLocalizedError'}
     assert set(codes.values()) == {2, 3, 4}

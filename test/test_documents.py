@@ -35,3 +35,28 @@ def test_every_refusal_says_what_to_do():
 
     # test/ros/test_interface_docs.py compares the reference with the code.
     assert statuses('operate/refusals.md') == statuses('reference/ros_interface.md')
+
+
+def architecture_of_tests():
+    return (ROOT / 'docs' / 'design' / 'architecture.md').read_text().partition('\n## Tests\n')[2]
+
+
+def test_every_slow_test_is_named_with_its_limit():
+    rows = re.findall(
+        r'^\| `(test/[\w/.]+)` \| .+ \| .*\d+ min.* \|$', architecture_of_tests(), re.M
+    )
+    slow = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'test').rglob('test_*.py')
+        if re.search(r'^(@pytest\.mark\.slow$|pytestmark = .*mark\.slow)', path.read_text(), re.M)
+    ]
+    assert len(slow) > 10
+    assert [path for path in slow if not path.startswith(tuple(rows))] == []
+    assert [row for row in rows if not any(path.startswith(row) for path in slow)] == []
+
+
+def test_the_steps_of_ci_are_those_that_the_documents_name():
+    steps = re.findall(r'^ *step (\w+) ', (ROOT / '.ci' / 'run').read_text(), re.M)
+    named = architecture_of_tests().partition('`.ci/run` runs')[2].partition('.\n')[0]
+    assert len(steps) > 8
+    assert re.findall(r'\((\w+)\)', named) == steps

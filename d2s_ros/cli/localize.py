@@ -67,18 +67,17 @@ def send_labels(
     from tqdm import tqdm
 
     from d2s_ros.localization.questions import SUFFIX, Question, write_questions
-    from d2s_ros.localization.result import LocalizationResult
 
     if path.suffix != SUFFIX:
         raise UsageError(f'{path} must end with {SUFFIX}, so that it is known when it is read')
     questions, refused = [], 0
     bar = tqdm(source, total=len(source), desc='labels', unit='image', disable=not progress)
     for frame in bar:
-        view = localizer.view_of(frame.image, frame.camera)
-        if isinstance(view, LocalizationResult):
+        question = Question.of(localizer, frame)
+        if isinstance(question, Question):
+            questions.append(question)
+        else:
             refused += 1
-            continue
-        questions.append(Question.of(localizer, view, name=frame.name, stamp_ns=frame.stamp_ns))
     if not questions:
         raise InputError('no image could be used, so there is nothing to send')
     write_questions(path, questions)

@@ -162,6 +162,9 @@ def benchmark(
         'memory': memory_report(localizer, images),
         'operations': stage_operations(localizer, images[0]),
     }
+    graph = getattr(localizer.extractor, 'graph_state', None)
+    if graph is not None:
+        report['cuda_graph'] = {'features': graph}
     if forward is not None:
         report['bare_forward'] = bare.summary()
         report['ratios'] = {
@@ -300,6 +303,8 @@ def table(report: dict[str, Any]) -> str:
             f'whole database over ours: {base["baseline over ours (wall_ms)"]} '
             f'({base["database_descriptors"]} descriptors, {base["database_mb"]} MB)'
         )
+    if report['device'] != 'cpu' and 'cuda_graph' in report:
+        lines.append(f'CUDA graph of the features: {report["cuda_graph"]["features"]}')
     memory = report['memory']
     for stage, counts in report['operations'].items():
         lines.append(

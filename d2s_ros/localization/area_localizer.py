@@ -20,7 +20,8 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.compute_budget import FULL, ComputeBudget
 from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.extraction import TakenImage, take_image, take_shots
-from d2s_ros.localization.localizer import Localizer, MapFacts
+from d2s_ros.localization.localizer import Localizer
+from d2s_ros.localization.map_facts import MapFacts
 from d2s_ros.localization.place_choice import Attempt, choose
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult
@@ -177,7 +178,7 @@ class AreaLocalizer:
             manifests[0].features,
             tuple(dict.fromkeys(camera for one in manifests for camera in one.cameras)),
             # Changes whenever a place is rescaled, which is all that is asked of it.
-            scale=math.prod(float(one.metrics.get('scaled_by', 1.0)) for one in manifests),
+            scale=math.prod(one.scaled_by for one in manifests),
             place_frames=tuple(frame for frame in self.area.frames() if frame != self.area.frame),
         )
 
@@ -223,7 +224,7 @@ class AreaLocalizer:
         found = take_shots(shots, self.extractor, budget, self.config.limits)
 
         def ask(localizer: Localizer, known: PriorSource | None) -> LocalizationResult:
-            return localizer.localize_taken(found, details=True, prior=known)
+            return localizer.rig.localize(found, details=True, prior=known)
 
         views = [one.view for one in found.taken.values()]
         return self._answer(views, ask, found.features_ms, details, prior)

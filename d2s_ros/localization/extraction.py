@@ -114,11 +114,6 @@ def take_shots(
             if enough.passed:
                 found.taken[shot.name] = one
                 continue
-            one = LocalizationResult(
-                enough.status,
-                enough.reason,
-                num_keypoints=len(one.view.features),
-                checks=(enough,),
-            )
+            one = LocalizationResult.of_too_few(enough, len(one.view.features))
         found.refused[shot.name] = one
     return replace(found, features_ms=1e3 * (time.perf_counter() - started))

@@ -17,6 +17,7 @@ from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
     Support,
     refine_pose,
+    reprojection_errors,
 )
 
 #: Support lies within this share of the inlier threshold.
@@ -27,6 +28,8 @@ GUIDED_RADII = (1.5, 1.5, 1.5, 1.5)
 WIDE_RADII, FEW_INLIERS = (3.0, 1.5, 1.5, 1.5), 100
 #: A pose that moves by less than this in the image would find the same candidates again.
 STANDS_STILL_PX = 0.05
+#: Close pairs of a camera are no chance where so many sigmas more of them are in the inner half.
+_CHANCE_SIGMAS = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +115,22 @@ def most_similar_close(
     order = np.argsort(-matches.similarity[keypoint_idx, choice], kind='stable')
     chosen = order[first_of_each(landmarks[order], len(matches.points_in_map))]
     return np.stack([keypoint_idx[chosen], landmarks[chosen]], axis=1)
+
+
+def close_beyond_chance(
+    matches: CandidateMatches, camera_from_map: RigidTransform, radius_px: float
+) -> NDArray[np.int64]:
+    """Return the pairs that a pose brings close to each other in one image, (K, 2).
+
+    None where they lie no closer than by chance, which brings a quarter of them within half the
+    radius: a camera that sees nothing of the map would only add noise to the pose.
+    """
+    pairs = most_similar_close(matches, camera_from_map, radius_px)
+    keypoints, points = matches.ideal_keypoints[pairs[:, 0]], matches.points_in_map[pairs[:, 1]]
+    errors, _ = reprojection_errors(camera_from_map, keypoints, points, matches.camera)
+    near = np.count_nonzero(errors < 0.5 * radius_px)
+    by_chance = 0.25 * len(pairs) + _CHANCE_SIGMAS * (0.1875 * len(pairs)) ** 0.5
+    return pairs if near > by_chance else pairs[:0]
 
 
 def refine_guided(

@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from d2s_ros.data.frames import Frame
 from d2s_ros.errors import CalibrationError, InputError, UsageError
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.localization.compute_budget import FULL
+from d2s_ros.localization.extraction import take_image
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.scene_models.base import View
@@ -72,15 +75,20 @@ class Question:
     sent: dict[str, NDArray[Any]]
 
     @classmethod
-    def of(cls, localizer: Localizer, view: View, *, name: str, stamp_ns: int) -> Question:
-        """Return the question of a view; no pixel and no descriptor is in it.
+    def of(cls, localizer: Localizer, frame: Frame) -> Question | LocalizationResult:
+        """Return the question of an image, or why it cannot be used; no pixel is in it.
 
         Raises:
             UsageError: the map's head tells nothing that could be sent.
         """
-        features = view.features
-        sent = _asking(localizer).question(view)
-        return cls(name, stamp_ns, view.camera, features.keypoints, features.scales, sent)
+        asking, limits = _asking(localizer), localizer.estimator.config.limits
+        taken = take_image(frame.image, frame.camera, localizer.extractor, FULL, limits)
+        if isinstance(taken, LocalizationResult):
+            return taken
+        view = taken.view
+        points, scales = view.features.keypoints, view.features.scales
+        sent = asking.question(view)
+        return cls(frame.name, frame.stamp_ns, view.camera, points, scales, sent)
 
     def answer(self, localizer: Localizer) -> LocalizationResult:
         """Localize it.

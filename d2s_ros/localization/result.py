@@ -206,8 +206,23 @@ class LocalizationResult:
     place: str = ''
     frame: str = ''
 
+    @classmethod
+    def of_too_few(
+        cls, check: Check, num_keypoints: int, latency_ms: dict[str, float] | None = None
+    ) -> LocalizationResult:
+        """Return the refusal of an image by the check of its keypoints."""
+        return cls(
+            check.status,
+            check.reason,
+            num_keypoints=num_keypoints,
+            latency_ms=latency_ms or {},
+            checks=(check,),
+        )
+
     def moved(self, offset: NDArray[np.float64]) -> LocalizationResult:
         """Return the result with its pose and points moved by an offset (3,) of the map frame."""
+        if not offset.any():
+            return self
         pose, details = self.map_from_camera, self.details
         if details is not None:
             details = replace(details, points_in_map=details.points_in_map + offset)

@@ -22,8 +22,8 @@ from d2s_ros.localization.guided_refinement import (
     GUIDED_RADII,
     STANDS_STILL_PX,
     WIDE_RADII,
+    close_beyond_chance,
     find_support,
-    most_similar_close,
     motion_px,
 )
 from d2s_ros.localization.hypotheses import Correspondences, PoseSearch
@@ -223,13 +223,16 @@ def _refined(
 def _guided(
     problems: Sequence[CameraProblem], result: RigEstimate, config: PoseSolverConfig
 ) -> RigEstimate:
-    """Refine on every candidate that the pose brings close to its keypoint, as `refine_guided`."""
+    """Refine on every candidate that the pose brings close to its keypoint, as `refine_guided`.
+
+    A camera whose close candidates are close by chance is left out (`close_beyond_chance`).
+    """
     num_inliers = sum(result.counts)
     pose, uncertainty, parts = result.rig_from_map, result.uncertainty, list(result.parts)
     pairs = [np.empty((0, 2), np.int64) for _ in problems]
     for radius in WIDE_RADII if num_inliers < FEW_INLIERS else GUIDED_RADII:
         close = [
-            most_similar_close(
+            close_beyond_chance(
                 one.search.candidate_matches,
                 one.camera_from_rig @ pose,
                 radius * config.threshold_px(one.search.camera),

@@ -18,7 +18,7 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,25 +44,23 @@ class BuildStages:
         map_path: Map folder of the build; None keeps nothing.
         description: What the build depends on besides its images (JSON types).
         fresh: Forget what an interrupted build has left.
-        what: What is kept, for messages: others keep the stages of theirs in the same way.
 
     Attributes:
+        noun, doing: What is kept, and what its process does to `map_path`, for messages; who keeps
+            the stages of something else in the same way has other words.
         resumed: Whether an interrupted build of the same description was found.
 
     Raises:
         UsageError: another process builds this map.
     """
 
+    noun: ClassVar[str] = 'build'
+    doing: ClassVar[str] = 'building'
+
     def __init__(
-        self,
-        map_path: Path | None,
-        description: dict[str, Any],
-        *,
-        fresh: bool = False,
-        what: str = 'build',
+        self, map_path: Path | None, description: dict[str, Any], *, fresh: bool = False
     ) -> None:
         self.resumed = False
-        self._what = what
         self._logs: dict[str, StageLog] = {}
         self._description = json.loads(json.dumps(description))
         self._lock: Any = None
@@ -79,15 +77,14 @@ class BuildStages:
                 'cannot write %s (%s): an interrupted %s will start from the beginning',
                 folder,
                 error.strerror or error,
-                what,
+                self.noun,
             )
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            doing = 'building' if what == 'build' else f'at the {what} of'
-            raise UsageError(f'another process is {doing} {map_path}; wait for it') from error
+            raise UsageError(f'another process is {self.doing} {map_path}; wait for it') from error
         self.folder = folder
         self._begin(fresh)
 
@@ -110,7 +107,7 @@ class BuildStages:
         else:
             _logger.warning(
                 'what is done of the %s is kept in %s; the same command goes on from there',
-                self._what,
+                self.noun,
                 self.folder,
             )
         self._lock.close()
@@ -154,7 +151,7 @@ class BuildStages:
         known = {name: value for name, value in found.items() if name != 'images'}
         if found and known == self._description and not fresh:
             self.resumed = True
-            _logger.warning('going on with the interrupted %s in %s', self._what, self.folder)
+            _logger.warning('going on with the interrupted %s in %s', self.noun, self.folder)
             return
         if found and not fresh:
             names = sorted(
@@ -164,7 +161,7 @@ class BuildStages:
             )
             _logger.warning(
                 'an interrupted %s in %s had other settings (%s): starting afresh',
-                self._what,
+                self.noun,
                 self.folder,
                 ', '.join(names),
             )
@@ -195,7 +192,7 @@ class BuildStages:
                 'cannot write %s (%s): an interrupted %s will start from the beginning',
                 self.folder,
                 error.strerror or error,
-                self._what,
+                self.noun,
             )
 
 

@@ -88,7 +88,7 @@ def update_map(
     store = MapStore(root)
     if store.current() is None:
         raise MapFormatError(
-            f'there is no map at {root}; build one with: d2s build-map INPUT --map'
+            f'there is no map at {root}; build one with: d2s build-map INPUT --map {root}'
         )
     if not logs:
         raise InputError('no log was given; there is nothing to update from')

@@ -143,7 +143,7 @@ def version_folder(path: Path) -> Path:
         return path
     if not path.exists():
         raise MapFormatError(
-            f'there is no map at {path}; build one with: d2s build-map INPUT --map'
+            f'there is no map at {path}; build one with: d2s build-map INPUT --map {path}'
         )
     if (path / AREA_FILE).exists():
         raise MapFormatError(

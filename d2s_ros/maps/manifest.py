@@ -86,6 +86,24 @@ class MapManifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def scaled_by(self) -> float:
+        """By what `d2s map scale` has multiplied the lengths of the map since it was built."""
+        return float(self.metrics.get('scaled_by', 1.0))
+
+    def check_features(self, weights_hash: str) -> None:
+        """Check that an extractor is of the features of the map.
+
+        Raises:
+            MapFormatError: it is not.
+        """
+        if weights_hash != self.features_hash:
+            raise MapFormatError(
+                f'the map was built with {self.features.name} features '
+                f'{self.features_hash[:12]}, the extractor is {weights_hash[:12]}; '
+                'use the same weights or build the map again'
+            )
+
 
 def read_manifest(folder: Path) -> MapManifest:
     """Read and check the manifest of a version's folder.

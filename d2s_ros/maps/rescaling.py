@@ -48,7 +48,7 @@ def rescaled(
     )
     metrics = _lengths_scaled(manifest.metrics, factor)
     metrics.pop('update', None)
-    metrics['scaled_by'] = float(manifest.metrics.get('scaled_by', 1.0)) * factor
+    metrics['scaled_by'] = manifest.scaled_by * factor
     x, y, z = (value * factor for value in manifest.origin)
     scaled = replace(
         scene_map,

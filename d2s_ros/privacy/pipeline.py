@@ -36,6 +36,13 @@ _logger = logging.getLogger(__name__)
 _PLAN = 'plan'
 
 
+class _AttackStages(BuildStages):
+    """The stages of an attack, kept beside its report."""
+
+    noun = 'attack'
+    doing = 'at the attack of'
+
+
 @dataclass(frozen=True, eq=False)
 class _Target:
     """One kind of content of one map, with the photographs that it is measured on."""
@@ -105,7 +112,7 @@ def attack(
         'kinds': list(wanted),
         'options': to_dict(config),
     }
-    with BuildStages(output, description, fresh=fresh, what='attack') as stages:
+    with _AttackStages(output, description, fresh=fresh) as stages:
         running = _Attack(opened, maps, config, stages, device, progress, on_step)
         return running.run(photographs, own, output, wanted)
 

@@ -47,7 +47,6 @@ class _Loop:
     checkpoint_seconds: float
     max_minutes: float = 0.0
     evaluate_every: int = 1_000_000_000
-    patience: int = 0
 
 
 class Training:

@@ -244,9 +244,10 @@ class LocalizerNode(GuardedLifecycleNode):
         if self._bond is not None:
             self._bond.close()
             self._bond = None
-        for part in (*self._inputs, self._hints):
-            if part is not None:
-                part.close()
+        for part in self._inputs:
+            part.close()
+        if self._hints is not None:
+            self._hints.close()
         self._inputs, self._hints, self._collector = [], None, None
         for timer in self._timers_of_activity:
             self.destroy_timer(timer)

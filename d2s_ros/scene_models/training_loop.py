@@ -47,10 +47,6 @@ class LoopConfig(Protocol):
     def evaluate_every(self) -> int:
         """Steps between evaluations on held-out images."""
 
-    @property
-    def patience(self) -> int:
-        """Evaluations without improvement before training stops; 0 never stops early."""
-
 
 def new_network(
     make: Callable[[Config], Network],
@@ -81,6 +77,7 @@ def run_loop(
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
     evaluate: Callable[[], float] | None = None,
+    patience: int = 0,
 ) -> dict[str, Any]:
     """Minimise `loss_of_step(step)`, step = 0, 1, ..., whose only randomness is `generator`.
 
@@ -101,6 +98,7 @@ def run_loop(
             after a checkpoint was saved.
         evaluate: Returns the loss on held-out images; with `patience`, the weights of its lowest
             value are kept, those before the first step among them.
+        patience: Evaluations without improvement before training stops; 0 never stops early.
 
     Returns:
         Figures of the run: steps, seconds, loss (None without a step); with `patience` also
@@ -109,7 +107,7 @@ def run_loop(
     step, seconds, loss_average = 0, 0.0, math.nan
     best = _Best()
     mean = _weights(network) if average else None
-    watch = evaluate if config.patience else None
+    watch = evaluate if patience else None
     state = read_checkpoint(checkpoint)
     if state is not None:
         network.load_state_dict(state['network'])
@@ -160,7 +158,7 @@ def run_loop(
     try:
         if step == 0:
             evaluated()
-        while step < config.steps and not (watch and best.misses >= config.patience):
+        while step < config.steps and not (watch and best.misses >= patience):
             between_steps = False
             loss = loss_of_step(step)
             optimizer.zero_grad(set_to_none=True)

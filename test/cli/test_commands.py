@@ -31,7 +31,7 @@ def run(capsys, *arguments):
     try:
         code = main([str(argument) for argument in arguments])
     except SystemExit as error:
-        code = error.code
+        code = int(error.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

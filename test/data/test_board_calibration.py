@@ -48,7 +48,7 @@ def printed(text):
         size = (round((across * step - gap) * PX), round((down * step - gap) * PX))
         inner = made.generateImage(size, marginSize=0)
         first = border
-    return cv2.copyMakeBorder(inner, *4 * [border], cv2.BORDER_CONSTANT, value=255), first
+    return np.pad(inner, border, constant_values=255), first
 
 
 def pictures(text, camera, count, seed=0):

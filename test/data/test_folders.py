@@ -278,7 +278,8 @@ def test_open_source_tells_the_kinds_apart(folder, tmp_path):
     with pytest.raises(UsageError, match='no topics'):
         open_source(folder, options=LogOptions(image_topic='/image'))
     (tmp_path / 'list.txt').write_text('# names\n10.jpg\n\n1.jpg\n')
-    assert open_source(folder, image_list=tmp_path / 'list.txt').names == ('1.jpg', '10.jpg')
+    listed = open_source(folder, image_list=tmp_path / 'list.txt')
+    assert [frame.name for frame in listed] == ['1.jpg', '10.jpg']
     with pytest.raises(UsageError, match='image list'):
         open_source(bag, image_list=tmp_path / 'list.txt')
     calibrated = open_source(bag, options=LogOptions(calibration=str(folder / 'calibration.yaml')))

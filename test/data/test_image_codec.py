@@ -41,7 +41,7 @@ def as_rows(image: np.ndarray) -> np.ndarray:
 def decode(encoding, image, step=0, big=0, size=(HEIGHT, WIDTH), **layout):
     rows = as_rows(image)
     data = padded(rows, step, **layout) if step else rows.tobytes()
-    return decode_image(encoding, *size, step, big, data)
+    return decode_image(encoding, size[0], size[1], step, big, data)
 
 
 @pytest.mark.parametrize('step', [0, 40])

@@ -13,7 +13,9 @@ START_NS = 1_700_000_000_123_456_789
 
 
 def pose(index: float) -> RigidTransform:
-    return RigidTransform(rotation_from_vector([0.1, 0.2, 0.1 * index]), [index, 2, 3])
+    return RigidTransform(
+        rotation_from_vector([0.1, 0.2, 0.1 * index]), np.array([index, 2.0, 3.0])
+    )
 
 
 def trajectory(*stamps: int) -> Trajectory:

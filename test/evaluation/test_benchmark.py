@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -107,9 +108,7 @@ def test_a_frame_costs_the_same_operations_for_any_number_of_keypoints(localizer
     frame = small_map.frames[3]
     features = localizer.extractor.extract(frame.image)
     counts = [
-        count_operations(
-            lambda n=n: localizer.localize_features(strongest(features, n), frame.camera)
-        )
+        count_operations(partial(localizer.localize_features, strongest(features, n), frame.camera))
         for n in (100, 250, 600)
     ]
     # Elsewhere the search is PyTorch's too.

@@ -1,6 +1,7 @@
 """The comparison of features in maps: degradations, and how recall is counted."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,13 @@ def test_degradations_change_light_and_sharpness_as_named(benchmark):
 
 def test_recall_adds_up_over_buildings_and_strengths(benchmark, tmp_path):
     table = benchmark.Table(tmp_path / 'a.json')
-    figures = {'localized': 9, 'wrong': 1, 'median_m': 0.01, 'median_deg': 0.1, 'p95_m': 0.03}
+    figures: dict[str, Any] = {
+        'localized': 9,
+        'wrong': 1,
+        'median_m': 0.01,
+        'median_deg': 0.1,
+        'p95_m': 0.03,
+    }
     figures['relative'] = [0.1, 0.2, 0.4]
     for scene, condition, features, right in (
         ('building 1', 'night', 'rootsift', 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ class Recorder:
 
 
 def test_frames_keep_the_reason_of_the_reader():
-    results = [result for _, result in localize_log(Recorder(), TwoFrames())]
+    recorder: Any = Recorder()
+    results = [result for _, result in localize_log(recorder, TwoFrames())]
     assert [result.reason for result in results] == ['broken JPEG', 'camera_info is all zeros']
     summary = summarise(results)
     assert (summary['frames'], summary['localized']) == (2, 0)

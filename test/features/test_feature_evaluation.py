@@ -12,7 +12,7 @@ from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features import evaluation, posed_pairs, warped_pairs
 from d2s_ros.features.evaluation_report import draw_matches, markdown
 from d2s_ros.features.rootsift import RootSift
-from d2s_ros.features.types import FeatureConfig, LocalFeatures
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor, LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 
@@ -121,7 +121,7 @@ def test_night_is_dark_and_exposure_is_not_one():
 
 def test_every_method_gets_the_same_number_of_keypoints(rng):
     photograph = textured(rng)
-    extractors = {
+    extractors: dict[str, FeatureExtractor] = {
         'rootsift': RootSift(FeatureConfig()),
         'orb': evaluation.Orb(FeatureConfig()),
     }

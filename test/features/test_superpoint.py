@@ -1,6 +1,7 @@
 """SuperPoint extraction, checked against NumPy and against known geometry."""
 
 import hashlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ needs_int8 = pytest.mark.skipif(not has_fast_int8(), reason='needs a CPU with VN
 @pytest.fixture(scope='module')
 def network():
     torch.manual_seed(0)
-    result = SuperPointNet()
+    result: Any = SuperPointNet()
     with torch.no_grad():
         # Untrained logits are nearly constant: spread them so that there are clear maxima.
         result.convPb.weight.mul_(40.0)
@@ -70,7 +71,7 @@ def test_descriptors_match_an_independent_implementation():
     rng = np.random.default_rng(1)
     raw = rng.normal(size=(16, 9, 13)).astype(np.float32)
     keypoints = rng.uniform([0, 0], [103, 71], (200, 2)).astype(np.float32)
-    keypoints[:4] = [[0, 0], [103, 71], [3.5, 3.5], [11.5, 3.5]]
+    keypoints[:4] = np.array([[0, 0], [103, 71], [3.5, 3.5], [11.5, 3.5]])
     found = sample_descriptors(torch.from_numpy(raw)[None], torch.from_numpy(keypoints)[None])[0]
     expected = numpy_descriptors(raw.astype(np.float64), keypoints)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)

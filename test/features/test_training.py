@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -84,7 +85,7 @@ def test_saved_weights_load_as_features(tmp_path, rng):
 
 def test_frozen_stage_does_not_move():
     torch.manual_seed(0)
-    model = TrainableSuperPoint()
+    model: Any = TrainableSuperPoint()
     model.train()
     model(torch.rand(2, 1, 64, 64))
     model.freeze_first_stage()
@@ -200,7 +201,7 @@ def test_splat_keeps_the_centroid_and_the_weight():
 
 def test_views_show_keypoints_where_they_say(rng):
     """Bright dots must be found, in both views, where the pair says the keypoints are."""
-    photograph = np.zeros((240, 320), np.uint8)
+    photograph: Any = np.zeros((240, 320), np.uint8)
     points = np.array([[x, y] for x in range(20, 310, 30) for y in range(20, 230, 30)], np.float32)
     for x, y in points.astype(int):
         photograph[y, x] = 255
@@ -341,7 +342,7 @@ def test_checkerboard_corners_are_saddles(rng):
 
 def test_homographic_adaptation_averages_and_agrees_with_itself(rng):
     torch.manual_seed(0)
-    network = SuperPointNet()
+    network: Any = SuperPointNet()
     with torch.no_grad():
         network.convPb.weight.mul_(60.0)
         network.convPb.bias.zero_()
@@ -460,7 +461,7 @@ def test_command_goes_on_from_finished_weights(tmp_path, photographs):
 def test_projection_keeps_distances_between_descriptors_of_few_directions(rng):
     """What varies in 20 directions is as far apart in 20 numbers as in 256, up to the whitening."""
     torch.manual_seed(0)
-    network = SuperPointNet()
+    network: Any = SuperPointNet()
     with torch.no_grad():
         network.convPb.weight.mul_(40.0)
         network.convPb.bias.zero_()

@@ -89,7 +89,7 @@ def test_undistorted_pixels_are_those_of_the_ideal_camera(name, rng):
 
 @pytest.mark.parametrize('name', CAMERAS)
 def test_points_behind_the_camera_have_no_pixel(name):
-    pixels = CAMERAS[name].project([[0, 0, -1], [0.1, 0, 0], [0.1, 0.1, 1]])
+    pixels = CAMERAS[name].project(np.array([[0, 0, -1], [0.1, 0, 0], [0.1, 0.1, 1]]))
     assert np.isnan(pixels[:2]).all()
     assert np.isfinite(pixels[2]).all()
     assert CAMERAS[name].project(np.empty((0, 3))).shape == (0, 2)

@@ -111,12 +111,12 @@ def test_skew_is_the_cross_product(rng):
 
 
 def test_pose_error(transform):
-    change = RigidTransform(rotation_from_vector([0, np.radians(30), 0]), [3, 4, 0])
+    change = RigidTransform(rotation_from_vector([0, np.radians(30), 0]), np.array([3.0, 4, 0]))
     distance, degrees = pose_error(transform @ change, transform)
     assert distance == pytest.approx(5)
     assert degrees == pytest.approx(30)
     assert pose_error(transform, transform) == pytest.approx((0, 0), abs=1e-6)
-    half = RigidTransform(rotation_from_vector([np.pi, 0, 0]), [0, 0, 0])
+    half = RigidTransform(rotation_from_vector([np.pi, 0, 0]), np.zeros(3))
     assert pose_error(half, RigidTransform.identity())[1] == pytest.approx(180)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def test_the_strongest_maxima_are_those_of_the_whole_suppression(implementation,
         height, width = (int(size) for size in rng.integers(20, 90, 2))
         radius, count = int(rng.integers(0, 6)), int(rng.integers(1, 60))
         border, threshold = int(rng.integers(0, 5)), float(rng.choice([0.0, 0.3]))
-        scores = rng.random((height, width)).astype(np.float32)
+        scores: Any = rng.random((height, width)).astype(np.float32)
         if 'smooth' in kind:
             scores = cv2.GaussianBlur(scores, (0, 0), 1.5)
         if 'equal' in kind:

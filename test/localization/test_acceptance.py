@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,7 +279,7 @@ SKEWED = np.concatenate([PICTURE[:147], [[0.6, y, 2.0] for y in (-0.6, 0.0, 0.6)
 OK = Status.LOCALIZED
 FEW, CLOSE, MOVED = Status.TOO_FEW_INLIERS, Status.POOR_SPREAD, Status.MOVED_OBJECT
 #: A limit changed, evidence that it decides about, the outcome by default, and the changed one.
-DECISIONS = [
+DECISIONS: list[tuple[dict[str, Any], PoseEvidence, Status, Status]] = [
     (
         {'false_accept_rate': 0.5},
         evidence_of(box(28, 3.0, 2.0), used=100, chance_median=60.0, chance_scale=2.0),

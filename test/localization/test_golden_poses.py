@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 import pytest
@@ -57,7 +59,8 @@ def assert_close(rows, golden):
 
 def test_a_map_of_before_gives_the_recorded_poses(repo_root, recorded):
     rows = record_map(repo_root / 'test' / 'data' / 'map_format_2', QUERIES)
-    golden = recorded['rows'][kernels.active().__name__.rpartition('.')[2]]
+    name = cast(ModuleType, kernels.active()).__name__.rpartition('.')[2]
+    golden = recorded['rows'][name]
     if conditions() == recorded['conditions']:
         assert compare({'rows': rows}, {'rows': golden}) == []
     assert_close(rows, golden)

@@ -16,9 +16,11 @@ from d2s_ros.geometry.transforms import (
     pose_error,
     rotation_from_vector,
 )
-from d2s_ros.localization.localizer import Localizer, RigShot
+from d2s_ros.localization.guided_refinement import CandidateMatches, close_beyond_chance
+from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import PoseSolverConfig, minimise, residuals_of
 from d2s_ros.localization.result import LocalizationStatus
+from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.localization.rig_solver import RigResiduals
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import base_from_camera, rendered_frames
@@ -98,6 +100,35 @@ def test_the_refinement_finds_the_optimum_and_its_covariance(rng):
         error = np.concatenate([found.translation - truth.translation, vector])
         normalized.append(error @ np.linalg.inv(covariance) @ error / 6)
     assert 0.7 < np.mean(normalized) < 1.4
+
+
+def test_pairs_that_are_close_by_chance_move_no_rig(rng):
+    """A camera that sees nothing of the map finds some landmarks close to keypoints all the same."""
+    right, _ = made_up(rng, 60, 0.5)
+    points = right.points_in_map
+    sigmas, similarity = np.full(60, 0.5), np.full((60, 1), 0.9, np.float32)
+
+    def close(keypoints):
+        matches = CandidateMatches(
+            keypoints,
+            sigmas,
+            similarity,
+            np.arange(60)[:, None],
+            points,
+            np.broadcast_to(1e-6 * np.eye(3), (60, 3, 3)),
+            CAMERA,
+        )
+        return len(close_beyond_chance(matches, TRUTH, 6.0))
+
+    assert close(right.ideal_keypoints) == 60
+    scattered = 0
+    for _ in range(20):
+        radius = 6.0 * np.sqrt(rng.uniform(0, 1, 60))
+        angle = rng.uniform(0, 2 * np.pi, 60)
+        offset = radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+        scattered += close(right.ideal_keypoints + 0.99 * offset) > 0
+    # Two sigmas: by chance one of fifty.
+    assert scattered <= 3
 
 
 def test_a_rig_of_one_camera_is_that_camera(rng):

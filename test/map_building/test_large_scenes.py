@@ -9,7 +9,7 @@ import torch
 from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.data.array_log import ArrayLog
-from d2s_ros.features.types import FeatureConfig
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.map_building.calibration import calibration_images
 from d2s_ros.map_building.config import BuildConfig
@@ -22,10 +22,13 @@ from d2s_ros.reconstruction.retrieval import nearest_images
 from d2s_ros.scene_models.landmark.table import build_landmarks
 
 
-class MadeUpFeatures:
+class MadeUpFeatures(FeatureExtractor):
     config = FeatureConfig()
     dim = 32
     weights_hash = 'made-up'
+
+    def extract(self, image, mask=None):
+        raise NotImplementedError
 
 
 def test_pairs_grow_linearly():

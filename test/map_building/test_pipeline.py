@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,15 +48,15 @@ def test_points_lie_on_the_surfaces_of_the_scene(small_map):
     assert len(reconstruction.images) == 24
     assert len(reconstruction.points_in_map) > 1000
     assert reconstruction.metric
-    errors = []
+    found = []
     for image, depth in zip(reconstruction.images, small_map.depths, strict=True):
         seen = np.flatnonzero(image.point_idx >= 0)
         points = reconstruction.points_in_map[image.point_idx[seen]]
         in_camera = image.map_from_camera.inverse().apply(points)
         columns, rows = np.rint(image.features.keypoints[seen]).astype(int).T
         truth = depth[rows.clip(0, 359), columns.clip(0, 479)]
-        errors.append(np.abs(in_camera[:, 2] - truth) / truth)
-    errors = np.concatenate(errors)
+        found.append(np.abs(in_camera[:, 2] - truth) / truth)
+    errors = np.concatenate(found)
     assert np.median(errors) < 0.005
     # Points that only two near images see may be wrong in depth: their covariance says so.
     assert (errors < 0.05).mean() > 0.7
@@ -167,7 +168,7 @@ def test_what_cannot_be_mapped(small_map, tmp_path):
 
 
 def test_pose_problems_of_a_log_are_raised(small_map, tmp_path):
-    source = FrameList(small_map.frames[:3])
+    source: Any = FrameList(small_map.frames[:3])
     source.pose_problem = 'several pose topics (/a, /b); choose one'
     with pytest.raises(InputError, match='/a, /b'):
         build_map(source, tmp_path / 'm', tiny(), device='cpu', progress=False)

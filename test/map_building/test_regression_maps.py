@@ -11,7 +11,7 @@ import torch
 from scene_models.made_up_scene import made_up_reconstruction
 
 from d2s_ros.cli.main import main
-from d2s_ros.features.types import FeatureConfig
+from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import BuildConfig, budget
@@ -27,12 +27,15 @@ from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 
 
-class MadeUpFeatures:
+class MadeUpFeatures(FeatureExtractor):
     """Stands where an extractor is only asked for its name."""
 
     config = FeatureConfig()
     dim = 32
     weights_hash = 'made-up'
+
+    def extract(self, image, mask=None):
+        raise NotImplementedError
 
 
 CONFIG = BuildConfig(
@@ -71,6 +74,7 @@ def test_map_survives_the_disk_and_localizes(trained, reconstruction, tmp_path):
     opened = SceneMap.open(tmp_path / 'map')
     assert opened.manifest.head == 'regression'
     assert opened.manifest.calibration.reliability_threshold == 0.6
+    assert isinstance(opened.model, RegressionModel)
     assert metrics['num_parameters'] == sum(p.numel() for p in opened.model.network.parameters())
     # Far from the origin float16 would be off by a quarter of a metre.
     torch.testing.assert_close(opened.model.network.center, scene_map.model.network.center)

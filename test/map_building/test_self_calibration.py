@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from d2s_ros.data.folders import ImageFolderSource
 from PIL import Image
 
 from d2s_ros.cli.main import main
@@ -87,6 +88,7 @@ def test_exif_gives_the_first_guess(tmp_path):
         picture = Image.fromarray(np.zeros((300, 400, 3), np.uint8))
         picture.save(tmp_path / f'{index}.jpg', exif=exif)
     source = open_source(tmp_path, for_mapping=True)
+    assert isinstance(source, ImageFolderSource)
     assert source.camera_is_guess
     assert next(iter(source)).camera.fx == pytest.approx(26 * 500 / 43.267, rel=1e-3)
     exif = Image.Exif()
@@ -103,7 +105,9 @@ def test_a_calibration_is_asked_for_where_none_can_be_found(folder, tmp_path):
     poses.write_text('000.png 0 0 0 0 0 0 1\n')
     with pytest.raises(CalibrationError, match='--calibration'):
         open_source(folder, poses=poses, for_mapping=True)
-    assert not open_source(folder, fallback=BENT).camera_is_guess
+    source = open_source(folder, fallback=BENT)
+    assert isinstance(source, ImageFolderSource)
+    assert not source.camera_is_guess
 
 
 @pytest.mark.parametrize('camera', [BENT, Camera('pinhole', 64, 48, 50.0, 51.0, 31.0, 24.0)])

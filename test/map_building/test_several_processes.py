@@ -12,6 +12,7 @@ import torch
 
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.verification import verify
+from d2s_ros.scene_models.landmark.model import LandmarkModel
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 
@@ -70,12 +71,12 @@ def test_the_command_under_torchrun(tmp_path):
     assert verify(target) == []
     assert not target.with_name('map.building').exists()
     torchrun(1, '-m', 'd2s_ros.cli.main', 'build-map', log, '--map', alone, *options)
-    two, one = SceneMap.open(target), SceneMap.open(alone)
-    assert (two.model.table.points_in_map == one.model.table.points_in_map).all()
+    two, model = SceneMap.open(target), SceneMap.open(alone).model
+    assert isinstance(two.model, LandmarkModel)
+    assert isinstance(model, LandmarkModel)
+    assert (two.model.table.points_in_map == model.table.points_in_map).all()
     for name, value in two.model.network.state_dict().items():
-        torch.testing.assert_close(
-            value, one.model.network.state_dict()[name], atol=0.02, rtol=0.05
-        )
+        torch.testing.assert_close(value, model.network.state_dict()[name], atol=0.02, rtol=0.05)
     assert two.manifest.metrics['holdout_localized'] >= 1
     # More processes than images in a step: said by the first process, and all end.
     many = torchrun(

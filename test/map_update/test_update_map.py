@@ -23,6 +23,7 @@ from d2s_ros.map_update.pipeline import update_map
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.verification import verify
+from d2s_ros.scene_models.landmark.model import LandmarkModel
 
 CONFIG = UpdateConfig(
     keyframes=KeyframeConfig(min_keypoints=100),
@@ -106,11 +107,13 @@ def test_where_training_would_lose_frames_a_candidate_only_adds(logs, map_path):
     with pytest.raises(MapFormatError, match='waits to be promoted'):
         store.suggested()
     assert 'only adds; with training: recall on the old map falls' in result.reasons[-1]
-    before, after = (SceneMap.open(map_path / 'versions' / name) for name in ('0001', '0002'))
-    kept = {point.tobytes() for point in before.model.table.points_in_map}
-    added = {point.tobytes() for point in after.model.table.points_in_map}
+    before, after = (SceneMap.open(map_path / 'versions' / name).model for name in ('0001', '0002'))
+    assert isinstance(before, LandmarkModel)
+    assert isinstance(after, LandmarkModel)
+    kept = {point.tobytes() for point in before.table.points_in_map}
+    added = {point.tobytes() for point in after.table.points_in_map}
     assert kept < added
-    states = (scene_map.model.network.state_dict() for scene_map in (before, after))
+    states = (model.network.state_dict() for model in (before, after))
     assert all((a == b).all() for a, b in zip(*(state.values() for state in states), strict=True))
 
 

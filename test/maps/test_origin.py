@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.verification import verify
 from d2s_ros.reconstruction.origin import choose_origin, moved, relative_to
-from d2s_ros.reconstruction.reconstruction import ImageInput, Reconstruction
+from d2s_ros.reconstruction.reconstruction import ImageInput, MappedImage, Reconstruction
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import frames
 
@@ -56,7 +58,8 @@ def test_the_origin_is_zero_unless_the_cameras_are_far_from_it():
     np.testing.assert_array_equal(origin, np.rint(np.median(far, axis=0)))
     near = relative_to(images_at(far), origin)
     assert max(np.abs(image.map_from_camera.translation).max() for image in near) < 4
-    reconstruction = Reconstruction(near, np.ones((1, 3)), np.zeros(1), np.ones(1, int), True)
+    mapped = [MappedImage(**vars(one), point_idx=np.zeros(0, int)) for one in near]
+    reconstruction = Reconstruction(mapped, np.ones((1, 3)), np.zeros(1), np.ones(1, int), True)
     back = moved(reconstruction, origin)
     np.testing.assert_array_equal(back.points_in_map[0], origin + 1)
     np.testing.assert_allclose([i.map_from_camera.translation for i in back.images], far, atol=1e-9)
@@ -115,7 +118,7 @@ def test_poses_leave_and_priors_come_in_the_map_frame(small_map, query_frames):
         (by_utm, PosePrior(truth.moved(UTM), 0.05, 0.5)),
     ]
     results = [
-        localizer.localize_features(features, frame.camera, prior=lambda given=prior: given)
+        localizer.localize_features(features, frame.camera, prior=partial(copy, prior))
         for localizer, prior in priors
     ]
     assert [result.with_prior for result in results] == [True, True]

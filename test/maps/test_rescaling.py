@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import MappingData
 from d2s_ros.maps.verification import verify
+from d2s_ros.scene_models.labels.model import LabelModel
 from d2s_ros.scene_models.landmark.model import LandmarkModel
 from d2s_ros.scene_models.regression.model import RegressionModel
 from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
@@ -63,7 +66,7 @@ def test_poses_scale_exactly(copied_map, query_frames, capsys):
     truth = frame.map_from_camera
     grown = replace(truth, translation=2 * truth.translation)
     old, new = (
-        localizer.localize_features(features, frame.camera, prior=lambda given=prior: given)
+        localizer.localize_features(features, frame.camera, prior=partial(copy, prior))
         for localizer, prior in (
             (before, PosePrior(truth, 0.05, 0.5)),
             (after, PosePrior(grown, 0.1, 0.5)),
@@ -168,6 +171,7 @@ def test_short_keys_labels_and_regression_scale_too(label_map):
     torch.testing.assert_close(again, 0.5 * points)
     torch.testing.assert_close(same, reliability)
     labels = SceneMap.open(label_map).model
+    assert isinstance(labels, LabelModel)
     large = type(labels).from_tensors(labels.network_config, labels.scaled(2.0).tensors())
     np.testing.assert_allclose(large.table.points_in_map, 2 * labels.table.points_in_map)
     np.testing.assert_allclose(large.table.depths, 2 * labels.table.depths, rtol=1e-5)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,10 @@ def make_map(seed=0, count=40):
     )
 
 
-UPDATE = {'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10), 'poses': np.eye(4)}
+UPDATE: dict[str, np.ndarray[Any, Any]] = {
+    'descriptors': np.arange(60, dtype=np.int8).reshape(6, 10),
+    'poses': np.eye(4),
+}
 
 
 @pytest.fixture
@@ -95,6 +99,7 @@ def test_round_trip(tmp_path):
         assert getattr(found.manifest, name) == getattr(original.manifest, name)
     assert (found.manifest.metric, found.manifest.build) == (False, {'seed': 0})
     assert (found.manifest.version, found.manifest.parent) == ('0001', '')
+    assert isinstance(found.model, LandmarkModel)
     table = found.model.table
     np.testing.assert_array_equal(table.points_in_map, original.model.table.points_in_map)
     np.testing.assert_array_equal(table.covariances, original.model.table.covariances)

@@ -29,7 +29,9 @@ def test_landmarks_survive(tmp_path, rng):
     MapStore(tmp_path / 'map').write(
         SceneMap(manifest, LandmarkModel(table, StoredNetwork.of(network)))
     )
-    found = SceneMap.open(tmp_path / 'map').model.table
+    opened = SceneMap.open(tmp_path / 'map').model
+    assert isinstance(opened, LandmarkModel)
+    found = opened.table
     np.testing.assert_array_equal(found.covariances, covariances)
     np.testing.assert_array_equal(found.points_in_map, points)
     np.testing.assert_allclose(found.keys, keys, atol=2e-3)

@@ -97,7 +97,7 @@ def launch_executables(root: Path) -> set[str]:
             named = {
                 keyword.arg: keyword.value.value
                 for keyword in node.keywords
-                if isinstance(keyword.value, ast.Constant)
+                if isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str)
             }
             if named.get('package') == PACKAGE and 'executable' in named:
                 found.add(named['executable'])

@@ -23,6 +23,7 @@ from d2s_ros.privacy.registry import contents_of, kinds
 from d2s_ros.privacy.shots import read_photographs, shots_of_map
 from d2s_ros.privacy.sparse import SparseView, central_window
 from d2s_ros.privacy.training import Example, Training, steps_within
+from d2s_ros.scene_models.landmark.model import LandmarkModel
 
 TINY = AttackConfig(
     size=48, steps=4, width=4, pictures_per_step=2, photographs=3, own_photographs=6
@@ -176,7 +177,9 @@ def test_each_photograph_is_shown_with_its_own_points(day_map, place):
     scene_map = SceneMap.open(day_map)
     frames = read_photographs(place, 2, names=None)
     extractor = create_extractor(scene_map.manifest.features)
-    shots = shots_of_map(frames, scene_map.model.points_in_map, extractor, StageLog(None))
+    assert isinstance(scene_map.model, LandmarkModel)
+    points_in_map = scene_map.model.points_in_map.astype(np.float64)
+    shots = shots_of_map(frames, points_in_map, extractor, StageLog(None))
     for shot in shots:
         points = scene_map.model.points_in_map[shot.point_idx]
         in_camera = shot.map_from_camera.inverse().apply(points)

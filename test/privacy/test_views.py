@@ -96,7 +96,7 @@ def test_rows_hold_depth_over_the_median_and_whether_it_is_known():
         np.array([1.0, 2.0, 4.0, np.nan], np.float32),
         np.zeros((4, 0), np.float32),
     )
-    assert np.allclose(view.rows(), [[2, 1], [1, 1], [0.5, 1], [0, 0]])
+    assert np.allclose(view.rows(), np.array([[2, 1], [1, 1], [0.5, 1], [0, 0]]))
     with pytest.raises(ValueError, match='do not fit together'):
         SparseView(view.pixels, view.depth[:3], view.attributes)
 

@@ -150,9 +150,9 @@ def test_maps_from_odometry(small_map, query_frames, tmp_path):
         align = align_poses(poses, truth)
         localizer = Localizer.from_map(target, device='cpu')
         found = [
-            pose_error(align(result.map_from_camera), frame.map_from_camera)[0]
+            pose_error(align(answer.map_from_camera), frame.map_from_camera)[0]
             for frame in query_frames
-            if (result := localizer.localize(frame.image, frame.camera)).localized
+            if (answer := localizer.localize(frame.image, frame.camera)).localized
         ]
         figures[refine] = {
             'poses': np.median(errors([align(pose) for pose in poses], truth), axis=0),

@@ -9,6 +9,8 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 from d2s_ros.errors import ConfigError
 from d2s_ros.ros.launch_arguments import boolean, names_a_map, parameter_file, typed
 
+LISTS = ('base_from_camera', 'rig_image_topics', 'rig_camera_info_topics')
+
 
 @pytest.mark.parametrize('value', ['true', 'True', '1', 'yes', 'on'])
 def test_switches_that_are_on(value):
@@ -47,4 +49,4 @@ def test_every_argument_of_the_launch_file_has_a_type(repo_root):
 
     path = repo_root / 'launch' / 'localize.launch.py'
     for name in runpy.run_path(str(path))['PARAMETERS']:
-        typed(name, {'base_from_camera': '[]'}.get(name, '1'))
+        typed(name, '[]' if name in LISTS else '1')

@@ -67,7 +67,7 @@ def test_landmarks_and_coverage_are_latched(spinner, client, tf2_msgs, tmp_path)
     grids = Collector(client, OccupancyGrid, '/d2s/coverage', LATCHED)
     cloud = wait_for(lambda: clouds.messages)[-1]
     values = np.frombuffer(cloud.data, '<f4').reshape(-1, 4)
-    np.testing.assert_allclose(values, [[1, 2, 0.5, 0.5], [-1, 0, 2, 2]])
+    np.testing.assert_allclose(values, np.array([[1, 2, 0.5, 0.5], [-1, 0, 2, 2]]))
     assert cloud.header.frame_id == 'map'
     grid = wait_for(lambda: grids.messages)[-1]
     assert (grid.info.width, grid.info.height) == (3, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def test_no_peer_has_it_write_elsewhere(updater, call, map_path, tmp_path):
     assert not (tmp_path / 'elsewhere').exists()
 
 
-CAMERA = {
+CAMERA: dict[str, Any] = {
     'image_topic': '/-odd/image',
     'camera_info_topic': '/left/camera_info',
     'calibration': '~/left.yaml',

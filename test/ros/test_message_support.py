@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_serialization_is_that_of_ros(tf2_msgs):
     transform.header.frame_id, transform.header.stamp.sec = 'map', 17
     transform.transform.translation.y = 2.5
     data = serialize_message(TFMessage(transforms=[transform, transform]))
-    found = get_typestore(Stores.ROS2_JAZZY).deserialize_cdr(data, 'tf2_msgs/msg/TFMessage')
+    found: Any = get_typestore(Stores.ROS2_JAZZY).deserialize_cdr(data, 'tf2_msgs/msg/TFMessage')
     assert len(found.transforms) == 2
     assert found.transforms[1].header.frame_id == 'map'
     assert found.transforms[1].transform.translation.y == 2.5

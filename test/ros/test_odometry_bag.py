@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def read_transforms(bag):
     with AnyReader([bag], default_typestore=store) as reader:
         connections = [c for c in reader.connections if c.topic in ('/tf', '/tf_static')]
         for connection, _, data in reader.messages(connections):
-            for item in reader.deserialize(data, connection.msgtype).transforms:
+            message: Any = reader.deserialize(data, connection.msgtype)
+            for item in message.transforms:
                 t, q = item.transform.translation, item.transform.rotation
                 buffer.insert(
                     item.header.frame_id,

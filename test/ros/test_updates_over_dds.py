@@ -61,7 +61,7 @@ class Robot:
     """Both nodes as processes on one map, with what a test sees of them."""
 
     def __init__(self, start_process, client, map_path, log_dir):
-        self._start, self._map, self._log_dir = start_process, map_path, log_dir
+        self._start, self.map_path, self.log_dir = start_process, map_path, log_dir
         self.localizer = start_process(
             'd2s_ros.ros.localizer_node',
             *self._settings(map=map_path, device='cpu', map_check_period=0.2, **RELIABLE),
@@ -83,7 +83,7 @@ class Robot:
         return ['--ros-args', *flat]
 
     def start_updater(self):
-        settings = {'map': self._map, 'log_dir': self._log_dir, 'status_period': 0.05}
+        settings = {'map': self.map_path, 'log_dir': self.log_dir, 'status_period': 0.05}
         self.updater = self._start(
             'd2s_ros.ros.map_updater_node',
             *self._settings(device='cpu', min_free_megabytes=1, **settings),
@@ -132,7 +132,6 @@ def robot(start_process, client, day_map, tmp_path):
     map_path = shutil.copytree(day_map, tmp_path / 'map')
     (tmp_path / 'logs').mkdir()
     robot = Robot(start_process, client, map_path, tmp_path / 'logs')
-    robot.map_path, robot.log_dir = map_path, tmp_path / 'logs'
     robot.camera.connect()
     return robot
 

@@ -100,7 +100,11 @@ def test_idle_runs_without_items_and_between_them():
 def test_stop_says_whether_the_thread_ended():
     gate = threading.Event()
     slot = LatestSlot()
-    worker = Worker(slot, lambda item: gate.wait(20))
+
+    def wait(item):
+        gate.wait(20)
+
+    worker = Worker(slot, wait)
     worker.start()
     slot.put(1)
     until(lambda: slot._item is None)

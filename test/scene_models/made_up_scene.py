@@ -48,7 +48,7 @@ def made_up_reconstruction(
         order = rng.permutation(len(keypoints))
         count = len(keypoints)
         features = LocalFeatures(
-            keypoints[order],
+            keypoints[order].astype(np.float32),
             np.ones(count, np.float32),
             descriptors[order].astype(np.float32),
             (320, 240),

@@ -70,7 +70,7 @@ def test_does_not_depend_on_threads_or_on_other_keypoints(compiled_kernels):
     one, many = (scorer(arrays, threads=threads) for threads in (1, 3))
     np.testing.assert_array_equal(one[0], many[0])
     np.testing.assert_array_equal(one[1], many[1])
-    alone = scorer(ScorerInputs(*(array[20:21] for array in arrays)), threads=1)
+    alone = scorer(ScorerInputs._make(array[20:21] for array in arrays), threads=1)
     assert alone[0][0] == one[0][20]
 
 

@@ -98,7 +98,7 @@ def test_pairs_are_each_others_likeliest():
     rng = np.random.default_rng(3)
     words = [rng.standard_normal((16, 90)).astype(np.float32) for _ in range(3)]
     labels = rng.integers(0, 16, (600, 3))
-    scores = sum(words[level][labels[:, level]] for level in range(3))
+    scores = np.sum([words[level][labels[:, level]] for level in range(3)], axis=0)
     keypoint, point, score = mutual_pairs(words, labels)
     assert 20 < len(keypoint) < 90
     np.testing.assert_array_equal(scores[:, keypoint].argmax(axis=0), point)
@@ -438,9 +438,8 @@ def test_labels_are_sent_instead_of_images(label_map, building_logs, tmp_path, c
 def test_only_maps_of_labels_are_asked_by_labels(small_map, tmp_path, capsys):
     localizer = Localizer.from_map(small_map.path, device='cpu')
     frame = small_map.frames[0]
-    view = localizer.view_of(frame.image, frame.camera)
     with pytest.raises(UsageError, match='--head labels'):
-        Question.of(localizer, view, name='a', stamp_ns=0)
+        Question.of(localizer, frame)
 
 
 @pytest.mark.parametrize(

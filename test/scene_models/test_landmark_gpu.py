@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,11 +51,13 @@ def localizers(superpoint_map):
     plain, whole = (
         Localizer.from_map(superpoint_map, device='cpu', precision='fp32') for _ in range(2)
     )
-    model, extractor = whole.scene_map.model, whole.extractor
+    model: Any = whole.scene_map.model
+    extractor: Any = whole.extractor
+    observer: Any = whole.observer
     points = torch.from_numpy(model.table.normalized(model.table.points_in_map))
     scorer = LandmarkScorer(model.stored, points, device='cpu', dtype=torch.float32)
     index = TensorIndex(model.table.keys)
-    whole.observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
+    observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
     extractor._run_on_cpu = extractor._run_on_gpu
     return plain, whole
 
@@ -146,7 +149,7 @@ def test_what_cannot_be_recorded_runs_one_by_one(caplog):
     if torch.cuda.is_available():
         pytest.skip('here a recording succeeds')
     recorder = FrameRecorder(torch.device('cpu'))
-    recorder._refused = False
+    recorder._refused = ''
     images = [torch.full((8, 8), value, dtype=torch.uint8) for value in range(12)]
     for kind in ('a', 'b'):
         for image in images:
@@ -159,11 +162,13 @@ def test_what_cannot_be_recorded_runs_one_by_one(caplog):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_a_recorded_frame_gives_what_its_operations_give(superpoint_map, small_map, caplog):
+    plain: Any
+    recorded: Any
     plain, recorded = (
         Localizer.from_map(superpoint_map, device='cuda', precision='fp32') for _ in range(2)
     )
     for recorder in (plain.extractor._recorder, plain.observer._choice._recorder):
-        recorder._refused = True
+        recorder._refused = 'asked for'
     straight = small_map.frames[0].camera
     bent = replace(straight, model='plumb_bob', distortion=(-0.1, 0.0, 0.0, 0.0, 0.0))
     for camera in (straight, bent):

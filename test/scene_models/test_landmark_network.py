@@ -156,19 +156,19 @@ def test_a_new_zero_layer_changes_nothing():
 def test_attention_in_bfloat16_and_its_gradient(hidden):
     """On a CPU it is put together from products: as near to float32 as bfloat16 is."""
     generator = torch.Generator().manual_seed(0)
-    tokens = [torch.randn(2, 4, 9, 8, generator=generator) for _ in range(3)]
+    q, k, v = (torch.randn(2, 4, 9, 8, generator=generator) for _ in range(3))
     mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
     mask[..., 9 - hidden :] = False
-    exact = torch.nn.functional.scaled_dot_product_attention(*tokens, attn_mask=mask)
-    rounded = [t.bfloat16().requires_grad_() for t in tokens]
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    rounded = q8, k8, v8 = tuple(t.bfloat16().requires_grad_() for t in (q, k, v))
     with torch.autocast('cpu', torch.bfloat16):
-        found = attention(*rounded, mask)
+        found = attention(q8, k8, v8, mask)
     assert found.dtype is torch.bfloat16
     torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
     found.float().square().sum().backward()
-    leaves = [t.requires_grad_() for t in tokens]
+    leaves = [t.requires_grad_() for t in (q, k, v)]
     torch.nn.functional.scaled_dot_product_attention(
-        *leaves, attn_mask=mask
+        q, k, v, attn_mask=mask
     ).square().sum().backward()
     for a, b in zip(rounded, leaves, strict=True):
         assert (a.grad.float() - b.grad).norm() < 0.03 * b.grad.norm()

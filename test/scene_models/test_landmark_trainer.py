@@ -288,11 +288,11 @@ def test_half_a_step_is_not_saved(tmp_path):
     whole, _ = train_landmark_network(samples, NETWORK, config)
 
     class Interrupting(list):
-        count = 0
+        seen = 0
 
         def __getitem__(self, index):
-            Interrupting.count += 1
-            if Interrupting.count == 21:
+            Interrupting.seen += 1
+            if Interrupting.seen == 21:
                 raise KeyboardInterrupt
             return super().__getitem__(index)
 

@@ -68,7 +68,8 @@ def test_reprojection_against_numpy(rng):
             u = np.array([fx * x / depth + cx, fy * y / depth + cy])
             expected[j, i] = np.linalg.norm(u - pixels[j, i])
     tensors = [torch.from_numpy(v) for v in (points, rotations, translations, intrinsics, pixels)]
-    errors = reprojection_errors(*tensors, torch.full((2, 8), 0.1, dtype=torch.float64))
+    tensors.append(torch.full((2, 8), 0.1, dtype=torch.float64))
+    errors = reprojection_errors(*tensors)
     np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-10)
     z = (rng.random((2, 8)) < 0.5).astype(float)
     tau = 30.0

@@ -53,6 +53,7 @@ def test_equations_1_to_7(rng):
     d = rng.normal(size=(7, 16))
     x = d
     for layer in network.layers:
+        assert isinstance(layer, AttentionLayer)
         x = attention_layer(layer, x)
     for index, module in enumerate(m for m in network.mlp if isinstance(m, torch.nn.Linear)):
         x = linear(module, np.maximum(x, 0) if index else x)

@@ -114,6 +114,7 @@ def test_a_map_with_short_keys_opens_and_one_without_them_does_not_pretend(rng, 
     manifest = replace(scene_map.manifest, network=short.network_config)
     MapStore(tmp_path / 'map').write(replace(scene_map, manifest=manifest, model=short))
     opened = SceneMap.open(tmp_path / 'map')
+    assert isinstance(opened.model, LandmarkModel)
     assert opened.model.network.config.short_keys == 16
     np.testing.assert_array_equal(opened.model.table.keys, short.table.keys)
     tensors = load_file(tmp_path / 'map' / 'versions' / '0001' / LOCALIZATION_FILE)

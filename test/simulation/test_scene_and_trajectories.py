@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -298,7 +299,8 @@ def test_very_short_logs_have_poses_too(kind: str) -> None:
 
 
 def root_sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    keypoints, descriptors = cv2.SIFT_create(1500).detectAndCompute(image, None)
+    make: Any = cv2.SIFT_create  # type: ignore[attr-defined]
+    keypoints, descriptors = make(1500).detectAndCompute(image, None)
     descriptors = np.sqrt(descriptors / descriptors.sum(axis=1, keepdims=True))
     return np.array([keypoint.pt for keypoint in keypoints]), descriptors
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,8 +37,8 @@ def small(**changes: object) -> SimulationConfig:
     return SimulationConfig(**values)  # type: ignore[arg-type]
 
 
-def read(path: Path) -> dict[str, list[tuple[int, object]]]:
-    topics: dict[str, list[tuple[int, object]]] = {}
+def read(path: Path) -> dict[str, list[tuple[int, Any]]]:
+    topics: dict[str, list[tuple[int, Any]]] = {}
     with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE)) as reader:
         for connection, stamp, data in reader.messages():
             message = reader.deserialize(data, connection.msgtype)
@@ -45,8 +46,8 @@ def read(path: Path) -> dict[str, list[tuple[int, object]]]:
     return topics
 
 
-def stamp_of(message: object) -> int:
-    stamp = message.header.stamp  # type: ignore[attr-defined]
+def stamp_of(message: Any) -> int:
+    stamp = message.header.stamp
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 

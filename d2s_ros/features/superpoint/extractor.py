@@ -122,6 +122,11 @@ class SuperPoint(SuperPointImages):
             **options,
         )
 
+    @property
+    def graph_state(self) -> str:
+        """Whether what a GPU does is recorded as a CUDA graph, or why not."""
+        return self._recorder.state
+
     def _run(
         self, grey: NDArray[np.uint8], allowed: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:

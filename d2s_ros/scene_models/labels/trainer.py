@@ -45,7 +45,6 @@ class LabelTrainingConfig:
     max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
     checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
     evaluate_every: int = option(50, 'Steps between messages.', minimum=1)
-    patience: int = option(0, 'Not used: runs are short.', minimum=0, maximum=0)
     seed: int = option(0, 'Seed of all randomness.', minimum=0)
 
     def __post_init__(self) -> None:
@@ -188,7 +187,7 @@ def train_labels(
                 nearby = pixels_around(pixels, _AROUND, level, generator)
                 at = head(standard.columns(level, sample.features[subset]))
                 around = head(standard.read(level, sample, nearby.reshape(-1, 2)))
-                around = around.reshape(len(subset), _AROUND, -1)
+                around = around.reshape(len(subset), _AROUND, at.shape[-1])
                 total = total + label_loss(at, around, trained.labels[number, points])
         return total / (len(chosen) * len(network.levels))
 
@@ -250,7 +249,8 @@ def voted(
             if sample.cells:
                 nearby = pixels_around(sample.pixels, _AROUND_IN_VOTES, level, generator)
                 around = head(standard.read(level, sample, nearby.reshape(-1, 2)))
-                around = torch.log_softmax(around, dim=-1).reshape(len(at), _AROUND_IN_VOTES, -1)
+                around = torch.log_softmax(around, dim=-1)
+                around = around.reshape(len(at), _AROUND_IN_VOTES, at.shape[-1])
                 both = torch.cat([at[:, None], around], dim=1)
                 score = at + (at - both.logsumexp(dim=1))
             scores.append(score)

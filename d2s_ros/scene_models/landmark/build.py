@@ -44,12 +44,6 @@ class LandmarkOptions:
         'Candidates that project this close are right, at 1000 px focal length.',
         unit='px',
     )
-    shares_left: tuple[float, ...] = option(
-        (1.0,),
-        'Share of the landmarks of a mapping image that others still see when the network is '
-        'trained and calibrated on it, image by image in turns: below 1 its neighbours are left '
-        'out as well, as if nobody had mapped there.',
-    )
 
 
 def budget(name: str, seed: int) -> dict[str, Any]:
@@ -80,7 +74,6 @@ def build_table(context: BuildContext) -> tuple[LandmarkTable, LeaveOneOut]:
         statistics,
         options.num_candidates,
         context.calibration_images,
-        options.shares_left,
     )
     return table, left_out
 

@@ -7,7 +7,7 @@ descriptors, points and covariances.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 
@@ -41,9 +41,6 @@ class LeaveOneOut:
         statistics: Which point each landmark is.
         num_candidates: Landmarks that are found for a keypoint.
         kept: Images whose nearest landmarks are kept once they are found.
-        shares_left: An image is to look like one of a viewpoint that nobody mapped: the images that
-            share most landmarks with it are left out as well, until others see such a share of
-            them. Image by image in turns; 1 leaves out the image alone.
     """
 
     def __init__(
@@ -53,23 +50,12 @@ class LeaveOneOut:
         statistics: LandmarkStatistics,
         num_candidates: int,
         kept: Collection[int] = (),
-        shares_left: Sequence[float] = (1.0,),
     ) -> None:
         self.reconstruction, self.statistics = reconstruction, statistics
         self._table = table
         self._num_candidates = num_candidates
         self._kept = frozenset(kept)
-        self._shares_left = tuple(shares_left)
         self._found: dict[int, NearestLandmarks] = {}
-        self._neighbours: dict[int, tuple[int, ...]] = {}
-
-    def neighbours(self, index: int) -> tuple[int, ...]:
-        """Return the images that are left out with an image, those that share most of it first."""
-        found = self._neighbours.get(index)
-        if found is None:
-            share = self._shares_left[index % len(self._shares_left)]
-            found = self._neighbours[index] = self._nearest_views(index, share)
-        return found
 
     def nearest(self, index: int) -> NearestLandmarks:
         """Return the landmarks nearest to the keypoints of an image, by what others see of them."""
@@ -82,7 +68,6 @@ class LeaveOneOut:
                 self._table,
                 self.statistics,
                 self._num_candidates,
-                [images[other] for other in self.neighbours(index)],
             )
             if index in self._kept:
                 self._found[index] = found
@@ -91,11 +76,7 @@ class LeaveOneOut:
     def without(self, index: int) -> tuple[LandmarkTable, NDArray[np.bool_]]:
         """Return the landmarks without an image, and which of them (M,) would not be there."""
         positions = self._positions
-        left_out = [index, *self.neighbours(index)]
-        parts = [positions.observations(self.reconstruction.images[other]) for other in left_out]
-        observed, information, gradients = (
-            np.concatenate(part) for part in zip(*parts, strict=True)
-        )
+        observed, information, gradients = positions.observations(self.reconstruction.images[index])
         seen, row = np.unique(observed, return_inverse=True)
         left, count = positions.information[seen].copy(), positions.counts[seen].copy()
         pull = np.zeros((len(seen), 3))
@@ -120,37 +101,6 @@ class LeaveOneOut:
         all_covariances[landmarks] = covariances[change[landmarks]]
         table = replace(self._table, points_in_map=points, covariances=all_covariances)
         return table, gone[positions.of_landmark]
-
-    def _nearest_views(self, index: int, share: float) -> tuple[int, ...]:
-        """Return the images to leave out so that others see a share of an image's landmarks."""
-        if share >= 1.0:
-            return ()
-        own = np.zeros(len(self._counts), bool)
-        own[self._seen[index]] = True
-        left = self._counts - own
-        shared = np.array([np.count_nonzero(own[seen]) for seen in self._seen])
-        shared[index] = 0
-        total, chosen = np.count_nonzero(own & (left > 0)), []
-        for other in np.argsort(-shared, kind='stable'):
-            if shared[other] == 0 or np.count_nonzero(own & (left > 0)) <= share * total:
-                break
-            left[self._seen[other]] -= 1
-            chosen.append(int(other))
-        return tuple(chosen)
-
-    @cached_property
-    def _seen(self) -> list[NDArray[np.int64]]:
-        """Landmarks that each image sees."""
-        found = []
-        for image in self.reconstruction.images:
-            landmark = self.statistics.landmark_of_point[image.point_idx[image.point_idx >= 0]]
-            found.append(np.unique(landmark[landmark >= 0]))
-        return found
-
-    @cached_property
-    def _counts(self) -> NDArray[np.int64]:
-        """(M,) images that see each landmark."""
-        return np.bincount(np.concatenate(self._seen), minlength=len(self._table))
 
     @cached_property
     def _positions(self) -> _Positions:

@@ -8,7 +8,6 @@ compared by the mean of its other observations. What the network learns then hol
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +19,7 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.kernels.interface import KeyIndex
-from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
+from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.base import View
 from d2s_ros.scene_models.landmark.product_codes import ProductCodes
 from d2s_ros.scene_models.landmark.short_form import ShortForm
@@ -221,27 +220,21 @@ def find_training_candidates(
     table: LandmarkTable,
     statistics: LandmarkStatistics,
     num_candidates: int,
-    neighbours: Sequence[MappedImage] = (),
 ) -> NearestLandmarks:
-    """Search with the observations of an image, and of neighbours, left out of the landmarks."""
-    descriptors, landmarks = [], []
-    left_out = [(features, point_idx)]
-    left_out += [(image.features, image.point_idx) for image in neighbours]
-    for shown, points in left_out:
-        seen = np.flatnonzero(points >= 0)
-        landmark = statistics.landmark_of_point[points[seen]]
-        descriptors.append(shown.descriptors[seen[landmark >= 0]])
-        landmarks.append(landmark[landmark >= 0])
-    unique, position = np.unique(np.concatenate(landmarks), return_inverse=True)
+    """Search with the observations of an image left out of the landmarks."""
+    seen = np.flatnonzero(point_idx >= 0)
+    landmark = statistics.landmark_of_point[point_idx[seen]]
+    seen, landmark = seen[landmark >= 0], landmark[landmark >= 0]
+    unique, position = np.unique(landmark, return_inverse=True)
     index = table.index
     if len(unique):
         own = np.zeros((len(unique), features.descriptors.shape[1]))
-        np.add.at(own, position, np.concatenate(descriptors))
+        np.add.at(own, position, features.descriptors[seen])
         left = statistics.counts[unique] - np.bincount(position, minlength=len(unique))
         others = statistics.descriptor_sums[unique] - own
         others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
         # A landmark seen by no other image is out of reach.
-        others[left <= 0] = -own[left <= 0] / len(left_out)
+        others[left <= 0] = -own[left <= 0]
         index = index.replaced(unique, table.keys_as_kept(others.astype(np.float32)))
     return index.search(features.descriptors, num_candidates)
 

@@ -168,5 +168,6 @@ def train_landmark_network(
         progress=progress,
         on_step=on_step,
         evaluate=held_out_loss if held_out else None,
+        patience=config.patience,
     )
     return network, figures

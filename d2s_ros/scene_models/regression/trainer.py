@@ -324,6 +324,7 @@ def train_regression_network(
         progress=progress,
         on_step=on_step,
         evaluate=error_px if held_out else None,
+        patience=config.patience,
     )
     if held_out:
         figures['held_out_px'] = round(held_out_error_px(network, held_out, config), 2)
