@@ -48,12 +48,16 @@ def compiled_part() -> Extension:
     )
 
 
+#: Of files in launch/ and config/ that are installed.
+SHARED_SUFFIXES = ('.py', '.yaml', '.rviz', '.json', '.xml', '.service')
+
+
 def shared_files(*folders: str) -> list:
     """Return data_files that lay the folders out below share/d2s_ros as they are here."""
     by_folder: dict = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob('*')):
-            if path.is_file() and path.suffix in ('.py', '.yaml', '.rviz', '.xml', '.service'):
+            if path.is_file() and path.suffix in SHARED_SUFFIXES:
                 relative = path.relative_to(ROOT)
                 by_folder.setdefault(relative.parent.as_posix(), []).append(relative.as_posix())
     return [(f'share/{PACKAGE}/{folder}', names) for folder, names in sorted(by_folder.items())]

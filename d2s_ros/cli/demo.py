@@ -16,12 +16,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2s_ros.cli.localize import write_json
 from d2s_ros.cli.options import user_path
 from d2s_ros.errors import D2SError, InputError, NothingLocalizedError
+
+if TYPE_CHECKING:
+    from d2s_ros.geometry.transforms import RigidTransform
 
 _MAPPING, _QUERY, _MAP = 'mapping_log', 'query_log', 'map'
 _MARKER = '.d2s_demo'
@@ -184,7 +188,13 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
     from d2s_ros.data.sources import open_source
     from d2s_ros.data.tum import read_tum, write_tum
     from d2s_ros.evaluation.metrics import evaluate_trajectory
-    from d2s_ros.evaluation.report import draw_reliability, draw_trajectory, write_page
+    from d2s_ros.evaluation.report import (
+        draw_overview,
+        draw_reliability,
+        draw_trajectory,
+        write_page,
+    )
+    from d2s_ros.evaluation.view_page import view_page
     from d2s_ros.geometry.transforms import RigidTransform, pose_error
     from d2s_ros.localization.localizer import Localizer
 
@@ -210,19 +220,23 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
     )
 
     localizer = Localizer.from_map(output / _MAP)
-    # The node has run; one frame is localized again here to draw its keypoints.
-    best, picture, title = -1, b'', ''
+    points = localizer.scene_map.model.points_in_map + localizer.scene_map.origin
+    # The node has run; frames are localized again here to draw one.
+    best, overview, picture, title = -1, b'', b'', ''
     for frame in open_source(output / _QUERY):
         if frame.stamp_ns not in poses or frame.image is None:
             continue
         result = localizer.localize(frame.image, frame.camera, details=True)
-        if result.details is not None and result.num_inliers > best and result.localized:
+        pose, details = result.map_from_camera, result.details
+        if pose is not None and details is not None and result.num_inliers > best:
             best = result.num_inliers
             title = (
                 f'frame {frame.name}: {result.num_keypoints} keypoints, {result.num_reliable} '
                 f'reliable, {result.num_inliers} inliers'
             )
-            picture = draw_reliability(frame.image, result.details, title)
+            picture = draw_reliability(frame.image, details, title)
+            others = [poses[stamp] for stamp in poses if stamp != frame.stamp_ns]
+            overview = draw_overview(frame.image, details, pose, others, points)
             if best > 300:
                 break
     mapping = read_tum(output / _MAPPING / 'groundtruth_tum.txt')
@@ -230,7 +244,7 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
         list(truth.poses),
         [poses.get(int(stamp)) for stamp in truth.stamps_ns],
         list(mapping.poses),
-        localizer.scene_map.model.points_in_map + localizer.scene_map.origin,
+        points,
     )
     latencies = [
         float(frame['values']['total [ms]'])
@@ -270,9 +284,24 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
     pictures = [('Trajectory against truth, from above', trajectory)]
     (output / 'trajectory.png').write_bytes(trajectory)
     if picture:
-        pictures.append((f'Reliable (green) and unreliable (red) keypoints, {title}', picture))
+        caption = f'Inliers (green), other reliable (blue) and unreliable (red) keypoints, {title}'
+        pictures = [('One image, and where it was taken', overview), *pictures, (caption, picture)]
+        (output / 'localization.png').write_bytes(overview)
         (output / 'reliability.png').write_bytes(picture)
-    write_page(output / 'report.html', 'd2s_ros demo', rows, pictures)
+    write_page(
+        output / 'report.html',
+        'd2s_ros demo',
+        rows,
+        pictures,
+        refused=[
+            (str(frame['stamp_ns']), frame['status'], str(frame['values'].get('reason', '')))
+            for frame in record['frames']
+            if frame['status'] != 'localized'
+        ],
+        try_next=_next_commands(output),
+    )
+    view = {'demo': {'frames': [_view_frame(frame, poses) for frame in record['frames']]}}
+    (output / 'view.html').write_text(view_page(localizer.scene_map, view), encoding='utf-8')
     write_json(
         output / 'report.json',
         {
@@ -283,5 +312,30 @@ def _report(output: Path, record: dict[str, Any], seconds: float) -> int:
     )
     width = max(len(name) for name, _ in rows)
     print('\n'.join(f'{name:{width}s}  {value}' for name, value in rows))
-    print(f'report: {output / "report.html"}')
+    print(f'\nlook at it, with a web browser:\n  {output / "report.html"}')
+    print(f'  {output / "view.html"}  (the map in 3D, with the frames)\ntry next:')
+    print('\n'.join(f'  {line}' for line in _next_commands(output)))
     return len(poses)
+
+
+def _next_commands(output: Path) -> list[str]:
+    """Return what one would do after the demo."""
+    return [
+        f'd2s map coverage {output / _MAP} --picture plan.png  # where the map localizes',
+        f'd2s update-map {output / _MAP} {output / _QUERY}  # learn from a log without poses',
+        'd2s build-map room.mp4 --map room  # your own room: docs/tutorials/own_room.md',
+    ]
+
+
+def _view_frame(frame: dict[str, Any], poses: Mapping[int, RigidTransform]) -> dict[str, Any]:
+    """Return a frame of the node's record as `d2s localize --report` would write it."""
+    values, pose = frame['values'], poses.get(int(frame['stamp_ns']))
+    return {
+        'name': str(frame['stamp_ns']),
+        'status': frame['status'],
+        'reason': '' if pose is not None else values.get('reason', ''),
+        'map_from_camera': None if pose is None else pose.to_tum(),
+        'num_inliers': values.get('inliers'),
+        'num_reliable': values.get('reliable'),
+        'num_keypoints': values.get('keypoints'),
+    }

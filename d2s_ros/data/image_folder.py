@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d2s_ros.data.depth_files import COLOUR_FOLDER, DepthFiles, depth_files
 from d2s_ros.data.frames import Frame
 from d2s_ros.data.image_codec import decode_compressed
+from d2s_ros.data.image_times import times_from_names
 from d2s_ros.data.safe_yaml import load_yaml
 from d2s_ros.data.tum import associate, data_lines, parse_pose, read_text, read_tum
 from d2s_ros.errors import CalibrationError, InputError, UnsupportedImageError
@@ -41,8 +43,6 @@ _DEPTH_WORDS = frozenset(('depth', 'depths', 'depthmap', 'depthmaps', 'disparity
 _MAX_CALIBRATION_BYTES = 65_536
 #: An image takes the pose of a TUM file whose stamp is this near.
 MAX_STAMP_DIFFERENCE_S = 0.02
-#: Digits of an integer name that is a time in milli-, micro- or nanoseconds since 1970.
-_EPOCH_UNITS_NS = {13: 10**6, 16: 10**3, 19: 1}
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Camera:
@@ -133,27 +133,6 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts frame2 before frame10."""
     parts = re.split(r'(\d+)', name)
     return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
-
-
-def times_from_names(names: Sequence[str]) -> list[int] | None:
-    """Return the times (ns) that the names are, or None unless all are distinct numbers.
-
-    A name is a time if its stem is a number: seconds, or milli-, micro- or nanoseconds since
-    1970 when it is an integer of 13, 16 or 19 digits.
-    """
-    stamps: list[int] = []
-    for name in names:
-        stem = Path(name).stem
-        if not re.fullmatch(r'\d+(\.\d+)?', stem):
-            return None
-        if stem.isdigit():
-            stamps.append(int(stem) * _EPOCH_UNITS_NS.get(len(stem), 10**9))
-        else:
-            whole, fraction = stem.split('.')
-            stamps.append(int(whole) * 10**9 + int(f'{fraction:0<9}'[:9]))
-    if len(set(stamps)) != len(stamps) or any(stamp >= 2**63 for stamp in stamps):
-        return None
-    return stamps
 
 
 def stamps_for_names(names: Sequence[str]) -> dict[str, int]:
@@ -276,6 +255,7 @@ class ImageFolderSource(ImageFiles):
 
     Attributes:
         camera_is_guess: Whether the calibration is a first guess that mapping must refine.
+        depth: Registered depth images of a folder in the layout of TUM RGB-D; else None.
     """
 
     def __init__(
@@ -300,6 +280,7 @@ class ImageFolderSource(ImageFiles):
         """
         root = Path(folder)
         self.camera_is_guess = False
+        self.depth: DepthFiles | None = depth_files(root)
         images, all_names = images_of(root)
         camera = find_calibration(root) if calibration is None else calibration
         if camera is None:
@@ -329,6 +310,8 @@ def images_of(root: Path) -> tuple[Path, list[str]]:
         InputError: there are none.
     """
     images = root / 'images' if (root / 'images').is_dir() else root
+    if depth_files(root) is not None:
+        images = root / COLOUR_FOLDER
     names = photographs(images, list_images(images))
     if not names:
         raise InputError(f'{root} holds no .jpg or .png images')

@@ -82,7 +82,7 @@ class VideoSource:
                     damaged |= bool(packet.is_corrupt)
                     if packet.pts is not None and packet.time_base is not None:
                         end = max(end, float(packet.pts * packet.time_base))
-            except _import_av().error.FFmpegError:
+            except import_av().error.FFmpegError:
                 damaged = True
             # The duration is in microseconds; sound may last a little longer than the pictures.
             duration = (container.duration or 0) / 1e6
@@ -119,7 +119,7 @@ class VideoSource:
         if self._chosen is None:
             chooser = FrameChooser()
             for _stamp, picture in self._decoded():
-                chooser.look(_small_grey(picture))
+                chooser.look(small_grey(picture))
             self._chosen = chooser.choose()
             _logger.warning(
                 '%s: %d of %d frames are used: sharp, and with motion between them (%d are blurred '
@@ -146,12 +146,12 @@ class VideoSource:
                         stamp_ns = round(picture.time * 1_000_000_000)
                     last = max(stamp_ns, last + 1)
                     yield last, picture
-            except _import_av().error.FFmpegError as error:
+            except import_av().error.FFmpegError as error:
                 _logger.warning('%s: reading ends early: %s', self._path, error)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
-        av = _import_av()
+        av = import_av()
         try:
             container = av.open(str(self._path), metadata_errors='replace')
         except (OSError, av.error.FFmpegError) as error:
@@ -170,7 +170,12 @@ class VideoSource:
             yield container, streams[0]
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """Return PyAV.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         import av
     except ImportError as error:
@@ -183,7 +188,7 @@ def _import_av() -> Any:
     return av
 
 
-def _small_grey(picture: Any) -> NDArray[np.uint8]:
+def small_grey(picture: Any) -> NDArray[np.uint8]:
     """Return the (H, W) uint8 grey picture that frames are chosen by."""
     width = min(_LOOK_WIDTH, picture.width)
     height = max(1, round(picture.height * width / picture.width))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ _NEIGHBOURS, _SAME_VIEW = 12, 0.15
 _CORNERS, _FEWEST = 150, 12
 #: Frames that are chosen at most; longer videos are spaced wider.
 _MAX_FRAMES = 400
+#: After more motion than this between two kept frames they show too little of the same.
+_LOST = 0.4
 
 
 class FrameChooser:
@@ -112,3 +116,51 @@ def _relative_to_neighbours(
         around = values[rows][np.abs(path[rows] - path[index]) <= _SAME_VIEW]
         result[index] = value / max(float(np.percentile(around, 75)), 1e-9)
     return result
+
+
+class LiveChooser:
+    """Chooses frames of a camera as they come, since they cannot be looked at again.
+
+    Of the frames around the next turn it keeps the sharpest, so that a decision may be about the
+    frame before.
+
+    Attributes:
+        count: Frames looked at.
+        num_blurred: Frames that were too blurred to be kept when it was their turn.
+        too_fast: Whether the picture moved so far since the last kept frame that the build may not
+            find how they belong together.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.num_blurred = 0
+        self.too_fast = False
+        self._before: NDArray[np.uint8] | None = None
+        self._path = 0.0
+        self._recent: list[float] = []
+        self._best: tuple[float, Any] | None = None
+
+    def look(self, grey: NDArray[np.uint8], frame: Any) -> Any | None:
+        """Take the next frame; return the one to keep, or None.
+
+        Args:
+            grey: (H, W) uint8 small picture of it.
+            frame: What is returned if it is kept.
+        """
+        first = self._before is None
+        self._path += 0.0 if self._before is None else motion(self._before, grey)
+        self._before = grey
+        self.count += 1
+        sharp = sharpness(grey)
+        self._recent = [*self._recent[-2 * _NEIGHBOURS :], sharp]
+        relative = sharp / max(float(np.percentile(self._recent, 75)), 1e-9)
+        if relative < _BLURRED:
+            self.num_blurred += 1
+        elif (first or self._path >= _EARLY * _SPACING) and (
+            self._best is None or relative > self._best[0]
+        ):
+            self._best = relative, frame
+        self.too_fast = self._path > _LOST
+        if self._best is None or not (first or self._path >= _SPACING):
+            return None
+        kept, self._best, self._path = self._best[1], None, 0.0
+        return kept

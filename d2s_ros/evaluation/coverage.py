@@ -1,7 +1,8 @@
 """How well a map localizes where: predicted for views all around the places it was mapped from.
 
-A view is predicted from what mapping images say: which of their points it would show, how many of
-those a new image finds (measured on held-out mapping images), and what covariance their rays give.
+A view is predicted from what mapping images say: which of their points it would show and how much
+like they saw them (`view_prediction`), how many of those a new image finds (measured on held-out
+mapping images), and what covariance their rays give.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
+from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor
 from d2s_ros.features.extractor import create_extractor
-from d2s_ros.geometry.cameras import Camera, projection_jacobian
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.geometry.transforms import RigidTransform, skew
+from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import MappingData
@@ -27,35 +28,11 @@ Array = NDArray[np.float64]
 
 #: Headings of a place that are predicted, evenly around.
 HEADINGS = 12
-#: A view shows a point if a mapping image saw it from within this angle, and so many times as far.
-_MAX_TURN_DEG, _MAX_ZOOM = 32.0, 1.8
 #: Held-out mapping images that are localized to learn what share of the points is found.
 _HELD_OUT = 24
-#: A view with so many predicted inliers is good if they are precise; with so few it is bad.
-GOOD_INLIERS, BAD_INLIERS = 60.0, 15.0
-#: Largest predicted deviation of a good view: of the position over the depth, of the rotation.
-_MAX_RELATIVE_SIGMA, _MAX_SIGMA_DEG = 0.02, 1.0
 #: A cell is this share of the median depth of the scene wide, where nothing else is asked for.
 _CELL_OF_DEPTH = 0.2
 _MAX_CELLS = 4000
-
-
-@dataclass(frozen=True)
-class PlannedView:
-    """A prediction: from one cell, in one direction.
-
-    Attributes:
-        heading_deg: Direction of the optical axis in the plane, from x to y.
-        inliers: Correspondences that a pose is expected to have.
-        sigma, sigma_deg: Largest standard deviation of position (unit of the map) and rotation.
-        verdict: 'good', 'fair' or 'bad'.
-    """
-
-    heading_deg: float
-    inliers: float
-    sigma: float
-    sigma_deg: float
-    verdict: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +47,6 @@ class CoverageCell:
     middle: Array
     views: tuple[PlannedView, ...]
 
-    @property
-    def good_share(self) -> float:
-        """Share of the headings that are good."""
-        return sum(view.verdict == 'good' for view in self.views) / len(self.views)
-
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
@@ -85,7 +57,8 @@ class Coverage:
         unit: 'm' or 'units'.
         cells: All that were predicted.
         path: (I, 3) mapping cameras, map frame.
-        found_share: Share of the points in a view that become inliers, by held-out images.
+        found_share: Share of the weights of the points in a view that become inliers, by held-out
+            images.
         held_out, localized: Mapping images that were localized in the map without them.
     """
 
@@ -131,6 +104,7 @@ class Coverage:
                         {
                             'heading_deg': view.heading_deg,
                             'inliers': round(view.inliers, 1),
+                            'most_inliers': round(view.most_inliers, 1),
                             'sigma': _rounded(view.sigma),
                             'sigma_deg': _rounded(view.sigma_deg),
                             'verdict': view.verdict,
@@ -145,92 +119,6 @@ class Coverage:
 
 def _rounded(value: float) -> float | None:
     return round(value, 5) if np.isfinite(value) else None
-
-
-class ViewPredictor:
-    """Predicts what views of a map's place show.
-
-    Args:
-        data: The mapping images.
-        camera: Of the views; distortion is left out.
-        sigma_px: Noise of a keypoint.
-    """
-
-    def __init__(self, data: MappingData, camera: Camera, sigma_px: float) -> None:
-        self._camera = camera.ideal
-        self._sigma_px = sigma_px
-        points, rows = [], []
-        for row, image in enumerate(data.images):
-            seen = np.unique(image.point_idx[image.point_idx >= 0])
-            points.append(seen)
-            rows.append(np.full(len(seen), row))
-        point_idx, image_idx = np.concatenate(points), np.concatenate(rows)
-        self._order = np.argsort(point_idx, kind='stable')
-        used, self._first, self._counts = np.unique(
-            point_idx[self._order], return_index=True, return_counts=True
-        )
-        self._points = data.points_in_map[used]
-        self._observer = image_idx[self._order]
-        centres = np.stack([image.map_from_camera.translation for image in data.images])
-        rays = np.repeat(self._points, self._counts, axis=0) - centres[self._observer]
-        self._distances = np.linalg.norm(rays, axis=1)
-        self._rays = rays / np.maximum(self._distances, 1e-12)[:, None]
-
-    def visible(self, map_from_camera: RigidTransform, without: int = -1) -> NDArray[np.int64]:
-        """Return the points (rows of `points`) that a view shows.
-
-        Args:
-            map_from_camera: Of the view.
-            without: A mapping image whose observations do not count.
-        """
-        camera = self._camera
-        in_camera = map_from_camera.inverse().apply(self._points)
-        depth = np.where(in_camera[:, 2] > 1e-9, in_camera[:, 2], np.nan)
-        x = camera.fx * in_camera[:, 0] / depth + camera.cx
-        y = camera.fy * in_camera[:, 1] / depth + camera.cy
-        with np.errstate(invalid='ignore'):
-            inside = (x > 0) & (x < camera.width - 1) & (y > 0) & (y < camera.height - 1)
-        rows = np.flatnonzero(inside)
-        counts = self._counts[rows]
-        if not len(rows):
-            return rows
-        starts = np.cumsum(counts) - counts
-        observation = np.arange(counts.sum()) + np.repeat(self._first[rows] - starts, counts)
-        ray = self._points[rows] - map_from_camera.translation
-        distance = np.linalg.norm(ray, axis=1)
-        ray = np.repeat(ray / distance[:, None], counts, axis=0)
-        zoom = np.repeat(distance, counts) / self._distances[observation]
-        fits = (ray * self._rays[observation]).sum(axis=1) > np.cos(np.radians(_MAX_TURN_DEG))
-        fits &= (zoom < _MAX_ZOOM) & (zoom > 1 / _MAX_ZOOM)
-        fits &= self._observer[observation] != without
-        return rows[np.add.reduceat(fits, starts) > 0]
-
-    def predict(self, map_from_camera: RigidTransform, found_share: float) -> PlannedView:
-        """Return the prediction for a view."""
-        rows = self.visible(map_from_camera)
-        axis = map_from_camera.rotation[:, 2]
-        heading = float(np.degrees(np.arctan2(axis[1], axis[0])) % 360)
-        inliers = found_share * len(rows)
-        if len(rows) < 4:
-            return PlannedView(round(heading, 1), inliers, np.inf, np.inf, 'bad')
-        camera_from_map = map_from_camera.inverse()
-        in_camera = camera_from_map.apply(self._points[rows])
-        jacobian = projection_jacobian(in_camera, self._camera)
-        # A turn w of the camera moves p by w x p = -[p]x w.
-        by_turn = jacobian @ -np.stack([skew(point) for point in in_camera])
-        stacked = np.concatenate([jacobian, by_turn], axis=2)
-        information = found_share * np.einsum('nij,nik->jk', stacked, stacked)
-        information = information / self._sigma_px**2 + 1e-12 * np.eye(6)
-        covariance = np.linalg.pinv(information)
-        sigma = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
-        sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])))
-        precise = sigma < _MAX_RELATIVE_SIGMA * float(np.median(in_camera[:, 2]))
-        verdict = 'fair'
-        if inliers >= GOOD_INLIERS and precise and sigma_deg < _MAX_SIGMA_DEG:
-            verdict = 'good'
-        elif inliers < BAD_INLIERS:
-            verdict = 'bad'
-        return PlannedView(round(heading, 1), inliers, sigma, sigma_deg, verdict)
 
 
 def measure_coverage(
@@ -250,16 +138,12 @@ def measure_coverage(
         MapFormatError: the map has no update data.
         InputError: cells are too small, or the map cannot leave images out.
     """
-    local = scene_map.in_local_frame()
-    data = MappingData.from_map(local)
-    model = local.model.with_mapping(data.reconstruction())
-    local = replace(local, model=model)
-    manifest = local.manifest
-    camera = manifest.cameras[0]
-    predictor = ViewPredictor(data, camera, manifest.calibration.sigma_px)
-    share, asked, localized = _found_share(local, data, predictor, held_out)
-    width = cell or _CELL_OF_DEPTH * (manifest.calibration.scene_depth or model.extent)
-    poses = [image.map_from_camera for image in data.images]
+    measured = measured_predictor(scene_map, held_out)
+    predictor, share = measured.predictor, measured.found_share
+    manifest = scene_map.manifest
+    depth = manifest.calibration.scene_depth or scene_map.model.extent
+    width = cell or _CELL_OF_DEPTH * depth
+    poses = [image.map_from_camera for image in measured.data.images]
     path = np.stack([pose.translation for pose in poses])
     tilt = float(np.median(np.arcsin([np.clip(pose.rotation[2, 2], -1, 1) for pose in poses])))
     middles = _cells_around(path, width)
@@ -268,7 +152,43 @@ def measure_coverage(
         for middle in middles
     ]
     unit = 'm' if manifest.metric else 'units'
-    return Coverage(width, unit, tuple(cells), path + scene_map.origin, share, asked, localized)
+    path = path + scene_map.origin
+    asked, localized = measured.held_out, measured.localized
+    return Coverage(width, unit, tuple(cells), path, share, asked, localized)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredPredictor:
+    """What predicts views of a map, and what its own images say of the predictions.
+
+    Attributes:
+        predictor: In the frame of the map without its origin.
+        data: The mapping images, in the same frame.
+        found_share: Inliers of a held-out image over the weights of the points in its view.
+        held_out, localized: Mapping images that were localized in the map without them.
+    """
+
+    predictor: ViewPredictor
+    data: MappingData
+    found_share: float
+    held_out: int
+    localized: int
+
+
+def measured_predictor(scene_map: SceneMap, held_out: int = _HELD_OUT) -> MeasuredPredictor:
+    """Return what predicts views of a map.
+
+    Raises:
+        MapFormatError: the map has no update data.
+        InputError: the map cannot leave images out.
+    """
+    local = scene_map.in_local_frame()
+    data = MappingData.from_map(local)
+    local = replace(local, model=local.model.with_mapping(data.reconstruction()))
+    manifest = local.manifest
+    predictor = ViewPredictor(data, manifest.cameras[0], manifest.calibration.sigma_px)
+    share, asked, localized = _found_share(local, data, predictor, held_out)
+    return MeasuredPredictor(predictor, data, share, asked, localized)
 
 
 def _views_from(
@@ -278,8 +198,9 @@ def _views_from(
 
     What is good in the middle and bad halfway is neither, and so the other way round.
     """
+    unhidden = predictor.unhidden(middle)
     found = [
-        predictor.predict(_level_view(middle, 180 * turn / HEADINGS, tilt), found_share)
+        predictor.predict(_level_view(middle, 180 * turn / HEADINGS, tilt), unhidden, found_share)
         for turn in range(2 * HEADINGS)
     ]
     views = []
@@ -296,7 +217,7 @@ def _views_from(
 def _found_share(
     scene_map: SceneMap, data: MappingData, predictor: ViewPredictor, count: int
 ) -> tuple[float, int, int]:
-    """Return inliers over predicted points of images left out; how many; how many localized."""
+    """Return inliers over predicted weights of images left out; how many; how many localized."""
     extractor = create_extractor(scene_map.manifest.features, device='cpu')
     localizer = Localizer(scene_map, extractor)
     chosen = subsample(list(range(len(data.images))), count)
@@ -308,12 +229,14 @@ def _found_share(
             observation=localizer.observer.observe_without(index),
         )
         localized += result.localized
-        points = len(predictor.visible(image.map_from_camera, without=index))
-        if points:
-            shares.append(result.num_inliers / points)
+        pose = image.map_from_camera
+        _rows, weights, _ = predictor.weights(pose, predictor.unhidden(pose.translation), index)
+        if weights.sum() > 1.0:
+            shares.append(result.num_inliers / float(weights.sum()))
     if not shares:
         raise InputError('no mapping image shows points that others show: build the map again')
-    return float(np.median(shares)), len(chosen), localized
+    # Images of a video have neighbours that are nearly the same, and so more inliers than others.
+    return min(1.0, float(np.median(shares))), len(chosen), localized
 
 
 def _cells_around(path: Array, width: float) -> list[Array]:

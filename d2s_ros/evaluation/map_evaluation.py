@@ -250,6 +250,11 @@ def write_report(
             title,
             [(name, value.replace('|', ' / ')) for name, value in rows],
             [(caption, png) for _, caption, png in pictures],
+            refused=[
+                (outcome.name, outcome.results[OURS].status.value, outcome.results[OURS].reason)
+                for outcome in outcomes
+                if not outcome.results[OURS].localized
+            ],
         )
     except OSError as error:
         raise InputError(f'cannot write {folder}: {error.strerror}') from error

@@ -109,11 +109,14 @@ def map_incrementally(database_path: Path, folder: Path, options: Any, total: in
             'incremental mapping found no model; give poses, or more overlapping images'
         )
     model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
-    _logger.warning(
-        'incremental mapping registered %d of %d images',
-        model.num_reg_images(),
-        total,
-    )
+    placed = model.num_reg_images()
+    if placed < total:
+        _logger.warning(
+            '%d of %d images could not be placed: what they show is not in the map. Use more '
+            'images (--max-images), or record again, more slowly and without jumps',
+            total - placed,
+            total,
+        )
     return model
 
 
@@ -171,6 +174,11 @@ def collect(
             )
         )
     good = lengths >= 2
+    if not good.any():
+        raise InputError(
+            f'no 3D point is seen by two of the {len(mapped)} images that could be placed, of '
+            f'{len(images)}: take more images that overlap, from places side by side'
+        )
     renumber = np.full(len(points), -1, np.int64)
     renumber[good] = np.arange(good.sum())
     for mapped_image in mapped:

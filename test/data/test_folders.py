@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from d2s_ros.data.bags import BagSource
 from d2s_ros.data.colmap_model import ColmapSource, read_colmap_model
-from d2s_ros.data.image_folder import ImageFolderSource, read_calibration, times_from_names
+from d2s_ros.data.image_folder import ImageFolderSource, read_calibration
+from d2s_ros.data.image_times import times_from_names
 from d2s_ros.data.sources import LogOptions, open_source
 from d2s_ros.errors import BagError, CalibrationError, InputError, UsageError
 from d2s_ros.geometry.transforms import RigidTransform

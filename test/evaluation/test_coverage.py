@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -17,11 +18,10 @@ from d2s_ros.evaluation.coverage import (
     HEADINGS,
     Coverage,
     CoverageCell,
-    PlannedView,
-    ViewPredictor,
     coverage_advice,
     measure_coverage,
 )
+from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor, tilt_and_zoom
 from d2s_ros.maps.files import COVERAGE_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
@@ -38,24 +38,80 @@ def predictor(small_map):
 
 def test_a_mapping_image_shows_its_own_points(predictor):
     data, predicted = predictor
+    everything = np.ones(len(predicted.unhidden(np.zeros(3))), bool)
     for image in data.images[::6]:
-        rows = predicted.visible(image.map_from_camera)
+        pose = image.map_from_camera
+        rows, weights, flat = predicted.weights(pose, everything)
+        assert (flat >= weights).all()
         own = len(np.unique(image.point_idx[image.point_idx >= 0]))
-        assert 0.95 * own <= len(rows)
-        without = predicted.visible(image.map_from_camera, without=data.images.index(image))
-        assert set(without) < set(rows)
+        # What an image saw looks as it saw it.
+        assert (weights > 0.999).sum() >= 0.95 * own
+        seen, _, _ = predicted.weights(pose, predicted.unhidden(pose.translation))
+        assert 0.15 * len(rows) < len(seen) < len(rows)
+        without, less, _ = predicted.weights(pose, everything, data.images.index(image))
+        assert set(without) <= set(rows)
+        assert less.sum() < weights.sum()
 
 
 def test_views_of_nothing_are_bad_and_covariance_is_that_of_the_rays(predictor):
     data, predicted = predictor
-    image = data.images[3]
-    good = predicted.predict(image.map_from_camera, 0.8)
+    pose = data.images[3].map_from_camera
+    unhidden = predicted.unhidden(pose.translation)
+    good = predicted.predict(pose, unhidden, 0.8)
     assert good.verdict == 'good'
     assert 0 < good.sigma < 0.1
-    half = predicted.predict(image.map_from_camera, 0.2)
+    half = predicted.predict(pose, unhidden, 0.2)
     assert half.sigma == pytest.approx(2 * good.sigma, rel=1e-3)
-    away = replace(image.map_from_camera, translation=image.map_from_camera.translation + 500.0)
-    assert predicted.predict(away, 0.8).verdict == 'bad'
+    away = replace(pose, translation=pose.translation + 500.0)
+    assert predicted.predict(away, predicted.unhidden(away.translation), 0.8).verdict == 'bad'
+
+
+def test_what_is_behind_a_wall_is_hidden(predictor):
+    """From one side of two dense parallel walls, the nearer one is seen and no point behind it."""
+    grid = np.stack(np.meshgrid(np.linspace(-3, 3, 40), np.linspace(-3, 3, 40)), axis=-1)
+    near = np.column_stack([grid.reshape(-1, 2), np.full(1600, 2.0)])
+    far = np.column_stack([0.4 * grid.reshape(-1, 2), np.full(1600, 3.0)])
+    walls = copy.copy(predictor[1])
+    walls._points = np.concatenate([near, far])
+    seen = ViewPredictor.unhidden(walls, np.zeros(3))
+    assert seen[:1600].mean() > 0.95
+    assert not seen[1600:].any()
+    walls._points = far
+    assert ViewPredictor.unhidden(walls, np.zeros(3)).mean() > 0.95
+    walls._points = far[:2]
+    assert ViewPredictor.unhidden(walls, np.zeros(3)).all()
+
+
+def test_tilt_and_zoom_are_those_of_images_of_a_plane():
+    """By differences of the projections themselves, for planes seen from everywhere."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        normal = rng.normal(size=3)
+        normal /= np.linalg.norm(normal)
+        basis = np.linalg.svd(normal[None])[2][1:].T
+        rays, maps, distances = [], [], []
+        for _view in range(2):
+            ray = rng.normal(size=3)
+            ray *= -np.sign(ray @ normal) / np.linalg.norm(ray)
+            distance = rng.uniform(1, 4)
+            across = np.linalg.svd(ray[None])[2][1:]
+            rays.append(ray)
+            distances.append(distance)
+            maps.append(across @ basis / distance)
+        values = np.linalg.svd(maps[1] @ np.linalg.inv(maps[0]))[1]
+        cosines = [np.array([-(ray @ normal)]) for ray in rays]
+        if min(cosines) < 0.05:
+            continue
+        tilt, zoom = tilt_and_zoom(
+            np.array([rays[0] @ rays[1]]),
+            cosines[1],
+            cosines[0],
+            np.array([distances[1] / distances[0]]),
+        )
+        assert tilt[0] == pytest.approx(np.log2(values[0] / values[1]), abs=1e-6)
+        assert zoom[0] == pytest.approx(0.5 * np.log2(values[0] * values[1]), abs=1e-6)
+    behind, _ = tilt_and_zoom(np.array([0.5]), np.array([0.5]), np.array([-0.5]), np.ones(1))
+    assert np.isinf(behind[0])
 
 
 def test_the_command_writes_what_it_found(small_map, tmp_path, capsys):
@@ -100,7 +156,7 @@ def test_advice_names_where_and_which_way():
     def views(x):
         return tuple(
             PlannedView(
-                30.0 * turn, 9.0, 0.1, 0.1, 'bad' if 3 < x < 9 and 6 <= turn < 9 else 'good'
+                30.0 * turn, 9.0, 9.0, 0.1, 0.1, 'bad' if 3 < x < 9 and 6 <= turn < 9 else 'good'
             )
             for turn in range(HEADINGS)
         )
@@ -111,6 +167,5 @@ def test_advice_names_where_and_which_way():
     assert coverage_advice(coverage) == [
         'walk x 3.0 to 9.0, y 0.0 to 1.0 m again, facing 210 deg (towards -x)'
     ]
-    assert cells[0].good_share == 1.0
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 185.0).verdict == 'bad'
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 355.0).verdict == 'good'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -49,7 +50,7 @@ def cube():
 
 
 def test_it_holds_everything(cube):
-    page = view_page(cube, REPORT)
+    page = view_page(cube, {'walk': REPORT})
     assert not re.search(r'(src|href)\s*=|https?://', page)
     data = json.loads(re.search(r'application/json">(.*?)</script>', page).group(1))
     assert [frame['kind'] for frame in data['frames']] == ['localized', 'refused']
@@ -57,8 +58,43 @@ def test_it_holds_everything(cube):
     assert 'position' not in data['frames'][1]
     assert data['counts'] == '3000 landmarks, 0 mapping images, 1 frames localized, 1 refused'
     assert 'arbitrary' in data['unit']
+    assert data['sessions'] == ['walk']
+    # What to do comes with a refusal.
+    assert data['frames'][1]['advice'].startswith('Record this view and update')
+    assert 'advice' not in data['frames'][0]
     with pytest.raises(InputError, match='has no frames'):
-        view_page(cube, {'summary': {}})
+        view_page(cube, {'walk': {'summary': {}}})
+
+
+def test_sessions_and_what_an_update_changed(cube, tmp_path, capsys):
+    """Each report is a session; landmarks that an update added or took away are told apart."""
+    table = cube.model.table
+    points = table.points_in_map.copy()
+    points[:500, 0] += 9.0
+    later = replace(cube, model=LandmarkModel(replace(table, points_in_map=points), None))
+    page = view_page(later, {'morning': REPORT, 'evening': REPORT}, before=cube)
+    data = json.loads(re.search(r'application/json">(.*?)</script>', page).group(1))
+    assert data['sessions'] == ['morning', 'evening']
+    assert [frame['session'] for frame in data['frames']] == [0, 0, 1, 1]
+    new = np.frombuffer(base64.b64decode(data['new']), np.uint8)
+    assert new[:500].all()
+    assert not new[500:].any()
+    gone = np.frombuffer(base64.b64decode(data['gone']), '<f4').reshape(-1, 3)
+    assert 450 <= len(gone) <= 500
+    store = MapStore(tmp_path / 'map')
+    store.write(cube)
+    arguments = ['view', str(tmp_path / 'map'), '--html', str(tmp_path / 'a.html')]
+    assert main([*arguments, '--before', '7']) == 2
+    assert 'has no version 7; it has 0001' in capsys.readouterr().err
+    assert main([*arguments, '--before', '1']) == 0
+    for name in ('morning', 'evening'):
+        (tmp_path / f'{name}.json').write_text(json.dumps(REPORT))
+    reports = [str(tmp_path / f'{name}.json') for name in ('morning', 'evening')]
+    assert main([*arguments[:2], *reports, *arguments[2:]]) == 0
+    assert '"sessions": ["morning", "evening"]' in (tmp_path / 'a.html').read_text()
+    assert main([*arguments[:2], reports[0], reports[0], *arguments[2:]]) == 2
+    assert main([*arguments, '--live']) == 2
+    assert main([*arguments, '--namespace', '/a']) == 2
 
 
 def test_mapping_images_have_their_keypoints(small_map):
@@ -108,6 +144,14 @@ def test_a_browser_draws_it(cube, tmp_path):
     ).stdout
     assert 'data-ready="3000 landmarks, 122 frames"' in document
     assert 'a&lt;/script&gt;b: localized. 80 inliers of 120' in document
+    refused = subprocess.run(
+        [*browser, '--dump-dom', url.replace('=0', '=1')],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert 'What to do: Record this view and update.' in refused
 
 
 def test_it_is_served_to_this_computer(cube, tmp_path, monkeypatch, capsys):

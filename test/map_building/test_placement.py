@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -106,6 +107,34 @@ def test_scale_and_up(placed, config, source, limit):
         assert np.abs(heights(placed, found)).max() < 0.06
         first = found.images[0].map_from_camera
         np.testing.assert_allclose(first.translation[:2], 0, atol=1e-9)
+
+
+def test_depth_in_a_folder_as_tum_lays_it_out(placed, tmp_path):
+    """rgb/ are the images, depth/ tells the scale, 5000 units a metre."""
+    from d2s_ros.data.bag_depth import DepthImages
+
+    for name in ('rgb', 'depth'):
+        (tmp_path / name).mkdir()
+        (tmp_path / f'{name}.txt').write_text('# timestamp filename\n')
+    frames = list(placed.source)
+    depth = placed.source.depth
+    assert isinstance(depth, DepthImages)
+    for frame in frames:
+        cv2.imwrite(str(tmp_path / 'rgb' / f'{frame.stamp_ns / 1e9:.6f}.png'), frame.image)
+    for index, measured in depth.at(np.array([frame.stamp_ns for frame in frames])):
+        values = np.nan_to_num(5000 * measured).clip(0, 65535).astype(np.uint16)
+        # Such cameras take their two images at slightly different times.
+        name = f'{frames[index].stamp_ns / 1e9 + 0.013:.6f}.png'
+        cv2.imwrite(str(tmp_path / 'depth' / name), values)
+    source = open_source(tmp_path, for_mapping=True)
+    assert len(source) == len(source.depth) == len(frames)
+    assert [frame.stamp_ns for frame in source] == [frame.stamp_ns for frame in frames]
+    found, figures = place(placed.reconstruction, source, {}, PlacementConfig())
+    assert figures['scale_from'] == 'depth'
+    assert scale_error(placed, found) < 0.01
+    # Without the lists nothing says what a unit of the depth is.
+    (tmp_path / 'depth.txt').unlink()
+    assert open_source(tmp_path, for_mapping=True).depth is None
 
 
 def test_the_origin_is_a_tag(placed):

@@ -64,7 +64,7 @@ def shared_files(root: Path) -> list[Path]:
         path.relative_to(root)
         for folder in ('launch', 'config')
         for path in (root / folder).rglob('*')
-        if path.is_file() and path.suffix in ('.py', '.yaml', '.rviz')
+        if path.is_file() and path.suffix in ('.py', '.yaml', '.rviz', '.json')
     ]
 
 

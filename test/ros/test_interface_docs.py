@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import py_compile
 import re
 import xml.etree.ElementTree as ElementTree
@@ -153,18 +154,33 @@ def test_examples_use_real_parameters(repo_root):
         assert yaml.safe_load(path.read_text()), path
 
 
-def test_rviz_shows_topics_that_exist(repo_root, document):
-    view = yaml.safe_load((repo_root / 'config' / 'rviz' / 'd2s.rviz').read_text())
-    published = {
+def published_topics(document):
+    return {
         name if name.startswith('/') else f'/{name}'
         for name, *_ in table(document, 'Published topic')
     }
+
+
+def test_foxglove_shows_topics_that_exist(repo_root, document):
+    """Landmarks and coverage among them, and no panel is missing from the layout."""
+    view = json.loads((repo_root / 'config' / 'foxglove' / 'd2s.json').read_text())
+    scene = view['configById']['3D!d2s']['topics']
+    assert {'/d2s/map_points', '/d2s/coverage', '/d2s/pose'} <= scene.keys()
+    image = view['configById']['Image!keypoints']['imageMode']['imageTopic']
+    assert {*scene, image} <= published_topics(document)
+    named = set(re.findall(r'\w+!\w+', json.dumps(view['layout'])))
+    assert named == view['configById'].keys()
+
+
+def test_rviz_shows_topics_that_exist(repo_root, document):
+    view = yaml.safe_load((repo_root / 'config' / 'rviz' / 'd2s.rviz').read_text())
+    published = published_topics(document)
     topics = {
         display['Topic']['Value']
         for display in view['Visualization Manager']['Displays']
         if 'Topic' in display
     }
-    assert topics
+    assert {'/d2s/map_points', '/d2s/coverage'} <= topics
     assert topics <= published
     assert view['Visualization Manager']['Global Options']['Fixed Frame'] == 'map'
 
