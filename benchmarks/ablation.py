@@ -44,7 +44,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.pose_solver import reprojection_errors
 from d2s_ros.map_building.config import BuildConfig, budget
 from d2s_ros.map_building.images import collect_images
-from d2s_ros.map_building.pipeline import train_map
+from d2s_ros.map_building.scene_model import train_map
 from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.maps.scene_map import SceneMap

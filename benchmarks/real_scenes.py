@@ -25,7 +25,7 @@ from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.map_building.config import BuildConfig, budget
-from d2s_ros.map_building.pipeline import train_map
+from d2s_ros.map_building.scene_model import train_map
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.pycolmap_import import import_pycolmap

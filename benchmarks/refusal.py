@@ -44,7 +44,7 @@ from d2s_ros.geometry.transforms import (
 )
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.tracking.odometry_fusion import OdometryFusion
-from d2s_ros.tracking.plausibility import FocalWatch
+from d2s_ros.tracking.calibration_watch import CalibrationWatch
 from d2s_ros.localization.pose_prior import PosePrior
 
 #: A right pose is within both.
@@ -255,13 +255,14 @@ def ask_wrongly(places: Places, names: list[str], factors: list[float], every: i
         for name in filter(is_building, names):
             localizer = Localizer.from_map(places.map(name), device='cpu')
             for kind in CHANGES:
-                watch = FocalWatch()
+                watch = CalibrationWatch()
                 for frame in places.observed(name, kind, localizer.extractor)[::every]:
                     camera = frame.camera
                     camera = replace(camera, fx=factor * camera.fx, fy=factor * camera.fy)
                     result = localizer.localize_features(frame.features, camera)
                     statuses[result.status.value] += 1
-                    doubt = watch.check(result, localizer.estimator.config.limits.max_focal_error)
+                    limits = localizer.estimator.config.limits
+                    doubt = watch.check(result, limits.max_focal_error, limits.max_intrinsics_error)
                     if result.map_from_camera is not None and not doubt:
                         assert frame.truth is not None
                         errors.append(pose_error(result.map_from_camera, frame.truth)[0])

@@ -36,7 +36,7 @@ from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.map_building.config import BuildConfig
-from d2s_ros.map_building.pipeline import train_map
+from d2s_ros.map_building.scene_model import train_map
 from d2s_ros.maps.update_data import collect_update_data
 from d2s_ros.map_building.stages import BuildStages, keep_features, load_features
 from d2s_ros.reconstruction.pair_matching import select_pairs

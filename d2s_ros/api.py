@@ -59,8 +59,8 @@ def build_map(
         source: rosbag2 folder or file, video, folder with a COLMAP model, or folder of images.
         map_path: Map folder, new or existing.
         budget: 'quick', 'standard' or 'full'.
-        features: Name of the local features, such as 'rootsift' or 'superpoint'; None takes the
-            default of the package.
+        features: 'rootsift', 'superpoint', or 'auto' to compare both on images of the log and
+            take superpoint unless rootsift places clearly more; None is 'rootsift'.
         poses: TUM file of map_from_camera (metres, optical frame); None takes those of the log.
         calibration: Calibration file to use instead of what the log has.
         image_list: Text file with the names of the images to use, for folders.
@@ -74,8 +74,10 @@ def build_map(
         InputError: the log or its poses cannot be used.
         MapFormatError: `map_path` holds something else.
     """
+    from dataclasses import replace
+
     from d2s_ros.data.sources import LogOptions, open_source
-    from d2s_ros.features.extractor import FeatureConfig
+    from d2s_ros.features.types import FeatureConfig
     from d2s_ros.map_building import pipeline
     from d2s_ros.map_building.config import budget as budget_of
 
@@ -83,8 +85,9 @@ def build_map(
     opened = open_source(
         source, poses=poses, image_list=image_list, options=options, for_mapping=True
     )
-    chosen = None if features is None else FeatureConfig(name=features)
-    config = budget_of(budget, features=chosen)
+    auto = features == 'auto'
+    chosen = None if features is None or auto else FeatureConfig(name=features)
+    config = replace(budget_of(budget, features=chosen), compare_features=auto)
     return pipeline.build_map(opened, os.fspath(map_path), config, device=device, progress=progress)
 
 

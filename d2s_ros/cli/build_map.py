@@ -7,7 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2s_ros.cli.build_options import check_options, config_of, places_of
+from d2s_ros.cli.build_options import (
+    check_options,
+    config_of,
+    of_places,
+    places_of,
+    with_features_of_area,
+)
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
 
@@ -109,9 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--features',
-        choices=('rootsift', 'superpoint'),
-        default=None,
-        help='local features (default: the packaged default)',
+        choices=('auto', 'rootsift', 'superpoint'),
+        default='auto',
+        help='local features. auto compares both on images of the log that are left out, as taken, '
+        'dark and blurred, and takes superpoint unless rootsift places clearly more; it nearly '
+        'doubles the time of a build. The budget quick, other heads than landmark and several '
+        'processes compare nothing: there auto is rootsift (default: auto)',
     )
     add_weights(parser)
     parser.add_argument(
@@ -209,12 +218,16 @@ def run(args: argparse.Namespace) -> int:
     if distributed.rank() > 0:
         join_build(args.device)
         return 0
+    inputs = places_of(args)
     config = config_of(args)
+    if inputs is not None and args.features == 'auto':
+        config = with_features_of_area(config, args.map)
 
     def build(path: str | Path, source_path: str) -> BuildResult:
+        nonlocal config
         args.input = source_path
         source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
-        return build_map(
+        result = build_map(
             source,
             path,
             config,
@@ -225,8 +238,9 @@ def run(args: argparse.Namespace) -> int:
             fresh=args.fresh,
             progress=not args.quiet,
         )
+        config = of_places(config, result.scene_map.manifest.features.name)
+        return result
 
-    inputs = places_of(args)
     if inputs is None:
         return say_result(args.map, build(args.map, args.input))
     return _build_places(args, inputs, build)
@@ -286,6 +300,9 @@ def say_result(map_path: str | Path, result: BuildResult) -> int:
         f'{map_path}: version {manifest.version}, {metrics["num_images"]} images, '
         f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
+    if 'feature_choice' in metrics:
+        chosen = metrics['feature_choice']
+        print(f'features: {chosen["taken"]}, {chosen["reason"]}')
     if 'self_calibration' in metrics:
         found, camera = metrics['self_calibration'], manifest.cameras[0]
         path = camera_info_path(map_path)

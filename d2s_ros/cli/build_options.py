@@ -89,8 +89,11 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
     from d2s_ros.map_building.config import budget
     from d2s_ros.map_building.placement import PlacementConfig
 
-    features = FeatureConfig()
-    if args.features:
+    features, compared, reason = FeatureConfig(), False, ''
+    if args.features == 'auto':
+        reason = _why_not_compared(args)
+        compared = not reason
+    else:
         features = replace(features, name=args.features)
     if args.max_keypoints is not None:
         features = replace(features, max_keypoints=args.max_keypoints)
@@ -105,6 +108,8 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         limits['patience'] = args.patience
     return replace(
         config,
+        compare_features=compared,
+        features_reason=reason,
         reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
         placement=PlacementConfig(
             align_poses=args.align_poses,
@@ -124,6 +129,44 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
     )
+
+
+def of_places(config: BuildConfig, features: str) -> BuildConfig:
+    """Return the options of further places of an area: all have the same features."""
+    from dataclasses import replace
+
+    if not (config.compare_features or config.features_reason):
+        return config
+    return replace(
+        config,
+        features=replace(config.features, name=features),
+        compare_features=False,
+        features_reason='as in the other places of the area',
+    )
+
+
+def with_features_of_area(config: BuildConfig, path: str) -> BuildConfig:
+    """Return options with the features of an area, if there is one at the path."""
+    from d2s_ros.maps.area import is_area, read_area
+    from d2s_ros.maps.files import version_folder
+    from d2s_ros.maps.manifest import read_manifest
+
+    if not is_area(path):
+        return config
+    area = read_area(path)
+    first = area.folder(next(iter(area.places)))
+    return of_places(config, read_manifest(version_folder(first)).features.name)
+
+
+def _why_not_compared(args: argparse.Namespace) -> str:
+    """Return why `--features auto` compares nothing; empty where it does."""
+    from d2s_ros import distributed
+
+    if args.budget == 'quick':
+        return 'the budget quick compares none'
+    if args.head != 'landmark' or args.recipe != 'default':
+        return 'compared for landmark maps only'
+    return 'several processes compare none' if distributed.world() > 1 else ''
 
 
 def label_shape(args: argparse.Namespace) -> dict[str, Any]:

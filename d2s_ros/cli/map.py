@@ -1,4 +1,4 @@
-"""`d2s map`: show, check, list, scale, roll back and strip maps and areas; where they localize."""
+"""`d2s map`: show, check, list, scale, roll back, strip and join maps; where they localize."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ _ACTIONS = {
     'strip': 'delete update data',
     'scale': 'write a version in metres, from a known distance or a factor',
     'coverage': 'predict where and in which directions the map localizes',
+    'merge': 'join two maps that overlap into an area of one frame',
 }
 #: Options that one action alone takes.
-_OPTIONS = {'scale': ('points', 'metres', 'factor'), 'coverage': ('cell', 'picture')}
+_OPTIONS = {
+    'scale': ('points', 'metres', 'factor'),
+    'coverage': ('cell', 'picture'),
+    'merge': ('other', 'area'),
+}
+#: The option as people write it.
+_WRITTEN = {'other': 'a second map', 'area': '--map'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='; '.join(f'{name}: {text}' for name, text in _ACTIONS.items()),
     )
     parser.add_argument('map', type=user_path, metavar='MAP', help='folder of a map or an area')
+    parser.add_argument(
+        'other', type=user_path, nargs='?', metavar='OTHER', help='merge: the second map'
+    )
+    parser.add_argument(
+        '--map',
+        dest='area',
+        type=user_path,
+        metavar='AREA',
+        help='merge: folder of the area to write',
+    )
     parser.add_argument(
         '--place', metavar='NAME', help='of an area, the place; without it all, but for rollback'
     )
@@ -71,8 +88,12 @@ def run(args: argparse.Namespace) -> int:
     for action, names in _OPTIONS.items():
         given = [name for name in names if getattr(args, name) is not None]
         if given and args.action != action:
-            raise UsageError(f'--{given[0]} is for d2s map {action}')
+            written = _WRITTEN.get(given[0], f'--{given[0]}')
+            raise UsageError(f'{written} is for d2s map {action}')
     check_outputs(args.picture)
+    if args.action == 'merge':
+        _merge(args)
+        return 0
     if is_area(args.map):
         run_on_area(args, read_area(args.map), _run_on_map)
         return 0
@@ -188,6 +209,28 @@ def _scale(args: argparse.Namespace, store: MapStore) -> None:
         f'{store.root}: version {written.manifest.version} is live, {factor:.6g} times as large as '
         f'version {written.manifest.parent}, in metres; d2s map rollback goes back'
     )
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from d2s_ros.map_building.joining import merge_maps
+
+    if args.other is None or args.area is None:
+        raise UsageError('give two maps and --map AREA: d2s map merge MAP OTHER --map AREA')
+    if args.place is not None:
+        raise UsageError('merge joins two maps: leave out --place')
+    area, junction = merge_maps(args.map, args.other, args.area)
+    (first, second), unit = area.places, 'm' if junction.metric else 'units of the map'
+    if args.json:
+        print(json.dumps(junction.to_json(), indent=1))
+        return
+    print(
+        f'{junction.localized} of {junction.asked} mapping images are localized in the other map, '
+        f'{junction.agreeing} of them agree: {junction.distance:.3g} {unit} and '
+        f'{junction.degrees:.2g} degrees off in the median'
+    )
+    if junction.scale != 1.0:
+        print(f'{second} is {junction.scale:.6g} times as large as it was, to fit {first}')
+    print(f'{area.root}: area of {first} and {second}, in the frame of {first}')
 
 
 def _coverage(args: argparse.Namespace, store: MapStore) -> None:

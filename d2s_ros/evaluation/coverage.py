@@ -47,11 +47,6 @@ class CoverageCell:
     middle: Array
     views: tuple[PlannedView, ...]
 
-    @property
-    def good_share(self) -> float:
-        """Share of the headings that are good."""
-        return sum(view.verdict == 'good' for view in self.views) / len(self.views)
-
 
 @dataclass(frozen=True, eq=False)
 class Coverage:

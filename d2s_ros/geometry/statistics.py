@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Item = TypeVar('Item')
 
 
 def median_of(values: Array) -> float:
@@ -43,7 +45,7 @@ def extent_of(points: Array) -> float:
     return float(4.0 * np.sqrt(max(variances[1], 0.0)))
 
 
-def subsample(values: Sequence[int], count: int) -> list[int]:
+def subsample(values: Sequence[Item], count: int) -> list[Item]:
     """Return at most `count` of the values, evenly."""
     kept = np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)
     return [values[index] for index in kept]

@@ -15,6 +15,7 @@ import numpy as np
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import largest_sigma
 from d2s_ros.geometry.transforms import pose_error
+from d2s_ros.localization.intrinsics_error import FOCAL_LENGTH
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.moved_object import InlierView, check_moved_object
 from d2s_ros.localization.pose_prior import PosePrior
@@ -324,12 +325,29 @@ def _agreement(
 
 
 def _scene(evidence: PoseEvidence, estimate: PoseEstimate, limits: Limits) -> list[Check]:
-    """Check what is missing around the inliers, and the focal length that fits them."""
+    """Check what is missing around the inliers, and the intrinsics that fit them."""
     made = []
     if evidence.view is not None and evidence.scene_depth > 0:
         made.append(
             check_moved_object(
                 estimate, evidence.view, evidence.camera, evidence.scene_depth, limits
+            )
+        )
+    if estimate.intrinsics_error is not None:
+        found = estimate.intrinsics_error
+        excess = found.excess(limits.max_intrinsics_error, limits.intrinsics_sigmas)
+        if found.gain < limits.min_intrinsics_gain:
+            # As of something that was moved: explained instead of the rest, not beside it.
+            excess = np.minimum(excess, 1.0)
+        others = float(np.delete(excess, FOCAL_LENGTH).max())
+        made.append(
+            Check(
+                'intrinsics',
+                others,
+                1.0,
+                False,
+                _Status.CALIBRATION_MISMATCH,
+                found.describe(excess if others > 1.0 else np.zeros(len(excess))),
             )
         )
     change, sigma = estimate.focal_error

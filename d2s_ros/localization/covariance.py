@@ -48,7 +48,12 @@ def gradient_scatter(
     Where they are few it is drawn towards that of normal noise of the given size.
     """
     found = problem.gradient_scatter(pose.rotation, pose.translation, at.slope, inverse)
-    expected = at.information * robust_inflation(cauchy_scale)
+    return blended_scatter(found, at.information, count, cauchy_scale)
+
+
+def blended_scatter(found: Array, information: Array, count: int, cauchy_scale: float) -> Array:
+    """Return a scatter (P, P) that few residuals tell, drawn towards that of normal noise."""
+    expected = information * robust_inflation(cauchy_scale)
     return np.asarray((count * found + _PRIOR_COUNT * expected) / (count + _PRIOR_COUNT))
 
 

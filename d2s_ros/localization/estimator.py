@@ -79,6 +79,7 @@ class Outcome:
             found.details(features) if details else None,
             len(found.used),
             focal_error,
+            None if estimate is None else estimate.intrinsics_error,
             self.with_prior,
             self.checks,
         )

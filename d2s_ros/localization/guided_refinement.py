@@ -11,7 +11,6 @@ from d2s_ros import kernels
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import ellipse_area, extent_of, first_of_each, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.localization.focal_length import focal_error
 from d2s_ros.localization.pose_solver import (
     Array,
     PoseEstimate,
@@ -182,16 +181,6 @@ def motion_px(estimate: PoseEstimate, refined: RigidTransform, camera: Camera) -
     middle = np.array([0.0, 0.0, depth])
     moved = refined.apply(before.rotation.T @ (middle - before.translation))
     return (angle + float(np.linalg.norm(moved - middle)) / depth) * camera.fx
-
-
-def with_focal_error(
-    estimate: PoseEstimate, matches: CandidateMatches, config: PoseSolverConfig
-) -> PoseEstimate:
-    """Return the estimate with what its guided pairs say about the focal length."""
-    if not len(estimate.guided_pairs):
-        return estimate
-    pairs = matches.correspondences(estimate.guided_pairs)
-    return replace(estimate, focal_error=focal_error(estimate.camera_from_map, *pairs, config))
 
 
 def find_support(

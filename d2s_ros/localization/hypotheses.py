@@ -14,8 +14,8 @@ from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
     find_support,
     refine_guided,
-    with_focal_error,
 )
+from d2s_ros.localization.intrinsics_fit import with_intrinsics_error
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.pose_solver import PoseEstimate, PoseSolverConfig, solve_pose
 from d2s_ros.localization.result import FrameDetails
@@ -187,7 +187,7 @@ class PoseSearch:
             used = used[~estimate.inlier_mask]
         if best.estimate is None or matches is None:
             return best
-        return replace(best, estimate=with_focal_error(best.estimate, matches, self._solver))
+        return replace(best, estimate=with_intrinsics_error(best.estimate, matches, self._solver))
 
     def near(self, prior: PosePrior, scene_depth: float) -> Hypothesis | None:
         """Return a pose found among what can be seen from where the camera should be.
@@ -216,7 +216,7 @@ class PoseSearch:
         estimate = self._solve(named, used, matches)
         if estimate is None:
             return None
-        estimate = with_focal_error(estimate, matches, self._solver)
+        estimate = with_intrinsics_error(estimate, matches, self._solver)
         return Hypothesis(named, used, estimate.scaled(_PRIOR_COVARIANCE))
 
     def _solve(

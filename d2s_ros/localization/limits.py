@@ -296,6 +296,28 @@ class Limits:
         experiment='E013',
     )
 
+    # ------------------------------------------------------------------ other intrinsics
+    max_intrinsics_error: float = option(
+        0.025,
+        'Largest error of the ratio of fx to fy, of cx and cy in focal lengths, and half of that '
+        'of k1, by which the intrinsics that fit the image best may differ from the camera_info.',
+        minimum=0.0,
+        experiment='E019',
+    )
+    intrinsics_sigmas: float = option(
+        1.0,
+        'Standard deviations within which they may differ in any case.',
+        minimum=0.0,
+        experiment='E019',
+    )
+    min_intrinsics_gain: float = option(
+        8.0,
+        'How much more likely the correspondences that other intrinsics explain must be for an '
+        'image to be refused, natural logarithm.',
+        minimum=0.0,
+        experiment='E019',
+    )
+
     # ------------------------------------------------------------------ other places of an area
     max_rival_share: float = option(
         0.5,

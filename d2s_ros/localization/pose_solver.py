@@ -27,6 +27,7 @@ from d2s_ros.localization.covariance import (
     gradient_scatter,
     inverse_of,
 )
+from d2s_ros.localization.intrinsics_error import IntrinsicsError
 
 Array = NDArray[np.float64]
 
@@ -101,6 +102,7 @@ class PoseEstimate:
         guided_pairs: (K, 2) keypoints and landmarks that `refine_guided` refined it on.
         support: What the pose found beside its inliers, if it was asked to.
         focal_error: What `focal_error` gives for the guided pairs; nothing known: 0 and infinity.
+        intrinsics_error: What `intrinsics_error` gives for them; None if nothing is known.
         covariance_factor: What the solver's covariance is multiplied by.
     """
 
@@ -114,6 +116,7 @@ class PoseEstimate:
     guided_pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     support: Support | None = None
     focal_error: tuple[float, float] = (0.0, float('inf'))
+    intrinsics_error: IntrinsicsError | None = None
     covariance_factor: float = 1.0
 
     @property
@@ -137,10 +140,12 @@ class PoseEstimate:
     def scaled(self, factor: float) -> PoseEstimate:
         """Return the estimate with its covariances multiplied by a factor."""
         change, sigma = self.focal_error
+        intrinsics = self.intrinsics_error
         return replace(
             self,
             covariance_factor=self.covariance_factor * factor,
             focal_error=(change, sigma * factor**0.5),
+            intrinsics_error=None if intrinsics is None else intrinsics.scaled(factor),
         )
 
 

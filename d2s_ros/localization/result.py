@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.localization.intrinsics_error import IntrinsicsError
 from d2s_ros.localization.pose_solver import PoseEstimate
 from d2s_ros.localization.protection import protection_level
 
@@ -175,6 +176,7 @@ class LocalizationResult:
         num_used: Correspondences given to the pose solver.
         focal_error: Logarithm of the focal length that fits best over the one given, and its
             standard deviation; 0 and infinity if nothing is known.
+        intrinsics_error: What the image says of the intrinsics; None if nothing is known.
         with_prior: The image alone would have been refused: it was known where to look.
         checks: What decided the status, in order; with a prior those of the pose found with it.
             Empty if the image was refused before any. Checks that cost time are made only where the
@@ -197,6 +199,7 @@ class LocalizationResult:
     details: FrameDetails | None = None
     num_used: int = 0
     focal_error: tuple[float, float] = (0.0, float('inf'))
+    intrinsics_error: IntrinsicsError | None = None
     with_prior: bool = False
     checks: tuple[Check, ...] = ()
     cameras: tuple[CameraShare, ...] = ()

@@ -22,6 +22,7 @@ from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.covariance import covariance_scale
 from d2s_ros.localization.estimator import Outcome, PoseEstimator
 from d2s_ros.localization.hypotheses import Hypothesis
+from d2s_ros.localization.intrinsics_error import IntrinsicsError
 from d2s_ros.localization.moved_object import InlierView, check_moved_object
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.pose_solver import PoseEstimate, Support
@@ -188,6 +189,7 @@ class RigEstimator:
 
     def _pooled(self, inside: Sequence[RigMember], estimate: RigEstimate, best: int) -> _Pooled:
         points, masks, errors, depths, focal = [], [], [], [], (0.0, float('inf'))
+        intrinsics: list[IntrinsicsError] = []
         support: list[Support] = []
         for member, part in zip(inside, estimate.parts, strict=True):
             count = len(member.problem.used)
@@ -205,6 +207,8 @@ class RigEstimator:
             change, sigma = part.focal_error
             if abs(change) / sigma > abs(focal[0]) / focal[1]:
                 focal = part.focal_error
+            if part.intrinsics_error is not None:
+                intrinsics.append(part.intrinsics_error)
         main = estimate.parts[best]
         assert main is not None
         extent = extent_of(np.concatenate(points))
@@ -225,6 +229,7 @@ class RigEstimator:
             if support
             else None,
             focal,
+            max(intrinsics, key=IntrinsicsError.significance, default=None),
             total_spread=spread_of(inside, estimate),
         )
 

@@ -25,9 +25,9 @@ from d2s_ros.localization.guided_refinement import (
     close_beyond_chance,
     find_support,
     motion_px,
-    with_focal_error,
 )
 from d2s_ros.localization.hypotheses import Correspondences, PoseSearch
+from d2s_ros.localization.intrinsics_fit import with_intrinsics_error
 from d2s_ros.localization.pose_solver import (
     PoseEstimate,
     PoseSolverConfig,
@@ -272,5 +272,5 @@ def _guided(
         support = find_support(
             part.camera_from_map, matches, inliers, one.search.landmarks_of(inliers), config
         )
-        parts[index] = with_focal_error(replace(part, support=support), matches, config)
+        parts[index] = with_intrinsics_error(replace(part, support=support), matches, config)
     return RigEstimate(pose, uncertainty, tuple(parts))

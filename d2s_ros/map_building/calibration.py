@@ -49,6 +49,7 @@ CALIBRATION_LIMITS = Limits(
     max_flat_extent=0.0,
     max_rotation_sigma_deg=180.0,
     max_relative_translation_sigma=1e9,
+    max_intrinsics_error=1e9,
     max_focal_error=1e9,
     max_pose_focal_error=1e9,
 )

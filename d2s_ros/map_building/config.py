@@ -20,6 +20,14 @@ class BuildConfig(ModelOptions):
     """
 
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    compare_features: bool = option(
+        False,
+        'Take the kind of features that places more of the images that are left out, of equals '
+        'superpoint; `features` gives the rest of their options.',
+    )
+    features_reason: str = option(
+        '', 'Why these features, where nobody has said which and none were compared.'
+    )
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     head: str = option(

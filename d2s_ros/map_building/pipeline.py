@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +15,24 @@ from d2s_ros.config import to_dict
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import create_extractor
-from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_building.calibration import (
-    calibrate,
-    calibration_images,
-    keypoint_noise_px,
     rounded_median,
 )
 from d2s_ros.map_building.config import BuildConfig
-from d2s_ros.map_building.images import collect_images
-from d2s_ros.map_building.placement import place
+from d2s_ros.map_building.feature_choice import FeatureChoice, choose_features, extractors_of
+from d2s_ros.map_building.preparation import Clock, InputOptions
+from d2s_ros.map_building.scene_model import train_map
 from d2s_ros.map_building.stages import BuildStages
-from d2s_ros.maps.manifest import Calibration, MapManifest
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import collect_update_data
-from d2s_ros.reconstruction.origin import choose_origin, moved, relative_to
-from d2s_ros.reconstruction.pipeline import reconstruct
+from d2s_ros.reconstruction.origin import moved
 from d2s_ros.reconstruction.pose_check import find_doubtful_poses
 from d2s_ros.reconstruction.reconstruction import (
     ImageInput,
     Reconstruction,
-    pack_reconstruction,
-    unpack_reconstruction,
 )
-from d2s_ros.scene_models.base import BuildContext
 from d2s_ros.scene_models.registry import model_class
 
 _logger = logging.getLogger(__name__)
@@ -111,12 +100,14 @@ def build_map(
         require_poses = True
     calibrated = not getattr(source, 'camera_is_guess', False)
     use_poses &= calibrated
+    options = InputOptions(use_poses, require_poses, calibrated, progress)
     with distributed.group(resolve_device(device)) as device:
-        extractor = create_extractor(config.features, device=device, weights=weights)
+        extractors = extractors_of(config, device=device, weights=weights)
+        hashes = [extractor.weights_hash for extractor in extractors]
         description = {
             'software': __version__,
             'config': to_dict(config),
-            'features_hash': extractor.weights_hash,
+            'features_hash': ' '.join(hashes),
             'device': torch.device(device).type,
             'processes': distributed.world(),
             'use_poses': use_poses,
@@ -124,70 +115,52 @@ def build_map(
         }
         path = Path(map_path) if keep_stages else None
         with BuildStages(path, description, fresh=fresh) as stages:
-            run = _Build(source, extractor, config, stages, device, progress, calibrated)
-            return run.execute(store, use_poses=use_poses, require_poses=require_poses)
+            clock = Clock()
+            features = choose_features(source, extractors, config, options, stages, clock)
+            run = _Build(source, features, stages, device, progress, clock)
+            return run.execute(store)
 
 
 @dataclass(frozen=True, eq=False)
 class _Build:
-    """One build.
+    """One build, from what was prepared to the map that is written.
 
     Attributes:
         source: The log.
-        extractor, config: Features and options.
-        stages: What is done of it.
+        features: What was prepared, with which features and why.
+        stages: What is done of the build, of all kinds of features.
         device, progress: As for `build_map`.
-        calibrated: The cameras of the source are not first guesses.
-        seconds: By stage.
+        clock: Times of the stages.
     """
 
     source: FrameSource
-    extractor: FeatureExtractor
-    config: BuildConfig
+    features: FeatureChoice
     stages: BuildStages
     device: str
     progress: bool
-    calibrated: bool
-    seconds: dict[str, float] = field(default_factory=dict)
+    clock: Clock
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 2)
+    @property
+    def config(self) -> BuildConfig:
+        """Options, with the features that were chosen."""
+        return self.features.config
 
-    def execute(self, store: MapStore, *, use_poses: bool, require_poses: bool) -> BuildResult:
+    def execute(self, store: MapStore) -> BuildResult:
         """Build the map and write it."""
-        with self._timed('total'):
-            with self._timed('features'):
-                images, dropped = collect_images(
-                    self.source,
-                    self.extractor,
-                    self.config,
-                    use_poses=use_poses,
-                    require_poses=require_poses,
-                    stages=self.stages,
-                    progress=self.progress,
-                )
-            origin = choose_origin(images)
-            images = relative_to(images, origin)
-            with self._timed('reconstruction'):
-                poses = {image.name: image.map_from_camera for image in images}
-                if self.config.placement.align_poses:
-                    images = _without_poses(images)
-                reconstruction, placement = place(
-                    self._reconstruct(images), self.source, poses, self.config.placement
-                )
-            with self._timed('training'):
-                scene_map, metrics = train_map(
-                    reconstruction,
-                    self.extractor,
-                    self.config,
-                    source=self.source,
-                    device=self.device,
-                    progress=self.progress,
-                    stages=self.stages,
-                )
+        prepared = self.features.prepared
+        images, dropped, origin = prepared.images, prepared.dropped, prepared.origin
+        reconstruction, placement = prepared.reconstruction, prepared.placement
+        with self.clock.timed('training'):
+            scene_map, metrics = train_map(
+                reconstruction,
+                self.features.extractor,
+                self.config,
+                source=self.source,
+                device=self.device,
+                progress=self.progress,
+                stages=self.features.stages,
+            )
+        self.clock.end()
         if self.config.reconstruction.refine_poses and placement['scale_from'] == 'poses':
             metrics['refined_poses'] = _pose_changes(images, reconstruction)
         metrics = {
@@ -196,10 +169,12 @@ class _Build:
             'num_images': len(reconstruction.images),
             'num_points': len(reconstruction.points_in_map),
             'dropped_images': dropped,
-            'seconds': self.seconds,
+            'seconds': self.clock.seconds,
             # The times of a build that was interrupted are those of its last run.
             'resumed': self.stages.resumed,
         }
+        if self.features.report:
+            metrics['feature_choice'] = self.features.report
         if reconstruction.focal_sigma_px is not None:
             metrics['self_calibration'] = {
                 'focal_px': round(reconstruction.images[0].camera.fx, 3),
@@ -235,33 +210,6 @@ class _Build:
             unless_live=self.stages.resumed,
         )
         return BuildResult(written, moved(reconstruction, origin), dropped)
-
-    def _reconstruct(self, images: list[ImageInput]) -> Reconstruction:
-        """Reconstruct, or read what an interrupted build has reconstructed."""
-        log = self.stages.log('reconstruction')
-        known = log.get('points')
-        if known is not None:
-            return unpack_reconstruction(known, images)
-        reconstruction = reconstruct(
-            images,
-            self.config.reconstruction,
-            calibrated=self.calibrated,
-            stage=self.stages.log('matches'),
-            progress=self.progress,
-        )
-        log.keep('points', pack_reconstruction(reconstruction, images))
-        return reconstruction
-
-
-def _without_poses(images: Sequence[ImageInput]) -> list[ImageInput]:
-    """Return images to be placed by what they show; their poses are aligned to afterwards.
-
-    Raises:
-        InputError: there are no poses to align to.
-    """
-    if images[0].map_from_camera is None:
-        raise InputError('the log has no poses to align the map to; leave --align-poses out')
-    return [replace(image, map_from_camera=None) for image in images]
 
 
 def _doubtful_poses(reconstruction: Reconstruction) -> list[dict[str, Any]]:
@@ -301,68 +249,4 @@ def _pose_changes(
     return {
         'median_m': rounded_median([metres for metres, _ in changes]),
         'median_deg': rounded_median([degrees for _, degrees in changes]),
-    }
-
-
-def train_map(
-    reconstruction: Reconstruction,
-    extractor: FeatureExtractor,
-    config: BuildConfig,
-    *,
-    source: FrameSource | None = None,
-    device: str = 'cpu',
-    progress: bool = False,
-    stages: BuildStages | None = None,
-) -> tuple[SceneMap, dict[str, Any]]:
-    """Turn a reconstruction into a map with the scene model that `config` asks for.
-
-    Args:
-        reconstruction: Images with poses, and points.
-        extractor: Of the map's features.
-        config: Options.
-        source: The log, for models that look at the pixels of its images again.
-        device: Where networks are trained.
-        progress: Show progress bars.
-        stages: Where samples and checkpoint are kept.
-
-    Returns:
-        The map (not written yet) and figures measured on the way.
-    """
-    stages = stages or BuildStages(None, {})
-    count = len(reconstruction.images)
-    # Every n-th from the middle of the stride: the ends of a log are rarely typical.
-    held_out = list(range(config.holdout_every // 2, count, config.holdout_every))
-    built = model_class(config.head).build(
-        BuildContext(
-            reconstruction,
-            extractor,
-            config,
-            held_out=held_out,
-            calibration_images=calibration_images(count, held_out).tolist(),
-            source=source,
-            device=device,
-            progress=progress,
-            samples=stages.log('samples'),
-            checkpoint=stages.checkpoint,
-            reliability_threshold=config.reliability_threshold,
-        )
-    )
-    noise = keypoint_noise_px(reconstruction) if built.sigma_px is None else built.sigma_px
-    manifest = MapManifest(
-        features=config.features,
-        features_hash=extractor.weights_hash,
-        head=config.head,
-        network=built.model.network_config,
-        cameras=tuple(dict.fromkeys(image.camera for image in reconstruction.images)),
-        calibration=Calibration(sigma_px=noise, reliability_threshold=config.reliability_threshold),
-        metric=reconstruction.metric,
-        build=to_dict(config),
-    )
-    scene_map = SceneMap(manifest, built.model)
-    calibration, accuracy = calibrate(scene_map, extractor, reconstruction, held_out)
-    scene_map = replace(scene_map, manifest=replace(manifest, calibration=calibration))
-    return scene_map, {
-        **built.figures,
-        'mean_track_length': round(float(reconstruction.track_lengths.mean()), 2),
-        **accuracy,
     }

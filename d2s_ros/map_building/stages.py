@@ -6,6 +6,9 @@ MAP.building/matches.log           matches of image pairs
 MAP.building/reconstruction.log    refined poses, tracks and points
 MAP.building/samples.log           training samples
 MAP.building/training.pt           checkpoint of the training
+
+Where features are compared, each kind has a folder of its own in MAP.building, with these files and
+KIND/comparison.log, what it places.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ _logger = logging.getLogger(__name__)
 _DESCRIPTION_FILE = 'build.json'
 _CHECKPOINT_FILE = 'training.pt'
 #: Stages that depend on all images together, not on one alone.
-_AFTER_FEATURES = ('matches', 'reconstruction', 'samples')
+_AFTER_FEATURES = ('matches', 'reconstruction', 'comparison', 'samples')
 _FEATURE_ARRAYS = ('keypoints', 'keypoint_scores', 'descriptors', 'scales')
 
 
@@ -62,6 +65,7 @@ class BuildStages:
     ) -> None:
         self.resumed = False
         self._logs: dict[str, StageLog] = {}
+        self._parts: dict[str, BuildStages] = {}
         self._description = json.loads(json.dumps(description))
         self._lock: Any = None
         self.folder: Path | None = None
@@ -97,8 +101,7 @@ class BuildStages:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for log in self._logs.values():
-            log.close()
+        self._close_logs()
         if self.folder is None:
             return
         # The same input would fail again: there is nothing to go on with.
@@ -111,6 +114,21 @@ class BuildStages:
                 self.folder,
             )
         self._lock.close()
+
+    def _close_logs(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        for part in self._parts.values():
+            part._close_logs()
+
+    def part(self, name: str) -> BuildStages:
+        """Return the stages of one part of the build, in a folder of its own in this one's."""
+        if name not in self._parts:
+            part = self._parts[name] = BuildStages(None, {})
+            if self.folder is not None:
+                part.folder = self.folder / name
+                part.folder.mkdir(exist_ok=True)
+        return self._parts[name]
 
     def log(self, stage: str) -> StageLog:
         """Return the log of a stage."""
@@ -166,7 +184,9 @@ class BuildStages:
                 ', '.join(names),
             )
         for entry in self.folder.iterdir():
-            if entry.name != LOCK_FILE:
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK_FILE:
                 entry.unlink()
         self._write(self._description)
 

@@ -30,13 +30,11 @@ class Candidate:
     Attributes:
         scene_map: Not written yet.
         grown: The images it was made from.
-        held_out_old: Indices of old images that it was not trained on.
         figures: Of the training and calibration.
     """
 
     scene_map: SceneMap
     grown: GrownMap
-    held_out_old: list[int]
     figures: dict[str, Any]
 
 
@@ -95,7 +93,7 @@ def train_candidate(
     scene_map = SceneMap(manifest, built.model)
     calibration, accuracy = calibrate(scene_map, extractor, grown.reconstruction, held_out)
     scene_map = replace(scene_map, manifest=replace(manifest, calibration=calibration))
-    return Candidate(scene_map, grown, held_out, {**built.figures, **accuracy})
+    return Candidate(scene_map, grown, {**built.figures, **accuracy})
 
 
 def train_as_published(

@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -342,11 +342,3 @@ def verify_area(path: str | os.PathLike[str]) -> list[str]:
     for name in area.places:
         problems += verify(area.folder(name))
     return problems
-
-
-def with_transforms(area: Area, transforms: dict[str, RigidTransform]) -> list[Place]:
-    """Return the places of an area with `area_from_place` set where one is given."""
-    return [
-        replace(place, area_from_place=transforms.get(name, place.area_from_place))
-        for name, place in area.places.items()
-    ]

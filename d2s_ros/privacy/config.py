@@ -30,7 +30,7 @@ class AttackConfig:
     )
     seed: int = option(0, 'Of weights and batches.', minimum=0)
 
-    #: How often checkpoints are written, s; `LoopConfig` of the training loop.
+    #: How often checkpoints are written, s; `LoopOptions` of the training loop.
     checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', unit='s', minimum=0.0)
 
     def __post_init__(self) -> None:

@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Channels that every kind of content has: inverse depth, and whether it is known.
-DEPTH_CHANNELS = 2
 #: Inverse depths over the median one are limited to this.
 _MAX_INVERSE_DEPTH = 4.0
 

@@ -18,7 +18,7 @@ from d2s_ros.errors import InputError
 from d2s_ros.privacy.config import AttackConfig
 from d2s_ros.privacy.network import InversionNetwork
 from d2s_ros.privacy.sparse import SparseView, Window, random_window, stack
-from d2s_ros.scene_models.training_loop import new_network, one_cycle, run_loop
+from d2s_ros.scene_models.training_loop import LoopOptions, new_network, one_cycle, run_loop
 
 #: Steps that are timed to know how many fit into the time that is given; the first is slower.
 _TIMED_STEPS = 3
@@ -37,16 +37,6 @@ class Example:
 
     grey: NDArray[np.uint8]
     view: SparseView
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """Options of the training loop; what the attack has none of is off."""
-
-    steps: int
-    checkpoint_seconds: float
-    max_minutes: float = 0.0
-    evaluate_every: int = 1_000_000_000
 
 
 class Training:
@@ -109,7 +99,7 @@ class Training:
             scheduler,
             generator,
             lambda _step: self._loss(generator),
-            _Loop(steps, self._config.checkpoint_seconds),
+            LoopOptions(steps=steps, checkpoint_seconds=self._config.checkpoint_seconds),
             clip_norm=1.0,
             checkpoint=checkpoint,
             progress=progress,

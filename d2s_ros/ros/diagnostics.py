@@ -132,6 +132,7 @@ class NodeFacts:
         received, dropped: Images received and replaced by newer ones.
         lost: Images lost between publisher and node.
         input_problem: What is suspicious about the calibration.
+        calibration_problem: What the last images say is wrong with it: no pose is published.
         map_path, map_version, map_frame, device: The loaded map.
         map_problem: Why the map on disk cannot be used; the loaded one still works.
         reloading: A new version is being loaded.
@@ -159,6 +160,7 @@ class NodeFacts:
     dropped: int = 0
     lost: int = 0
     input_problem: str = ''
+    calibration_problem: str = ''
     map_path: str = ''
     map_version: str = ''
     map_frame: str = ''
@@ -302,6 +304,8 @@ def _input(config: LocalizerNodeConfig, facts: NodeFacts, figures: Snapshot) -> 
         return ERROR, message, values
     if figures.silence > config.warn_no_image:
         return WARN, message, values
+    if facts.calibration_problem:
+        return ERROR, facts.calibration_problem, values
     share = facts.dropped / facts.received if facts.received else 0.0
     if share > config.warn_drop_share:
         return WARN, f'{100 * share:.0f} % of the images are dropped', values

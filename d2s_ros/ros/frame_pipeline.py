@@ -20,8 +20,8 @@ from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.ros.camera_reader import CameraReader, QueuedImage, ReadImage
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap
+from d2s_ros.tracking.calibration_watch import CalibrationWatch
 from d2s_ros.tracking.extrinsic_watch import ExtrinsicWatch
-from d2s_ros.tracking.plausibility import FocalWatch
 
 
 class NodeRefusal(str, Enum):
@@ -158,11 +158,15 @@ class FramePipeline:
         self._given_frame = camera_frame if len(self._readers) > 1 else ''
         self._frames = {0: self._given_frame} if self._given_frame else {}
         self._changes = 0
-        self._focal_watch = FocalWatch()
+        self._calibration_watch = CalibrationWatch()
+        #: What the last images say is wrong with the calibration; empty if nothing.
+        self.calibration_problem = ''
         self._extrinsic_watch = ExtrinsicWatch()
         self._extrinsic_problem = ''
         #: Share by which the focal length of several images may be off.
         self.max_focal_error = Limits.max_focal_error
+        #: The same of other intrinsics, see `Limits`.
+        self.max_intrinsics_error = Limits.max_intrinsics_error
         #: Wait for a camera_info of the same stamp, in seconds.
         self.camera_info_timeout = 0.1
         #: Lowers the compute budget to hold a rate; None always does all.
@@ -178,6 +182,7 @@ class FramePipeline:
         """Take changed options of the node."""
         self.camera_info_timeout = config.camera_info_timeout
         self.max_focal_error = config.localizer.max_focal_error
+        self.max_intrinsics_error = config.localizer.max_intrinsics_error
         self.stamps.jump = config.time_jump_threshold
         self.stamps.max_future = config.max_future
         self.stamps.max_age = config.max_image_age
@@ -254,7 +259,8 @@ class FramePipeline:
         changes = sum(reader.changes for reader in self._readers)
         if changes != self._changes:
             self._changes = changes
-            self._focal_watch.reset()
+            self._calibration_watch.reset()
+            self.calibration_problem = ''
             self._extrinsic_watch.reset()
         controller = self.rate
         budget = FULL if controller is None else controller.budget
@@ -275,9 +281,11 @@ class FramePipeline:
             controller.record(1e3 * (time.monotonic() - start))
         outcome.result = result
         outcome.status, outcome.reason = result.status.value, result.reason
-        problem = self._focal_watch.check(result, self.max_focal_error)
-        if problem and result.localized:
-            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, problem)
+        self.calibration_problem = self._calibration_watch.check(
+            result, self.max_focal_error, self.max_intrinsics_error
+        )
+        if self.calibration_problem and result.localized:
+            outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self.calibration_problem)
         for stage in ('features', 'network', 'pose'):
             if stage in result.latency_ms:
                 outcome.latency_ms[stage] = result.latency_ms[stage]

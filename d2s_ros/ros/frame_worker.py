@@ -98,6 +98,11 @@ class FrameWorker:
         return self._pipeline.info_problem
 
     @property
+    def calibration_problem(self) -> str:
+        """What the last images say is wrong with the calibration; empty if nothing."""
+        return self._pipeline.calibration_problem
+
+    @property
     def rate(self) -> RateController | None:
         """What holds the rate; None where none is held or the work has stopped."""
         return None if self._stopped else self._pipeline.rate

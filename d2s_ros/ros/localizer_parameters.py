@@ -15,6 +15,7 @@ SHOWN_LIMITS = (
     'max_rotation_sigma_deg',
     'max_relative_translation_sigma',
     'max_focal_error',
+    'max_intrinsics_error',
 )
 
 
@@ -29,6 +30,7 @@ class LocalizerParameters:
     max_rotation_sigma_deg: float = same_option(Limits, 'max_rotation_sigma_deg')
     max_relative_translation_sigma: float = same_option(Limits, 'max_relative_translation_sigma')
     max_focal_error: float = same_option(Limits, 'max_focal_error')
+    max_intrinsics_error: float = same_option(Limits, 'max_intrinsics_error')
     limits_file: str = option(
         '',
         'YAML file with other limits of acceptance, read when the map is loaded; '

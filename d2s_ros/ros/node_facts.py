@@ -45,6 +45,7 @@ def gather(
     if work is not None:
         facts.received, facts.dropped = work.counts
         facts.input_problem = work.info_problem
+        facts.calibration_problem = work.calibration_problem
         if work.rate is not None:
             facts.budget = '' if work.rate.budget.is_full else str(work.rate.budget)
             facts.rate_missed = work.rate.exhausted

@@ -98,8 +98,8 @@ class StateReporter:
                     self._logger.warning(f'lost: no image for {figures.silence:.1f} s')
         if figures.silence > config.warn_no_image:
             self._tell('input', self._no_image(facts, figures))
-        elif facts.input_problem:
-            self._tell('input', facts.input_problem)
+        elif facts.calibration_problem or facts.input_problem:
+            self._tell('input', facts.calibration_problem or facts.input_problem)
         self._tell_refusals(figures)
         for problem in (facts.conflict, facts.transform_end):
             if problem:

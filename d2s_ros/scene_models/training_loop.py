@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from d2s_ros import distributed
+from d2s_ros.config import option, validate
 
 _logger = logging.getLogger(__name__)
 
@@ -28,24 +29,18 @@ Config = TypeVar('Config')
 Network = TypeVar('Network', bound=nn.Module)
 
 
-class LoopConfig(Protocol):
-    """What the loop reads of a head's training options."""
+@dataclass(frozen=True)
+class LoopOptions:
+    """Options of a training that the loop reads; each head adds its own."""
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
+    steps: int = option(500, 'Optimiser steps.', minimum=0)
+    max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
+    checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
+    evaluate_every: int = option(50, 'Steps between evaluations on held-out images.', minimum=1)
+    seed: int = option(0, 'Seed of all randomness.', minimum=0)
 
-    @property
-    def max_minutes(self) -> float:
-        """Stop after this time; 0 for no limit."""
-
-    @property
-    def checkpoint_seconds(self) -> float:
-        """Time between checkpoints."""
-
-    @property
-    def evaluate_every(self) -> int:
-        """Steps between evaluations on held-out images."""
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 def new_network(
@@ -69,7 +64,7 @@ def run_loop(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     generator: torch.Generator,
     loss_of_step: Callable[[int], Tensor],
-    config: LoopConfig,
+    config: LoopOptions,
     *,
     clip_norm: float = 0.0,
     average: float = 0.0,

@@ -1,4 +1,4 @@
-"""What several images tell: whether a pose can follow the last one, and whether the camera fits.
+"""Whether a pose can follow the last one.
 
 A comparison with the last pose can only hold back a pose, never change one. A held pose that the
 next one agrees with is believed, so a robot that was carried away is found again with its second
@@ -7,7 +7,6 @@ good image.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,19 +14,11 @@ from numpy.typing import NDArray
 
 from d2s_ros.geometry.statistics import largest_sigma
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
-from d2s_ros.localization.acceptance import describe_focal_error
-from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 
 Array = NDArray[np.float64]
 
 #: Standard deviations that two poses may differ by on top of the motion.
 _SIGMAS = 4.0
-#: Images whose focal lengths are averaged, and the fewest.
-_FOCAL_WINDOW, _FOCAL_FEWEST = 20, 5
-#: Systematic error of the focal length that one image tells, in logarithms.
-_FOCAL_FLOOR = 0.005
-#: Standard deviations by which the average must be off.
-_MEAN_FOCAL_SIGMAS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,43 +143,3 @@ class PlausibilityGate:
         if turn > min(allowed_turn, 180.0):
             return f'{turn:.1f} degrees from the last pose, {allowed_turn:.1f} allowed'
         return ''
-
-
-class FocalWatch:
-    """Averages the focal length that the last images of a camera fit.
-
-    Single images tell a wrong one only where they see much; together they tell it in any light.
-    """
-
-    def __init__(self) -> None:
-        self._found: deque[tuple[float, float]] = deque(maxlen=_FOCAL_WINDOW)
-
-    def reset(self) -> None:
-        """Forget what was seen: the camera is another one."""
-        self._found.clear()
-
-    def check(self, result: LocalizationResult, max_error: float) -> str:
-        """Take in the next image.
-
-        Args:
-            result: Of the image. Refusals count only if they were for its focal length.
-            max_error: Share by which the focal length may be off.
-
-        Returns:
-            Empty if the focal length may be right, else why not, for people.
-        """
-        believed = (LocalizationStatus.LOCALIZED, LocalizationStatus.CALIBRATION_MISMATCH)
-        change, sigma = result.focal_error
-        if result.status in believed and np.isfinite(sigma):
-            self._found.append((change, sigma))
-        if len(self._found) < _FOCAL_FEWEST:
-            return ''
-        changes, sigmas = np.array(self._found).T
-        weights = 1.0 / (np.square(sigmas) + _FOCAL_FLOOR**2)
-        mean = float((weights * changes).sum() / weights.sum())
-        # Where images disagree by more than their sigmas, the average is as uncertain.
-        excess = float((weights * np.square(changes - mean)).sum()) / (len(changes) - 1)
-        sigma = float(np.sqrt(max(1.0, excess) / weights.sum()))
-        if abs(mean) <= max(max_error, _MEAN_FOCAL_SIGMAS * sigma):
-            return ''
-        return describe_focal_error(mean, sigma)

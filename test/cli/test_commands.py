@@ -494,7 +494,7 @@ def test_ctrl_c_leaves_the_old_map_or_nothing(bag, small_map, tmp_path):
     for target, bar in ((tmp_path / 'new', b'features'), (old, b'training')):
         process = subprocess.Popen(
             [sys.executable, '-m', 'd2s_ros.cli.main', 'build-map', str(bag), '--map', str(target),
-             '--budget', 'full', '--max-keypoints', '500'],
+             '--features', 'rootsift', '--budget', 'full', '--max-keypoints', '500'],
             env=subprocess_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

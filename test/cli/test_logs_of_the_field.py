@@ -13,6 +13,8 @@ from d2s_ros.cli.main import main
 from d2s_ros.data.tum import read_tum
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 
+OPTIONS = ('--features', 'rootsift', '--quiet')
+
 #: Of the camera on its robot: x forward, y left, z up to the optical frame.
 BASE_FROM_CAMERA = RigidTransform(
     Rotation.from_quat([-0.5, 0.5, -0.5, 0.5]).as_matrix(), np.array([0.3, 0.0, 1.0])
@@ -127,7 +129,7 @@ def test_poses_that_cannot_be_used_end_a_build_by_name(some, tmp_path, capsys):
         )
     ]
     log = bags.write_bag(tmp_path / 'empty', [*static, *camera_messages(some), *odometry])
-    code, _text, err = run(capsys, 'build-map', log, '--map', tmp_path / 'm', '--quiet')
+    code, _text, err = run(capsys, 'build-map', log, '--map', tmp_path / 'm', *OPTIONS)
     assert code == 3
     assert '/odom' in err
     assert 'child_frame_id' in err
@@ -141,7 +143,7 @@ def test_poses_that_cannot_be_used_end_a_build_by_name(some, tmp_path, capsys):
         for frame in some
     ]
     log = bags.write_bag(tmp_path / 'late', [*camera_messages(some), *late])
-    code, _text, err = run(capsys, 'build-map', log, '--map', tmp_path / 'm', '--quiet')
+    code, _text, err = run(capsys, 'build-map', log, '--map', tmp_path / 'm', *OPTIONS)
     assert code == 3
     assert '/pose' in err
     assert 'do the clocks agree?' in err

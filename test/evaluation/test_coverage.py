@@ -167,6 +167,5 @@ def test_advice_names_where_and_which_way():
     assert coverage_advice(coverage) == [
         'walk x 3.0 to 9.0, y 0.0 to 1.0 m again, facing 210 deg (towards -x)'
     ]
-    assert cells[0].good_share == 1.0
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 185.0).verdict == 'bad'
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 355.0).verdict == 'good'

@@ -22,6 +22,7 @@ from d2s_ros.localization.acceptance import (
     inlier_evidence,
     needed_evidence,
 )
+from d2s_ros.localization.intrinsics_error import IntrinsicsError
 from d2s_ros.localization.limits import NOT_LOGGED, Limits, read_limits
 from d2s_ros.localization.moved_object import InlierView, count_off_plane
 from d2s_ros.localization.pose_prior import PosePrior
@@ -63,6 +64,7 @@ def evidence_of(
     sigma=1e-3,
     support=None,
     focal_error=(0.0, float('inf')),
+    intrinsics=None,
     landmarks=None,
     determined=True,
     **known,
@@ -81,12 +83,19 @@ def evidence_of(
         float(4 * np.sqrt(np.linalg.eigvalsh(np.cov(points.T))[1])),
         support=support,
         focal_error=focal_error,
+        intrinsics_error=intrinsics,
     )
     view = None
     if landmarks is not None:
         view = InlierView(pixels, points, landmarks.astype(np.float32))
     known = {'scene_depth': DEPTH, 'view': view, **known}
     return PoseEvidence(CAMERA, estimate, len(mask), 4.0, **known)
+
+
+def intrinsics(*change, sigma, gain=100.0):
+    """Return what an image says that fits other intrinsics."""
+    information = np.eye(5) / sigma**2
+    return IntrinsicsError(information, information @ np.array(change), CAMERA.fx, gain)
 
 
 ROOM = box(60, 3.0, 2.0)
@@ -186,6 +195,13 @@ CASES = [
         # Nothing else is there to be seen.
         picture(landmarks=np.concatenate([PICTURE, ring(10, 4.6, 1.9)])),
         picture(),
+    ),
+    (
+        'intrinsics',
+        Status.CALIBRATION_MISMATCH,
+        # A focal length has a check of its own.
+        evidence_of(ROOM, intrinsics=intrinsics(0.1, 0.01, 0.03, 0.0, 0.05, sigma=0.02)),
+        evidence_of(ROOM, intrinsics=intrinsics(0.0, 0.0, 0.06, 0.0, 0.0, sigma=0.02)),
     ),
     (
         'focal length',
@@ -361,6 +377,24 @@ DECISIONS: list[tuple[dict[str, Any], PoseEvidence, Status, Status]] = [
         {'min_found_around_small': 0.02},
         evidence_of(SMALL[:150], landmarks=AROUND_SMALL, scene_depth=8.0, support=BESIDE),
         MOVED,
+        OK,
+    ),
+    (
+        {'max_intrinsics_error': 0.07},
+        evidence_of(ROOM, intrinsics=intrinsics(0.0, -0.06, 0.0, 0.0, 0.0, sigma=0.01)),
+        Status.CALIBRATION_MISMATCH,
+        OK,
+    ),
+    (
+        {'intrinsics_sigmas': 5.0},
+        evidence_of(ROOM, intrinsics=intrinsics(0.0, 0.0, 0.0, 0.0, 0.2, sigma=0.05)),
+        Status.CALIBRATION_MISMATCH,
+        OK,
+    ),
+    (
+        {'min_intrinsics_gain': 20.0},
+        evidence_of(ROOM, intrinsics=intrinsics(0.0, 0.0, 0.1, 0.0, 0.0, sigma=0.01, gain=15.0)),
+        Status.CALIBRATION_MISMATCH,
         OK,
     ),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.opening import open_localizer
 from d2s_ros.localization.pose_prior import PosePrior
 from d2s_ros.localization.rig_shot import RigShot
-from d2s_ros.maps.area import Place, locked, read_area, verify_area, with_transforms, write_area
+from d2s_ros.maps.area import Place, locked, read_area, verify_area, write_area
 from d2s_ros.maps.files import PLACES_FOLDER
 
 #: Where the annex stands in the frame of the area, in tests that know it.
@@ -42,7 +43,7 @@ def one_frame(small_area, tmp_path_factory):
     known = {'hall': RigidTransform.identity(), 'annex': AREA_FROM_ANNEX}
     with locked(root):
         area = read_area(root)
-        places = with_transforms(area, known)
+        places = [replace(area.places[name], area_from_place=known[name]) for name in area.places]
         write_area(root, frame='site', places=places, index=area.read_index())
     return root
 

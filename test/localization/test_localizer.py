@@ -170,6 +170,20 @@ def test_a_wrong_focal_length_is_refused(localizer, seen, factor):
     assert tolerant.localize(seen.image, wrong).localized
 
 
+def test_other_wrong_intrinsics_are_named(localizer, seen):
+    camera = seen.camera
+    bent = replace(camera, model='plumb_bob', distortion=(-0.2, 0.0, 0.0, 0.0, 0.0))
+    for wrong, named in (
+        (replace(camera, cx=camera.cx + 25.0), 'cx by -'),
+        (replace(camera, cy=camera.cy - 25.0), 'cy by +'),
+        (replace(camera, fx=1.1 * camera.fx), 'fx over fy by -'),
+        (bent, 'rectified already'),
+    ):
+        result = localizer.localize(seen.image, wrong)
+        assert result.status is LocalizationStatus.CALIBRATION_MISMATCH
+        assert named in result.reason
+
+
 def test_another_aspect_is_refused(localizer, seen):
     result = localizer.localize(seen.image[:300], seen.camera)
     assert result.status is LocalizationStatus.CALIBRATION_MISMATCH
@@ -187,7 +201,8 @@ def test_a_distorted_camera_gives_the_same_pose(small_map, localizer):
     assert pose_error(result.map_from_camera, frame.map_from_camera)[0] < 0.02
     wrong = replace(frame.camera, model='pinhole', distortion=())
     ignored = localizer.localize(frame.image, wrong)
-    assert not ignored.localized or ignored.num_inliers < result.num_inliers
+    assert ignored.status is LocalizationStatus.CALIBRATION_MISMATCH
+    assert 'k1 by -' in ignored.reason
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from d2s_ros.localization.guided_refinement import (
     CandidateMatches,
     find_support,
     refine_guided,
-    with_focal_error,
 )
+from d2s_ros.localization.intrinsics_fit import with_intrinsics_error
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.pose_solver import (
     PoseSolverConfig,
@@ -196,7 +196,7 @@ def test_guided_refinement_needs_more_than_there_was(rng):
     matches = matches_of(pixels[:30], points, np.arange(30)[:, None], 1.0)
     assert refine_guided(found, matches, PoseSolverConfig()) is found
     # Nor is anything known of the focal length then.
-    assert with_focal_error(found, matches, PoseSolverConfig()) is found
+    assert with_intrinsics_error(found, matches, PoseSolverConfig()) is found
 
 
 def test_the_first_of_each_value_is_told(rng):

@@ -65,7 +65,7 @@ def test_the_command_under_torchrun(tmp_path):
     log, target, alone = tmp_path / 'log', tmp_path / 'map', tmp_path / 'alone'
     simulate_log(SimulationConfig(seed=3, frames=12, width=480, height=360), log, progress=False)
     options = ['--budget', 'standard', '--steps', '40', '--max-keypoints', '600', '--quiet']
-    options += ['--device', 'cpu']
+    options += ['--device', 'cpu', '--features', 'rootsift']
     done = torchrun(2, '-m', 'd2s_ros.cli.main', 'build-map', log, '--map', target, *options)
     assert done.stdout.count('version 0001, 12 images') == 1
     assert verify(target) == []

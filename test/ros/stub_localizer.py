@@ -3,7 +3,8 @@
 Pixel (0, 0) is x in centimetres, (0, 1) y in centimetres; a black image is refused, 255 in (0, 2)
 raises, 254 there is a GPU out of memory, 253 a pose without its covariance, 252 an image that
 proves nothing: it is taken where the prior says, 251 one during which the process is told to end,
-250 one whose pose is written in its second row, and is exact.
+250 one whose pose is written in its second row, and is exact, 249 one that fits a principal point
+30 px further left, as far as one image can tell.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from d2s_ros.errors import DeviceError, MapFormatError
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
+from d2s_ros.localization.intrinsics_error import IntrinsicsError
 from d2s_ros.localization.result import (
     CameraShare,
     FrameDetails,
@@ -93,6 +95,12 @@ class StubLocalizer:
                 map_from_camera=RigidTransform.from_tum(written),
                 covariance=EXACT,
             )
+        fits = None
+        if image[0, 2] == 249:
+            known = np.diag([1e4, 1e4, 1e3, 1e3, 1e2])
+            fits = IntrinsicsError(
+                known, known @ [0.0, 0.0, -30.0 / camera.fx, 0.0, 0.0], camera.fx
+            )
         parts = None
         if details:
             keypoints = np.array([[5, 5], [20, 20], [40, 30]], np.float32)
@@ -113,6 +121,7 @@ class StubLocalizer:
             reprojection_error_px=0.5,
             latency_ms={'features': 1.0, 'network': 2.0, 'pose': 3.0, 'total': 6.0},
             details=parts,
+            intrinsics_error=fits,
         )
 
     def localize_rig(self, shots, *, details=False, budget=None, prior=None):

@@ -283,6 +283,29 @@ def test_camera_info_late_and_changing(make_node, camera):
     assert status.message == 'calibration_mismatch'
 
 
+def test_a_calibration_that_the_images_contradict_is_an_error(make_node, camera):
+    node = make_node()
+    assert node.start()
+    camera.connect()
+    messages = []
+    for index in range(4):
+        stamp = START + index * SECOND
+        status = camera.show(image_msg(picture(1, 1, 249), stamp), info_msg(stamp))
+        messages.append(status.message)
+    assert messages == ['localized'] * 2 + ['calibration_mismatch'] * 2
+    assert 'cx by -' in values_of(status)['reason']
+
+    def level():
+        return newest_status(camera.diagnostics, 'localizer: input').level
+
+    wait_for(lambda: level() == DiagnosticStatus.ERROR)
+    # Another camera_info is believed until its images contradict it.
+    stamp += SECOND
+    mended = info_msg(stamp, focal=60.0)
+    assert camera.show(image_msg(picture(1, 1, 249), stamp), mended).message == 'localized'
+    wait_for(lambda: level() != DiagnosticStatus.ERROR)
+
+
 def test_a_bug_in_the_localizer_is_a_counted_refusal(make_node, camera):
     node = make_node()
     assert node.start()

@@ -311,7 +311,7 @@ def test_a_map_of_labels_holds_no_descriptor(label_map):
     per_point = {name for name, value in model.tensors().items() if len(value) == len(table)}
     assert per_point == {'points', 'covariances', 'labels'}
     # Nothing of an image but its pose, what it sees, and how frequent labels are in it.
-    assert table.image_vectors.shape == (table.num_images, 2 * 32)
+    assert table.image_vectors.shape == (len(table.image_poses), 2 * 32)
     assert scene_map.localization_size_bytes() < 300_000
 
 

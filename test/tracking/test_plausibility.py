@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
-from d2s_ros.tracking.plausibility import FocalWatch, PlausibilityGate
+from d2s_ros.tracking.plausibility import PlausibilityGate
 
 SMALL = np.diag([1e-6] * 3 + [1e-8] * 3)
 SECOND = 10**9
@@ -103,36 +102,3 @@ def test_a_reset_and_no_limit_accept_anything(gate):
     off = PlausibilityGate(max_speed=0.0, max_turn_rate=0.0, odometry_drift=0.0)
     assert off.check(0, at(0), SMALL) == ''
     assert off.check(1, at(1000), SMALL) == ''
-
-
-def seen(change, sigma, status=LocalizationStatus.LOCALIZED):
-    return LocalizationResult(status, focal_error=(change, sigma))
-
-
-def test_several_images_tell_a_wrong_focal_length(rng):
-    watch = FocalWatch()
-    reasons = [watch.check(seen(0.05 + rng.normal(0, 0.012), 0.012), 0.02) for _ in range(12)]
-    assert reasons[:4] == [''] * 4
-    assert reasons[-1]
-    assert '+5' in reasons[-1] or '+4' in reasons[-1]
-    assert 'camera_info' in reasons[-1]
-    watch.reset()
-    assert watch.check(seen(0.05, 0.001), 0.02) == ''
-
-
-def test_images_that_disagree_or_tell_nothing_accuse_nobody(rng):
-    watch = FocalWatch()
-    for index in range(40):
-        assert watch.check(seen(0.2 if index % 10 == 0 else 0.0, 0.004), 0.02) == ''
-        assert watch.check(seen(0.0, float('inf')), 0.02) == ''
-        assert watch.check(seen(0.5, 1e-4, LocalizationStatus.TOO_FEW_INLIERS), 0.02) == ''
-
-
-def test_a_camera_that_fits_again_is_believed():
-    watch = FocalWatch()
-    for _ in range(20):
-        reason = watch.check(seen(0.1, 0.005), 0.02)
-    assert reason
-    for _ in range(20):
-        reason = watch.check(seen(0.0, 0.005), 0.02)
-    assert reason == ''

@@ -43,11 +43,6 @@ class LabelTable:
     def __len__(self) -> int:
         return len(self.points_in_map)
 
-    @property
-    def num_images(self) -> int:
-        """Mapping images."""
-        return len(self.image_poses)
-
     @cached_property
     def points(self) -> LabelledPoints:
         """All points, as the search takes them."""

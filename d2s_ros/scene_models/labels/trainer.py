@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2s_ros.config import option, validate
+from d2s_ros.config import option
 from d2s_ros.features.dense import STRIDES
 from d2s_ros.reconstruction.clustering import k_means, nearest_centroids
 from d2s_ros.scene_models.labels.assignment import balanced_labels, mean_by_point
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork, Level
 from d2s_ros.scene_models.labels.samples import LabelSample
-from d2s_ros.scene_models.training_loop import new_network, one_cycle, run_loop
+from d2s_ros.scene_models.training_loop import LoopOptions, new_network, one_cycle, run_loop
 
 #: Places around an observation that its label is told apart from.
 _AROUND, _AROUND_IN_VOTES = 8, 4
@@ -30,7 +30,7 @@ _CLUSTERED = 8192
 
 
 @dataclass(frozen=True)
-class LabelTrainingConfig:
+class LabelTrainingConfig(LoopOptions):
     """Options of the training loop."""
 
     steps: int = option(300, 'Optimiser steps.', minimum=0)
@@ -42,13 +42,6 @@ class LabelTrainingConfig:
     max_images: int = option(
         48, 'Images whose dense features are kept for the training, 10 MB each.', minimum=1
     )
-    max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
-    checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
-    evaluate_every: int = option(50, 'Steps between messages.', minimum=1)
-    seed: int = option(0, 'Seed of all randomness.', minimum=0)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 class _Standard:

@@ -13,22 +13,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros import distributed
-from d2s_ros.config import option, validate
+from d2s_ros.config import option
 from d2s_ros.device import has_fast_bfloat16
 from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import LandmarkSample
-from d2s_ros.scene_models.training_loop import new_network, one_cycle, run_loop
+from d2s_ros.scene_models.training_loop import LoopOptions, new_network, one_cycle, run_loop
 
 #: Fields of a sample that the network sees.
 _INPUTS = ('descriptors', 'evidence', 'candidate_points', 'keypoints', 'log_scales')
 
 
 @dataclass(frozen=True)
-class LandmarkTrainingConfig:
+class LandmarkTrainingConfig(LoopOptions):
     """Options of the training loop."""
 
-    steps: int = option(500, 'Optimiser steps.', minimum=0)
     images_per_step: int = option(4, 'Images in a batch.', minimum=1)
     keypoints_per_image: int = option(512, 'Random keypoints of each image.', minimum=16)
     learning_rate: float = option(2e-3, 'Peak of the one-cycle schedule.', minimum=0.0)
@@ -36,16 +35,9 @@ class LandmarkTrainingConfig:
     descriptor_noise: float = option(
         0.02, 'Standard deviation of noise added to descriptors.', minimum=0.0
     )
-    max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
-    checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
-    evaluate_every: int = option(50, 'Steps between evaluations on held-out images.', minimum=1)
     patience: int = option(
         0, 'Evaluations without improvement before training stops; 0 never stops.', minimum=0
     )
-    seed: int = option(0, 'Seed of all randomness.', minimum=0)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 def landmark_loss(logits: Tensor, correct: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2s_ros import distributed
-from d2s_ros.config import option, validate
+from d2s_ros.config import option
 from d2s_ros.scene_models.regression.augmentation import AugmentationConfig
 from d2s_ros.scene_models.regression.losses import (
     annealed,
@@ -28,14 +28,20 @@ from d2s_ros.scene_models.regression.network import D2SNetwork, RegressionConfig
 from d2s_ros.scene_models.regression.samples import RegressionSample
 from d2s_ros.scene_models.regression.start import start_from_he, start_from_points
 from d2s_ros.scene_models.regression.track_mixing import TrackDescriptors
-from d2s_ros.scene_models.training_loop import halving, new_network, one_cycle, run_loop
+from d2s_ros.scene_models.training_loop import (
+    LoopOptions,
+    halving,
+    new_network,
+    one_cycle,
+    run_loop,
+)
 
 _PER_KEYPOINT = ('descriptors', 'targets', 'z', 'pixels', 'depths')
 _PER_IMAGE = ('rotation', 'translation', 'intrinsics')
 
 
 @dataclass(frozen=True)
-class RegressionTrainingConfig:
+class RegressionTrainingConfig(LoopOptions):
     """Options of the training loop; the defaults are published but for the number of steps."""
 
     steps: int = option(600, 'Optimiser steps; 1.5 million as published.', minimum=0)
@@ -98,16 +104,9 @@ class RegressionTrainingConfig:
     center_targets: bool = option(False, 'Centre and scale the coordinates.')
     clip_norm: float = option(0.0, 'Largest norm of the gradient; 0 for no limit.', minimum=0.0)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    max_minutes: float = option(0.0, 'Stop after this time; 0 for no limit.', minimum=0.0)
-    checkpoint_seconds: float = option(20.0, 'Time between checkpoints.', minimum=0.0)
-    evaluate_every: int = option(50, 'Steps between evaluations on held-out images.', minimum=1)
     patience: int = option(
         0, 'Evaluations without improvement before training stops; 0 never stops.', minimum=0
     )
-    seed: int = option(0, 'Seed of all randomness.', minimum=0)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 def draw_regression_batch(
