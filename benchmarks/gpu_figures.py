@@ -28,7 +28,8 @@ from d2s_ros.features.superpoint.images import pad_to_cells
 from d2s_ros.features.types import FeatureConfig, to_grey
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import BuildConfig, budget
-from d2s_ros.map_building.pipeline import build_map, train_map
+from d2s_ros.map_building.pipeline import build_map
+from d2s_ros.map_building.scene_model import train_map
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import frames

@@ -32,9 +32,11 @@ _SMALL = np.array([0.02, 0.01, 0.01, 0.01, 0.02])
 #: After each step candidates within so many inlier thresholds are chosen: what a wrong calibration
 #: took for outliers comes in first.
 _RADII = (4.5, 2.25, 1.5, 1.5, 1.5, 1.5, 1.5)
+#: Fewer pairs than this tell nothing beside their pose.
+_FEWEST_PAIRS = 12
 #: A step is no longer than this share of the prior, and one of fewer sigmas the last.
 _LONGEST_STEP, _LAST_STEP = 0.5, 0.2
-#: Half the sum of residuals' influence: steps grow by at most the inverse of this.
+#: Reweighting alone goes a share of the way; steps are made longer by at most the inverse of this.
 _MIN_STEP_SLOPE = 0.5
 #: Distortion is that of this radius further out, in focal lengths: polynomials run away there.
 _FULL_RADIUS = 1.0
@@ -64,10 +66,11 @@ def with_intrinsics_error(
     pose, pairs = estimate.camera_from_map, estimate.guided_pairs
     if not len(pairs):
         return estimate
+    few = len(pairs) < _FEWEST_PAIRS
     return replace(
         estimate,
         focal_error=focal_error(pose, *matches.correspondences(pairs), config),
-        intrinsics_error=intrinsics_error(pose, pairs, matches, config),
+        intrinsics_error=None if few else intrinsics_error(pose, pairs, matches, config),
     )
 
 
@@ -111,6 +114,8 @@ def intrinsics_error(
             break
         matches = replace(given, ideal_keypoints=_as_given(given, change))
         pairs = most_similar_close(matches, pose, radius * threshold)
+        if len(pairs) < _FEWEST_PAIRS:
+            break
     best = int(np.argmax(explained))
     return _without_pose(*found[best], explained[best] - explained[0], given.camera)
 

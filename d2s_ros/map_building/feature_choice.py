@@ -1,9 +1,10 @@
-"""Which features a build takes where nobody has said: those that place more of its own images.
+"""Which features a build takes where nobody has said: those that serve its own images best.
 
 Both kinds are extracted and reconstructed. Of each a map is made without every n-th image, and
-these are asked for in it: as they were taken, three stops darker, and blurred. The
-stages of the kind that is taken are then those of the build, so that what a comparison costs is the
-other kind, and the maps that only ask.
+these are asked for in it: as they were taken, three stops darker, and blurred. The kind that places
+clearly more of them is taken; where neither does, SuperPoint, unless its poses are clearly less
+exact. The stages of the kind that is taken are then those of the build, so that what a comparison
+costs is the other kind, and the maps that only ask.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from d2s_ros.features.degradations import Degradation, blurred, exposed
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.geometry.transforms import RigidTransform, pose_error
+from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.preparation import Clock, InputOptions, Prepared, prepare
@@ -35,8 +36,12 @@ from d2s_ros.reconstruction.reconstruction import Reconstruction
 
 _logger = logging.getLogger(__name__)
 
-#: What is taken unless the second kind places clearly more.
+#: The preferred kind, and the one that is cheap enough to be made in any case.
 KINDS = ('superpoint', 'rootsift')
+#: Of longer logs, as of those without poses, a second reconstruction takes too long.
+_MAX_IMAGES = 120
+#: Where neither places clearly more: the preferred kind may be less exact by this factor.
+_MAX_ERROR_RATIO = 1.3
 #: How the images that are asked for are changed.
 CONDITIONS: dict[str, Degradation | None] = {
     'as taken': None,
@@ -125,12 +130,12 @@ def choose_features(
     if not config.compare_features:
         prepared = prepare(source, extractors[0], config, options, stages, clock)
         why = config.features_reason
-        report = {'taken': config.features.name, 'reason': why} if why else {}
+        report: dict[str, Any] = {'taken': config.features.name, 'reason': why} if why else {}
         return FeatureChoice(config, extractors[0], stages, prepared, report)
     made: dict[str, FeatureChoice] = {}
     clocks: dict[str, Clock] = {}
     failures: dict[str, InputError] = {}
-    for extractor in extractors:
+    for extractor in reversed(extractors):
         kind = extractor.config.name
         own = replace(config, features=extractor.config)
         part, clocks[kind] = stages.part(kind), Clock()
@@ -144,6 +149,10 @@ def choose_features(
             failures[kind] = error
             continue
         made[kind] = FeatureChoice(own, extractor, part, prepared)
+        dear = _too_dear(prepared)
+        if dear and len(made) + len(failures) < len(extractors):
+            clock.seconds |= clocks[kind].seconds
+            return replace(made[kind], report={'taken': kind, 'reason': dear})
     if not made:
         raise next(iter(failures.values()))
     if failures:
@@ -161,6 +170,15 @@ def choose_features(
     return replace(made[taken], report=report)
 
 
+def _too_dear(prepared: Prepared) -> str:
+    """Return why a log is not reconstructed a second time, '' where it may be."""
+    if prepared.images[0].map_from_camera is None:
+        return 'the log has no poses, and finding them twice takes too long to compare features'
+    if len(prepared.images) > _MAX_IMAGES:
+        return f'the log has {len(prepared.images)} images, more than {_MAX_IMAGES} to compare with'
+    return ''
+
+
 def _compared(
     source: FrameSource,
     made: Mapping[str, FeatureChoice],
@@ -170,11 +188,12 @@ def _compared(
     """Return which kind is taken, the reason, and what each kind places by condition."""
     names = _asked_names(config, made)
     frames = {frame.name: frame for frame in source if frame.name in names}
-    placed = {
-        kind: _placed(one, [frames[name] for name in names], options.progress)
+    errors = {
+        kind: _errors(one, [frames[name] for name in names], options.progress)
         for kind, one in made.items()
     }
-    taken, reason = decide(placed)
+    placed = {kind: np.isfinite(found) for kind, found in errors.items()}
+    taken, reason = decide(errors)
     by_condition = {
         kind: dict(zip(CONDITIONS, found.sum(axis=1).tolist(), strict=True))
         for kind, found in placed.items()
@@ -182,16 +201,30 @@ def _compared(
     return {'taken': taken, 'reason': reason, 'images': len(names), **by_condition}
 
 
-def decide(placed: Mapping[str, Asked]) -> tuple[str, str]:
-    """Return the kind that is taken, and why, by what each placed (conditions, frames)."""
+def decide(errors: Mapping[str, NDArray[np.float64]]) -> tuple[str, str]:
+    """Return the kind that is taken, and why.
+
+    Args:
+        errors: By kind, (conditions, frames) distances from the right position of frames that were
+            placed right; infinite where they were not.
+    """
     first, second = KINDS
-    more = clearly_more(placed[second].ravel(), placed[first].ravel())
+    placed = {kind: np.isfinite(found) for kind, found in errors.items()}
     counts = {kind: int(found.sum()) for kind, found in placed.items()}
     reason = (
         f'of {placed[first].size} left-out frames (as taken, dark, blurred) {first} places '
-        f'{counts[first]}, {second} {counts[second]}: {"clearly" if more else "not clearly"} more'
+        f'{counts[first]}, {second} {counts[second]}'
     )
-    return (second if more else first), reason
+    for kind, other in ((first, second), (second, first)):
+        if clearly_more(placed[kind].ravel(), placed[other].ravel()):
+            return kind, f'{reason}: clearly more'
+    both = placed[first] & placed[second]
+    if not both.any():
+        return first, f'{reason}: not clearly more'
+    medians = {kind: float(np.median(found[both])) for kind, found in errors.items()}
+    ratio = medians[first] / max(medians[second], 1e-12)
+    reason += f', neither clearly more; {first} is {ratio:.2g} times as far off where both do'
+    return (second if ratio > _MAX_ERROR_RATIO else first), reason
 
 
 def _asked_names(config: BuildConfig, made: Mapping[str, FeatureChoice]) -> list[str]:
@@ -202,18 +235,21 @@ def _asked_names(config: BuildConfig, made: Mapping[str, FeatureChoice]) -> list
     return subsample(every, _FRAMES)
 
 
-def _placed(choice: FeatureChoice, frames: Sequence[Frame], progress: bool) -> Asked:
-    """Return whether a map without the frames places each (conditions, frames)."""
+def _errors(choice: FeatureChoice, frames: Sequence[Frame], progress: bool) -> NDArray[np.float64]:
+    """Return how far off a map without the frames places each (conditions, frames).
+
+    Infinite where it refuses a frame or places it wrong.
+    """
     kind = choice.config.features.name
     log = choice.stages.log('comparison')
-    known = log.get('placed')
+    known = log.get('errors')
     if known is not None:
-        return known['placed'].astype(bool)
+        return np.asarray(known['errors'], np.float64)
     whole = choice.prepared.reconstruction
     poses = {image.name: image.map_from_camera for image in whole.images}
     limit = _RIGHT_M if whole.metric else _RIGHT_SHARE * _extent(whole)
     localizer = _asking_map(choice, {frame.name for frame in frames})
-    placed = np.zeros((len(CONDITIONS), len(frames)), bool)
+    errors = np.full((len(CONDITIONS), len(frames)), np.inf)
     bar = tqdm(frames, desc=f'comparing {kind}', unit='image', disable=not progress)
     for column, frame in enumerate(bar):
         truth = poses.get(frame.name)
@@ -224,9 +260,13 @@ def _placed(choice: FeatureChoice, frames: Sequence[Frame], progress: bool) -> A
             rng = np.random.default_rng([row, column])
             image = frame.image if change is None else change(frame.image, rng)
             found = localizer.localize(image, frame.camera).map_from_camera
-            placed[row, column] = found is not None and _is_right(found, truth, limit)
-    log.keep('placed', {'placed': placed.astype(np.uint8)})
-    return placed
+            if found is None:
+                continue
+            distance, degrees = pose_error(found, truth)
+            if distance <= limit and degrees <= _RIGHT_DEG:
+                errors[row, column] = distance
+    log.keep('errors', {'errors': errors})
+    return errors
 
 
 def _asking_map(choice: FeatureChoice, left_out: set[str]) -> Localizer:
@@ -239,11 +279,6 @@ def _asking_map(choice: FeatureChoice, left_out: set[str]) -> Localizer:
         replace(whole, images=kept), choice.extractor, replace(config, training=training)
     )
     return Localizer(scene_map, choice.extractor)
-
-
-def _is_right(found: RigidTransform, truth: RigidTransform, limit: float) -> bool:
-    distance, degrees = pose_error(found, truth)
-    return distance <= limit and degrees <= _RIGHT_DEG
 
 
 def _extent(reconstruction: Reconstruction) -> float:

@@ -77,12 +77,7 @@ class BuildStages:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = open_lock(folder / LOCK_FILE)
         except OSError as error:
-            _logger.warning(
-                'cannot write %s (%s): an interrupted %s will start from the beginning',
-                folder,
-                error.strerror or error,
-                self.noun,
-            )
+            self._say_unwritable(folder, error)
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,9 +120,13 @@ class BuildStages:
         """Return the stages of one part of the build, in a folder of its own in this one's."""
         if name not in self._parts:
             part = self._parts[name] = BuildStages(None, {})
-            if self.folder is not None:
-                part.folder = self.folder / name
-                part.folder.mkdir(exist_ok=True)
+            folder = None if self.folder is None else self.folder / name
+            try:
+                if folder is not None:
+                    folder.mkdir(exist_ok=True)
+                part.folder = folder
+            except OSError as error:
+                self._say_unwritable(self.folder, error)
         return self._parts[name]
 
     def log(self, stage: str) -> StageLog:
@@ -208,12 +207,15 @@ class BuildStages:
             os.replace(temporary, self.folder / _DESCRIPTION_FILE)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            _logger.warning(
-                'cannot write %s (%s): an interrupted %s will start from the beginning',
-                self.folder,
-                error.strerror or error,
-                self.noun,
-            )
+            self._say_unwritable(self.folder, error)
+
+    def _say_unwritable(self, folder: Path | None, error: OSError) -> None:
+        _logger.warning(
+            'cannot write %s (%s): an interrupted %s will start from the beginning',
+            folder,
+            error.strerror or error,
+            self.noun,
+        )
 
 
 def frame_digest(frame: Frame) -> str:

@@ -103,7 +103,7 @@ def test_the_refinement_finds_the_optimum_and_its_covariance(rng):
 
 
 def test_pairs_that_are_close_by_chance_move_no_rig(rng):
-    """A camera that sees nothing of the map finds some landmarks close to its keypoints."""
+    """A camera that sees nothing of the map finds some landmarks close to keypoints anyway."""
     right, _ = made_up(rng, 60, 0.5)
     points = right.points_in_map
     sigmas, similarity = np.full(60, 0.5), np.full((60, 1), 0.9, np.float32)

@@ -53,12 +53,37 @@ def test_clearly_more_is_what_a_sign_test_calls_so(first, second, more):
     assert not clearly_more(one, other)
 
 
-def test_superpoint_is_taken_unless_rootsift_places_clearly_more():
-    for first, second, taken in ((0, 0, 'superpoint'), (0, 4, 'superpoint'), (1, 14, 'rootsift')):
-        one, other = placed(first, second).reshape(2, 3, 16)
-        kind, reason = decide({'superpoint': one, 'rootsift': other})
-        assert kind == taken
-        assert f'superpoint places {10 + first}, rootsift {10 + second}' in reason
+@pytest.mark.parametrize(
+    ('first', 'second', 'ratio', 'taken', 'why'),
+    [
+        (0, 0, 1.2, 'superpoint', 'superpoint is 1.2 times as far off'),
+        (0, 4, 1.2, 'superpoint', 'neither clearly more'),
+        (4, 0, 2.0, 'rootsift', 'superpoint is 2 times as far off'),
+        (1, 14, 0.5, 'rootsift', 'clearly more'),
+        (14, 1, 3.0, 'superpoint', 'clearly more'),
+    ],
+)
+def test_what_places_clearly_more_is_taken_or_what_is_exact(first, second, ratio, taken, why):
+    one, other = placed(first, second).reshape(2, 3, 16)
+    errors = {
+        'superpoint': np.where(one, 0.01 * ratio, np.inf),
+        'rootsift': np.where(other, 0.01, np.inf),
+    }
+    kind, reason = decide(errors)
+    assert kind == taken
+    assert f'superpoint places {10 + first}, rootsift {10 + second}' in reason
+    assert why in reason
+
+
+def test_nothing_is_compared_that_takes_too_long(small_map, config, tmp_path, monkeypatch):
+    frames = Frames(small_map.frames[:8])
+    monkeypatch.setattr(feature_choice, '_MAX_IMAGES', 7)
+    manifest = build(frames, tmp_path / 'long', config)
+    assert manifest.metrics['feature_choice'] == {
+        'taken': 'rootsift',
+        'reason': 'the log has 8 images, more than 7 to compare with',
+    }
+    assert 'comparison' not in manifest.metrics['seconds']
 
 
 @pytest.mark.parametrize(
@@ -140,7 +165,7 @@ def test_features_that_give_no_map_are_not_taken(small_map, config, tmp_path, mo
 
     frames = Frames(small_map.frames[:8])
     without('superpoint', 'rootsift')
-    with pytest.raises(InputError, match='no structure of superpoint'):
+    with pytest.raises(InputError, match='no structure of rootsift'):
         build(frames, tmp_path / 'none', config)
     without('superpoint')
     manifest = build(frames, tmp_path / 'map', config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -126,7 +127,7 @@ def test_depth_in_a_folder_as_tum_lays_it_out(placed, tmp_path):
         # Such cameras take their two images at slightly different times.
         name = f'{frames[index].stamp_ns / 1e9 + 0.013:.6f}.png'
         cv2.imwrite(str(tmp_path / 'depth' / name), values)
-    source = open_source(tmp_path, for_mapping=True)
+    source: Any = open_source(tmp_path, for_mapping=True)
     assert len(source) == len(source.depth) == len(frames)
     assert [frame.stamp_ns for frame in source] == [frame.stamp_ns for frame in frames]
     found, figures = place(placed.reconstruction, source, {}, PlacementConfig())
@@ -134,7 +135,8 @@ def test_depth_in_a_folder_as_tum_lays_it_out(placed, tmp_path):
     assert scale_error(placed, found) < 0.01
     # Without the lists nothing says what a unit of the depth is.
     (tmp_path / 'depth.txt').unlink()
-    assert open_source(tmp_path, for_mapping=True).depth is None
+    source = open_source(tmp_path, for_mapping=True)
+    assert source.depth is None
 
 
 def test_the_origin_is_a_tag(placed):
