@@ -44,6 +44,7 @@ def write_pictures(paths, target):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize('ending', ['', '.mp4'])
 def test_the_commands_of_the_tutorial(ending, shared_data, tmp_path, monkeypatch, capsys):
     pictures = sorted((shared_data / 'walk_loop' / 'images').iterdir())[:PICTURES]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Median motion of the picture between two frames, as a share of its width, that mapping wants.
-_SPACING = 0.04
+_SPACING = 0.025
 #: A frame may come this much earlier or later than its turn, as shares of the spacing, if sharper.
 _EARLY, _LATE = 0.7, 1.5
 #: A frame with less than this share of the sharpness of its neighbours is blurred.

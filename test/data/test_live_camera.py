@@ -82,8 +82,8 @@ def wait_until_listening(port):
 
 
 def test_a_stream_becomes_a_folder(tmp_path):
-    # 8 px of 320 a frame: every second one is a step of 4 %, and more.
-    images = pan(60, 8, size=(320, 240))
+    # 4 px of 320 a frame: every second one is a step of 2.5 %.
+    images = pan(60, 4, size=(320, 240))
     states = []
     with network_camera(images, tmp_path) as address:
         kept = record_camera(address, tmp_path / 'room', states.append)

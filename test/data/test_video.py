@@ -50,8 +50,9 @@ def test_without_calibration_the_frame_says_so(video):
     assert '--calibration' in frame.error
 
 
-def test_mapping_takes_spaced_frames(video):
-    """4 px of 160 a frame: every second frame moves the picture by 5 %."""
+def test_mapping_takes_spaced_frames(tmp_path):
+    """2 px of 160 a frame: every second frame moves the picture by 2.5 %."""
+    video = write_video(tmp_path / 'slow.mp4', pan(24, 2))
     source = open_source(video, for_mapping=True)
     frames = list(source)
     assert len(frames) == len(source)

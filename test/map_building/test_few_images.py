@@ -19,6 +19,7 @@ _MAX_CPU_S = 20.0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_ten_images_in_ten_seconds(small_map, query_frames, tmp_path):
     """What is published is right, and something is."""
     frames = FrameList(small_map.frames[:10])

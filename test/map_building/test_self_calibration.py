@@ -5,12 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from d2s_ros.data.folders import ImageFolderSource
 from PIL import Image
 
 from d2s_ros.cli.main import main
 from d2s_ros.data.calibration import write_camera_info
-from d2s_ros.data.image_folder import read_calibration
+from d2s_ros.data.image_folder import ImageFolderSource, read_calibration
 from d2s_ros.data.sources import open_source
 from d2s_ros.errors import CalibrationError, InputError
 from d2s_ros.geometry.cameras import Camera
