@@ -117,10 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--features',
         choices=('auto', 'rootsift', 'superpoint'),
         default='auto',
-        help='local features. auto compares both on images of the log that are left out, as taken, '
-        'dark and blurred, and takes what places clearly more, else superpoint unless rootsift is '
-        'clearly more exact; it nearly doubles the time of a build. Nothing is compared, and auto is '
-        'rootsift, for logs without poses or of more than 120 images, the budget quick, other heads '
+        help='local features. auto compares both on images of the log that are left out, as '
+        'taken, dark and blurred, and takes what places clearly more, else superpoint unless '
+        'rootsift is clearly more exact; it nearly doubles the time of a build. Nothing is '
+        'compared, and auto is rootsift, for logs without poses or of more than 120 images, the '
+        'budget quick, other heads '
         'than landmark and several processes (default: auto)',
     )
     add_weights(parser)
