@@ -44,7 +44,7 @@ from d2s_ros.ros import conversions
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import version_token
 from d2s_ros.ros.map_updater_config import MapUpdaterConfig
-from d2s_ros.ros.transform_buffer import TransformBuffer
+from d2s_ros.ros.transform_buffer import Lookup, TransformBuffer
 
 pytestmark = pytest.mark.ros
 
@@ -424,20 +424,49 @@ class TestServices:
         assert camera.show(present(picture(0, 0, 252))).message == 'too_few_inliers'
 
 
+class Tf2Consumer:
+    """The buffer of tf2 with the calls of `TransformBuffer`."""
+
+    def __init__(self):
+        import tf2_ros
+
+        self.buffer, self._unknown = tf2_ros.Buffer(), tf2_ros.TransformException
+
+    def insert(self, parent, child, stamp_ns, values, *, static):
+        place = RigidTransform.from_tum(values)
+        message = conversions.transform_to_msg(place, stamp_ns, parent, child)
+        (self.buffer.set_transform_static if static else self.buffer.set_transform)(message, 'test')
+
+    def lookup(self, target, source, stamp_ns):
+        from rclpy.time import Time
+
+        try:
+            message = self.buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns))
+        except self._unknown:
+            return Lookup(None, 'unknown')
+        values = conversions.transform_from_msg(message.transform)
+        return Lookup(RigidTransform.from_tum(values))
+
+
 class TestHeldTransform:
     """map -> odom goes on while images are refused, and ends where it must."""
 
-    @pytest.fixture
-    def robot(self, client):
+    @pytest.fixture(params=['own', 'tf2'])
+    def robot(self, client, request):
         """Yield a robot that stands still and sends odometry, and a consumer of its transforms."""
         from tf2_msgs.msg import TFMessage
+
+        if request.param == 'tf2':
+            pytest.importorskip(
+                'tf2_ros', reason='tf2_ros is not installed; a ROS distribution has it'
+            )
 
         from d2s_ros.ros.tf import TF_QOS, TF_STATIC_QOS
 
         class Robot:
             def __init__(self):
                 self.moves = True
-                self.buffer = TransformBuffer()
+                self.buffer = Tf2Consumer() if request.param == 'tf2' else TransformBuffer()
                 self._publisher = client.create_publisher(TFMessage, '/tf', TF_QOS)
                 self._static = client.create_publisher(TFMessage, '/tf_static', TF_STATIC_QOS)
                 self._static.publish(self.message('base_link', 'camera'))
