@@ -11,7 +11,8 @@ _WHAT_TO_DO = {
         'Calibrate the camera; check `ros2 topic echo` of camera_info, or set `camera_info_topic`.'
     ),
     'calibration_mismatch': (
-        'Calibrate at the focus and resolution in use. For rectified images set `rectified: true`.'
+        'Calibrate at the focus and resolution in use. For rectified images set `rectified: true`. '
+        'If the camera that the map was made with was the wrong one, build the map again.'
     ),
     'too_few_keypoints': (
         'Light, a shorter exposure, slower turns; a wider lens. SuperPoint maps '

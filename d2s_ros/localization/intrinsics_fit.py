@@ -79,8 +79,8 @@ def intrinsics_error(
     pairs: NDArray[np.int64],
     matches: CandidateMatches,
     config: PoseSolverConfig,
-) -> IntrinsicsError:
-    """Return what an image tells of its intrinsics.
+) -> IntrinsicsError | None:
+    """Return what an image tells of its intrinsics; None where that cannot be computed.
 
     Args:
         camera_from_map: A pose that is optimal for the intrinsics given.
@@ -101,6 +101,8 @@ def intrinsics_error(
         inverse = inverse_of(information)
         step = -inverse @ gradient / max(at.slope, _MIN_STEP_SLOPE)
         covariance = (inverse @ at.scatter @ inverse)[6:, 6:]
+        if not np.isfinite(step).all():
+            break
         step *= min(1.0, _LONGEST_STEP / float(np.max(np.abs(step[6:]) / PRIOR)))
         turn = rotation_from_vector(step[:3])
         pose = RigidTransform(turn @ pose.rotation, turn @ pose.translation + step[3:6])
@@ -116,6 +118,8 @@ def intrinsics_error(
         pairs = most_similar_close(matches, pose, radius * threshold)
         if len(pairs) < _FEWEST_PAIRS:
             break
+    if not found:
+        return None
     best = int(np.argmax(explained))
     return _without_pose(*found[best], explained[best] - explained[0], given.camera)
 
@@ -169,9 +173,10 @@ def _linearise(
     by_map = projection_jacobian(in_camera, camera) @ pose.rotation
     noise = by_map @ covariances @ by_map.transpose(0, 2, 1)
     variances = np.square(sigmas_px) + config.min_sigma_px**2
-    first = 1.0 / np.sqrt(noise[:, 0, 0] + variances)
+    # Rounded covariances of points may have negative directions: no noise is below the keypoint's.
+    first = 1.0 / np.sqrt(np.maximum(noise[:, 0, 0], 0.0) + variances)
     mixed = noise[:, 0, 1] * first
-    second = 1.0 / np.sqrt(np.maximum(noise[:, 1, 1] + variances - np.square(mixed), 1e-12))
+    second = 1.0 / np.sqrt(np.maximum(noise[:, 1, 1] + variances - np.square(mixed), variances))
     for values in (jacobian, error):
         values[0] *= first[:, None]
         values[1] = (values[1] - values[0] * mixed[:, None]) * second[:, None]
