@@ -219,7 +219,7 @@ def draw_overview(
     right.set_aspect('equal')
     right.set_xlabel(f'map x [{unit}]')
     right.set_ylabel(f'map y [{unit}]')
-    right.legend(loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=7)
+    figure.legend(loc='outside lower right', ncols=3, fontsize=8)
     right.set_title('the map from above', fontsize=10)
     return _png(figure)
 
