@@ -58,7 +58,10 @@ def test_the_origin_is_zero_unless_the_cameras_are_far_from_it():
     np.testing.assert_array_equal(origin, np.rint(np.median(far, axis=0)))
     near = relative_to(images_at(far), origin)
     assert max(np.abs(image.map_from_camera.translation).max() for image in near) < 4
-    mapped = [MappedImage(**vars(one), point_idx=np.zeros(0, int)) for one in near]
+    mapped = [
+        MappedImage(**vars(one), ideal_keypoints=np.zeros((0, 2)), point_idx=np.zeros(0, int))
+        for one in near
+    ]
     reconstruction = Reconstruction(mapped, np.ones((1, 3)), np.zeros(1), np.ones(1, int), True)
     back = moved(reconstruction, origin)
     np.testing.assert_array_equal(back.points_in_map[0], origin + 1)
