@@ -357,8 +357,9 @@ def _delete(path: Path) -> None:
 def _check_root(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise MapFormatError(f'{root} is a file; give a folder for the map')
-    if root.is_dir() and any(root.iterdir()):
-        known = {'versions', CURRENT_FILE, LOCK_FILE, UPDATES_FOLDER}
+    known = {'versions', CURRENT_FILE, LOCK_FILE, UPDATES_FOLDER}
+    # A writer that failed may remove the folder that it made at any moment.
+    with contextlib.suppress(FileNotFoundError):
         foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
         foreign = [name for name in foreign if not name.startswith(_NEW_CURRENT_PREFIX)]
         if foreign:
