@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import IO
@@ -83,6 +84,14 @@ def open_lock(path: Path, *, create: bool = True) -> IO[bytes]:
         os.close(descriptor)
         raise MapFormatError(f'{path} is not a regular file; delete it')
     return open(descriptor, 'r+b')
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a folder, or a link itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def list_versions(root: Path) -> list[str]:

@@ -26,6 +26,7 @@ from d2s_ros.maps.files import (
     UPDATE_FILE,
     UPDATES_FOLDER,
     current_text,
+    delete,
     list_versions,
     manifest_file_digest,
     open_lock,
@@ -236,10 +237,10 @@ class MapStore:
                 _take_lock(stack, self.root / UPDATES_FOLDER / 'lock', f'an update of {self.root}')
                 _take_lock(stack, building / LOCK_FILE, f'a build of {self.root}')
                 for leftover in (self.root / UPDATES_FOLDER, building):
-                    _delete(leftover)
+                    delete(leftover)
                 for prefix in (_NEW_PREFIX, _OLD_PREFIX):
                     for folder in versions.glob(f'{prefix}*'):
-                        _delete(folder)
+                        delete(folder)
                 folders = [folder for folder in folders if folder.is_dir()]
             for folder in folders:
                 (folder / UPDATE_FILE).unlink(missing_ok=True)
@@ -346,21 +347,13 @@ def _take_lock(stack: contextlib.ExitStack, lock: Path, who: str) -> None:
         raise UsageError(f'{who} is at work; wait for it, or stop it') from error
 
 
-def _delete(path: Path) -> None:
-    """Delete a file, a folder, or a link itself."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _check_root(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise MapFormatError(f'{root} is a file; give a folder for the map')
     known = {'versions', CURRENT_FILE, LOCK_FILE, UPDATES_FOLDER}
     # A writer that failed may remove the folder that it made at any moment.
     with contextlib.suppress(FileNotFoundError):
-        foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
+        foreign = sorted({entry.name for entry in root.iterdir()} - known)
         foreign = [name for name in foreign if not name.startswith(_NEW_CURRENT_PREFIX)]
         if foreign:
             raise MapFormatError(
