@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError, UsageError
 from d2s_ros.features.extractor import create_extractor
+from d2s_ros.geometry.statistics import subsample
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.area import Area, Place, is_area, locked, write_area
@@ -26,7 +27,7 @@ from d2s_ros.maps.rescaling import rescaled
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import MappingData
-from d2s_ros.reconstruction.pose_refinement import align_poses
+from d2s_ros.reconstruction.pose_refinement import align_poses, spread_of
 
 #: Most mapping images of a map that the other one is asked about.
 _MAX_ASKED = 200
@@ -147,8 +148,7 @@ def find_junction(
     asked = 0
     for own, other in ((1, 0), (0, 1)):
         origin = np.array(maps[own].manifest.origin)
-        for row in _spread_out(len(data[own].images)):
-            image = data[own].images[row]
+        for image in subsample(data[own].images, _MAX_ASKED):
             asked += 1
             found = localizers[other].localize_features(image.features, image.camera)
             if found.map_from_camera is not None:
@@ -193,10 +193,10 @@ def find_junction(
     distance, degrees = (float(value) for value in np.median(errors, axis=0))
     if both_metric:
         _check_lengths(alignment.scale, centres[agrees], distance)
-    elif _extent(centres[agrees]) < _MIN_SPREAD * distance:
+    elif 2.0 * spread_of(centres[agrees]) < _MIN_SPREAD * distance:
         raise InputError(
             f'the scale of a map without metres cannot be found: the {count} images that both maps '
-            f'know lie within {_extent(centres[agrees]):.3g}, and are off by {distance:.3g}'
+            f'know lie within {2.0 * spread_of(centres[agrees]):.3g}, and are off by {distance:.3g}'
         )
     return Junction(
         placed, scale, asked, len(in_first), count, distance, degrees, maps[0].manifest.metric
@@ -205,7 +205,7 @@ def find_junction(
 
 def _check_lengths(scale: float, centres: NDArray[np.float64], distance: float) -> None:
     """Refuse two maps in metres of which one is longer than the other."""
-    certain = _extent(centres) >= _MIN_SPREAD * distance
+    certain = 2.0 * spread_of(centres) >= _MIN_SPREAD * distance
     if certain and abs(scale - 1.0) > _MAX_SCALE_ERROR:
         raise InputError(
             f'lengths in the second map are {scale:.3f} of those in the first, though both say '
@@ -230,17 +230,6 @@ def _agreeing(
 
 def _moved(placed: RigidTransform, scale: float, pose: RigidTransform) -> RigidTransform:
     return placed @ RigidTransform(pose.rotation, scale * pose.translation)
-
-
-def _extent(centres: NDArray[np.float64]) -> float:
-    """Return how far apart points (N, 3) lie: twice the usual distance from their middle."""
-    distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
-    return 2.0 * float(np.median(distance))
-
-
-def _spread_out(count: int) -> list[int]:
-    rows = np.linspace(0, count - 1, min(count, _MAX_ASKED)).round().astype(int)
-    return [int(row) for row in rows]
 
 
 def _place_name(path: str | Path) -> str:

@@ -174,7 +174,7 @@ def _bundle_adjust(model: Any, priors: dict[int, NDArray[np.float64]], *, loss_p
         positions.append((image.data_id, priors[image.image_id]))
     # The noise of the priors is what the adjusted poses say it is.
     moved = np.array(poses) - np.array([position for _, position in positions])
-    sigma = max(1.4826 * float(np.median(np.abs(moved))), 0.02 * _spread(np.array(poses)), 1e-6)
+    sigma = max(1.4826 * float(np.median(np.abs(moved))), 0.02 * spread_of(np.array(poses)), 1e-6)
     pose_priors = [
         pycolmap.PosePrior(
             pose_prior_id=number + 1,
@@ -196,7 +196,8 @@ def _bundle_adjust(model: Any, priors: dict[int, NDArray[np.float64]], *, loss_p
     model.update_point_3d_errors()
 
 
-def _spread(positions: NDArray[np.float64]) -> float:
+def spread_of(positions: NDArray[np.float64]) -> float:
+    """Return the usual distance of positions (N, 3) from their middle, in their unit."""
     distance = np.linalg.norm(positions - np.median(positions, axis=0), axis=1)
     return float(np.median(distance))
 
@@ -231,7 +232,7 @@ def align_poses(
     fixed = np.stack([pose.translation for pose in targets])
     turns = np.stack([t.rotation @ p.rotation.T for p, t in zip(poses, targets, strict=True)])
     scale, rotation, translation = 1.0, np.eye(3), np.zeros(3)
-    extent = max(_spread(fixed), 1e-9)
+    extent = max(spread_of(fixed), 1e-9)
     # The first round takes all alike: nothing is known about who is an outlier.
     weights_p = weights_r = np.ones(len(poses))
     sigma_p, sigma_r = extent, 1.0
