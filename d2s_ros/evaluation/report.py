@@ -219,7 +219,8 @@ def draw_overview(
     right.set_aspect('equal')
     right.set_xlabel(f'map x [{unit}]')
     right.set_ylabel(f'map y [{unit}]')
-    figure.legend(loc='outside lower right', ncols=3, fontsize=8)
+    # Below the image: labels of axes of equal scale reach into what is reserved below them.
+    figure.legend(loc='outside lower left', ncols=3, fontsize=8)
     right.set_title('the map from above', fontsize=10)
     return _png(figure)
 
