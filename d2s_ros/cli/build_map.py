@@ -14,6 +14,7 @@ from d2s_ros.cli.build_options import (
     places_of,
     with_features_of_area,
 )
+from d2s_ros.cli.coverage_lines import add_coverage, say_coverage
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
 
@@ -192,6 +193,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='do not store what self-supervised updates need',
     )
     parser.add_argument(
+        '--keep-colours',
+        action='store_true',
+        help='store the colour of each point with the update data, 3 bytes each: d2s view shows '
+        'the place in its colours, and so can others who get the map',
+    )
+    add_coverage(parser)
+    parser.add_argument(
         '--fresh',
         action='store_true',
         help='start from the beginning, even if an interrupted build left something to go on from',
@@ -244,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
         return result
 
     if inputs is None:
-        return say_result(args.map, build(args.map, args.input))
+        return say_result(args.map, build(args.map, args.input), coverage=not args.no_coverage)
     return _build_places(args, inputs, build)
 
 
@@ -272,7 +280,8 @@ def _build_places(
     codes = []
 
     def built(name: str, result: BuildResult) -> None:
-        codes.append(say_result(Path(args.map) / PLACES_FOLDER / name, result))
+        place = Path(args.map) / PLACES_FOLDER / name
+        codes.append(say_result(place, result, coverage=not args.no_coverage))
 
     def of_place(source: str) -> Callable[[Path], BuildResult]:
         return lambda folder: build(folder, source)
@@ -292,8 +301,14 @@ def _build_places(
     return max(codes)
 
 
-def say_result(map_path: str | Path, result: BuildResult) -> int:
-    """Say what came out of a build, write the calibration that it found; returns the exit code."""
+def say_result(map_path: str | Path, result: BuildResult, *, coverage: bool) -> int:
+    """Say what came out of a build, write the calibration that it found; returns the exit code.
+
+    Args:
+        map_path: The map, or the folder of a place.
+        result: Of the build.
+        coverage: Also predict where the map localizes, say it, and keep it for the node.
+    """
     from d2s_ros.data.calibration import write_camera_info
 
     manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
@@ -350,4 +365,6 @@ def say_result(map_path: str | Path, result: BuildResult) -> int:
         )
     if placement['frame_from'] == 'cameras':
         print('no floor was found: z is up as far as the camera was held level')
+    if coverage and not useless:
+        say_coverage(result.scene_map)
     return NothingLocalizedError.exit_code if useless else 0

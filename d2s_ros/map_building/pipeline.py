@@ -19,6 +19,7 @@ from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_building.calibration import (
     rounded_median,
 )
+from d2s_ros.map_building.colours import point_colours
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.feature_choice import FeatureChoice, choose_features, extractors_of
 from d2s_ros.map_building.preparation import Clock, InputOptions
@@ -200,6 +201,9 @@ class _Build:
                 reconstruction,
                 max_keypoints=self.config.update_keypoints,
                 max_megabytes=self.config.max_update_mb,
+                colours=point_colours(reconstruction, self.source)
+                if self.config.keep_colours
+                else None,
             )
         # A build that was killed after its map was written goes on as if it was not.
         written = store.write(

@@ -131,7 +131,10 @@ class FrameWorker:
         outputs = self._outputs
         try:
             outcome, jumped = self._pipeline.process(
-                queued, loaded, details=outputs.details_wanted, expected=self._follower.expected_camera
+                queued,
+                loaded,
+                details=outputs.details_wanted,
+                expected=self._follower.expected_camera,
             )
         except Exception as error:
             outcome, jumped = self._failed(queued, error), False

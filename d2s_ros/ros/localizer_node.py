@@ -207,7 +207,7 @@ class LocalizerNode(GuardedLifecycleNode):
         self._every(_PATH_PERIOD, self._publish_path)
         self._every(_REPORT_PERIOD, lambda: reporter.look(self.facts(), self.figures()))
         if config.map_check_period > 0:
-            self._every(config.map_check_period, keeper.check)
+            self._every(config.map_check_period, partial(keeper.check, outputs.publish_coverage))
         if self._sender is not None and config.transform_rate > 0:
             self._every(1.0 / config.transform_rate, self._sender.resend)
         self._jump_handle = self.get_clock().create_jump_callback(

@@ -101,9 +101,14 @@ class Outputs:
                 map_messages.landmarks_message(loaded.points_in_map, stamp_ns, loaded.map_frame)
             )
         if loaded.coverage is not None:
-            self._publishers['d2s/coverage'].publish(
-                map_messages.coverage_message(loaded.coverage, stamp_ns, loaded.map_frame)
-            )
+            self.publish_coverage(loaded.coverage, loaded.map_frame)
+
+    def publish_coverage(self, coverage: map_messages.CoverageGrid, map_frame: str) -> None:
+        """Publish where the map localizes."""
+        publisher = self._publishers.get('d2s/coverage')
+        if publisher is not None:
+            stamp_ns = self._node.get_clock().now().nanoseconds
+            publisher.publish(map_messages.coverage_message(coverage, stamp_ns, map_frame))
 
     def publish_state(self, state: str) -> None:
         """Publish whether the robot knows where it is."""

@@ -418,8 +418,7 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
     paths = Collector(client, Path, '/d2s/path')
     wait_for(
         lambda: all(
-            node._outputs.wanted(name)
-            for name in (*PICTURES, 'd2s/scene_points', 'd2s/path')
+            node._outputs.wanted(name) for name in (*PICTURES, 'd2s/scene_points', 'd2s/path')
         )
     )
     assert show(camera, (2, 2), 10).message == 'localized'
