@@ -16,7 +16,7 @@ from d2s_ros.maps.scene_map import SceneMap
 
 #: Of a build or an update: so many cells at most, wider ones in large places, and so many mapping
 #: images that are localized. Seconds, where `d2s map coverage` may take a minute.
-_CELLS, _HELD_OUT = 40, 8
+_CELLS, _HELD_OUT = 24, 8
 _ADVICE = 3
 
 

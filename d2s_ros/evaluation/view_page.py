@@ -81,6 +81,7 @@ def view_page(
         'points': _base64(points.astype('<f4')),
         'colours': None if colours is None else _base64(colours),
         'path': path,
+        'origin': [float(value) for value in origin],
         'frames': frames,
         'sessions': [*sessions, 'live'] if live else sessions,
         'live': live,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from maps.test_scene_map import make_map
 
+from d2s_ros.cli.coverage_lines import say_coverage
 from d2s_ros.cli.main import main
 from d2s_ros.errors import MapFormatError
 from d2s_ros.evaluation import view_prediction
@@ -21,6 +23,8 @@ from d2s_ros.evaluation.coverage import (
     measure_coverage,
 )
 from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor, tilt_and_zoom, unhidden
+from d2s_ros.map_update.report import report_html
+from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.maps.files import COVERAGE_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
@@ -189,3 +193,27 @@ def test_advice_names_where_and_which_way():
     ]
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 185.0).verdict == 'bad'
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 355.0).verdict == 'good'
+
+
+def test_builds_and_updates_say_it_in_short(small_map, tmp_path, capsys):
+    """Few cells, weak places in words, the report of the update with a picture."""
+    place = tmp_path / 'map'
+    shutil.copytree(small_map.path, place)
+    summary = say_coverage(SceneMap.open(place))
+    said = capsys.readouterr().out.splitlines()
+    assert said == summary.sentences()
+    assert re.match(r'coverage: of the views along the mapping path \d+% good, \d+% fair', said[0])
+    assert all(line.startswith('weak place: walk x ') for line in said[1:])
+    assert len(summary.coverage.cells) <= 24
+    written = place / 'versions' / '0001' / COVERAGE_FILE
+    assert len(json.loads(written.read_text())['cells']) == len(summary.coverage.cells)
+    result = UpdateResult('promoted', ('better',), '0002', '0002', None, [], {})
+    page = report_html(result, 'Update', coverage=summary)
+    assert 'Where the map localizes' in page
+    assert said[0] in page
+    assert page.count('<img') == report_html(result, 'Update').count('<img') + 1
+    # Cells lie where images were taken: a stripped map must not tell.
+    MapStore(place).strip()
+    assert not written.exists()
+    assert say_coverage(SceneMap.open(place)) is None
+    assert 'coverage: not predicted: ' in capsys.readouterr().out
