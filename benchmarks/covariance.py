@@ -172,7 +172,7 @@ def main() -> int:
         help='of rendered images, if none are there',
     )
     parser.add_argument('--every', type=int, default=1, help='ask about every n-th frame only')
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--json', type=Path, help='every place and pose')
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     parser.add_argument('--check', action='store_true', help='fail if the targets are missed')
     args = parser.parse_args()
@@ -221,7 +221,7 @@ def main() -> int:
     quarters, quarter_figures = quarter_table(by_condition)
     print('\n' + '\n'.join(quarters))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        args.json.write_text(json.dumps({'places': rows, 'poses': by_condition}))
     if args.record:
         write_record(
             args.record,

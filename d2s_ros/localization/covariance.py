@@ -20,7 +20,7 @@ _USUAL_SHARE = 0.7
 #: Published covariances over what the map's own images promise. Errors have heavier tails than
 #: normal ones, and a place changes: by this the region of 90 % holds 85 % of the errors and more in
 #: every light and difficulty (experiment E020). What decides about a pose is not multiplied by it.
-COVERAGE_MARGIN = 1.5
+COVERAGE_MARGIN = 2.0
 
 
 class PoseUncertainty:
