@@ -209,9 +209,9 @@ def main() -> int:
         scenes = RealScenes(args.data, args.work)
         for name in args.folds:
             scene, _, fold = name.partition(':')
-            found, count = published_of_fold(scenes, scene, int(fold))
-            show(row(f'{scene}, fold {fold}', found, count))
-            by_condition[REAL] = [*by_condition.get(REAL, []), *found]
+            of_fold, count = published_of_fold(scenes, scene, int(fold))
+            show(row(f'{scene}, fold {fold}', of_fold, count))
+            by_condition[REAL] = [*by_condition.get(REAL, []), *of_fold]
     buildings = [name for name in names if is_building(name)]
     for part in args.parts if buildings else ():
         found = [published(places, name, part, args.every) for name in buildings]

@@ -93,7 +93,8 @@ class Crossing:
             folder = self.scenes.work / 'maps' / 'floors' / name
             if not (folder / 'current').exists():
                 images = self.scenes.data / TOWER / name
-                source = ImageFolderSource(images, _tower_camera(640, 360), split_floor(images)[0])
+                names = split_floor(images)[0]
+                source = ImageFolderSource(images, _tower_camera(640, 360), names=names)
                 build_floor(folder, source, 'rootsift')
             return SceneMap.open(folder)
         scene, _, fold = name.partition(':')
