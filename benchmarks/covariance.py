@@ -37,6 +37,8 @@ from d2s_ros.map_building.calibration import pose_difference
 QUANTILES = ((0.50, 5.348), (0.90, 10.645), (0.95, 12.592), (0.99, 16.812))
 #: Share that the 90 % region must hold in each quarter and condition.
 LEAST_IN_90 = 0.85
+#: A pose that is off by more is wrong: metres in buildings, scene depths in real scenes.
+WRONG = (0.5, 0.05)
 #: Condition of the left-out images of real scenes.
 REAL = 'real scenes'
 
@@ -127,6 +129,7 @@ def quarter_table(rows: dict[str, list[dict[str, Any]]]) -> tuple[list[str], dic
             'poses': len(found),
             'quarters': quarters,
             'beyond': beyond,
+            'wrong': sum(row['over_level'] * row['level'] > WRONG[name == REAL] for row in found),
             'bound': bound,
             'median_level': level,
         }
