@@ -1,4 +1,4 @@
-"""The five numbers that an operator asks for, with their bounds, from records of other benchmarks.
+"""The numbers that an operator asks for, with their bounds, from records of other benchmarks.
 
     python benchmarks/operator_figures.py --record operator
 
