@@ -12,8 +12,8 @@ from conftest import FrameList
 
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.evaluation.operations import OperationCounter
-from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.network_images import pad_to_cells
+from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.localization.compute_budget import ComputeBudget
@@ -57,7 +57,11 @@ def localizers(superpoint_map):
     points = torch.from_numpy(model.table.normalized(model.table.points_in_map))
     scorer = LandmarkScorer(model.stored, points, device='cpu', dtype=torch.float32)
     index = TensorIndex(model.table.keys)
-    observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
+    network = model.network
+    assert network.descriptors is not None
+    observer._choice = RecordedChoice(
+        index, scorer, network.config.num_candidates, network.descriptors
+    )
     extractor._run_on_cpu = extractor._run_on_gpu
     return plain, whole
 
@@ -100,15 +104,16 @@ def test_nothing_waits_for_the_device():
         weights_hash='',
         device='meta',
     )
-    config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, num_layers=0)
+    config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, descriptor_width=32)
+    network = LandmarkNetwork(config)
     scorer = LandmarkScorer(
-        StoredNetwork.of(LandmarkNetwork(config)),
+        StoredNetwork.of(network),
         torch.rand(300, 3),
         device='meta',
         dtype=torch.float32,
     )
     index = TensorIndex(np.ones((300, 256), np.float32), device='meta')
-    choice = RecordedChoice(index, scorer, config.num_candidates)
+    choice = RecordedChoice(index, scorer, config.num_candidates, network.descriptors)
     image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
     with OperationCounter() as counter:
         keypoints = extractor.on_device(image, (118, 160))
