@@ -31,7 +31,7 @@ from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
 @pytest.fixture(scope='module')
 def superpoint_map(small_map, tmp_path_factory):
     """Return the path of a map of the images of `small_map`, with SuperPoint."""
-    features = FeatureConfig(name='superpoint', max_keypoints=512)
+    features = FeatureConfig(name='superpoint', max_keypoints=512, min_size=0)
     config = budget('quick', features=features)
     training = replace(config.training, steps=20, images_per_step=2, keypoints_per_image=256)
     path = tmp_path_factory.mktemp('superpoint') / 'map'
@@ -100,7 +100,7 @@ def test_nothing_waits_for_the_device():
     """On PyTorch's device without data, what would need a number of the device is an error."""
     extractor = SuperPoint(
         SuperPointNet(),
-        FeatureConfig(name='superpoint', max_keypoints=512),
+        FeatureConfig(name='superpoint', max_keypoints=512, min_size=0),
         weights_hash='',
         device='meta',
     )

@@ -41,7 +41,7 @@ def runtime():
 
 @pytest.fixture(scope='module')
 def extractor():
-    config = FeatureConfig(name='superpoint', max_keypoints=COUNT)
+    config = FeatureConfig(name='superpoint', max_keypoints=COUNT, min_size=0)
     return create_extractor(config, device='cpu', precision='fp32')
 
 
