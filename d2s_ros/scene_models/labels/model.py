@@ -32,6 +32,7 @@ class LabelModel(SceneModel):
     """
 
     name: ClassVar[str] = 'labels'
+    recipes: ClassVar[tuple[str, ...]] = ('default', 'paper')
     #: Descriptors of mapping images are what labels are there to avoid.
     keeps_update_data: ClassVar[bool] = False
 
@@ -52,7 +53,7 @@ class LabelModel(SceneModel):
     @classmethod
     def budget(cls, name: str, *, recipe: str, seed: int) -> dict[str, Any]:
         """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
-        return build.budget(name, seed)
+        return build.budget(name, recipe, seed)
 
     @property
     def network_config(self) -> dict[str, Any]:
