@@ -21,7 +21,7 @@ from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.scene_models.labels import paper_losses as losses
 from d2s_ros.scene_models.labels.image_pairs import Neighbours, find_pairs
 from d2s_ros.scene_models.labels.images import LabelImage
-from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork
+from d2s_ros.scene_models.labels.network import LabelConfig, LabelHead, LabelNetwork, Level
 from d2s_ros.scene_models.labels.paper_trainer import (
     LOSSES,
     LabelPaperConfig,
@@ -182,18 +182,21 @@ def test_normalisation_is_folded_into_the_map():
     torch.manual_seed(0)
     network = LabelNetwork(LabelConfig(num_labels=6, hidden=8), CHANNELS)
     heads = _Heads(network, 3)
-    level = network.levels[0]
-    columns = [torch.randn(50, CHANNELS[stride]) for stride in level.inputs]
+    first: Level = network.levels[0]
+    columns = [torch.randn(50, CHANNELS[stride]) for stride in first.inputs]
     heads.train()
     for _ in range(30):
         heads.tell(0, columns)
     heads.eval()
+    norm = heads.norms[0]
+    assert isinstance(norm, torch.nn.BatchNorm1d)
     with torch.no_grad():
-        heads.norms[0].weight.uniform_(0.5, 2.0)
-        heads.norms[0].bias.uniform_(-1.0, 1.0)
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.uniform_(-1.0, 1.0)
     expected = heads.tell(0, columns)[1]
     heads.fold()
-    head: torch.nn.Module = network.heads[0]
+    head = network.heads[0]
+    assert isinstance(head, LabelHead)
     torch.testing.assert_close(head(columns), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -202,7 +205,8 @@ def test_points_have_the_label_that_their_images_tell_in_the_mean(rng):
     points = np.array([0, 1, 2])
     samples = [sample_of(points, rng.uniform(0, 63, (3, 2))) for _ in range(2)]
     standard = Standard.none(CHANNELS)
-    head: torch.nn.Module = network.heads[0]
+    head = network.heads[0]
+    assert isinstance(head, LabelHead)
     told = point_distributions(network, [(samples[0], 1.0), (samples[1], 3.0)], standard, 4)
     one = [
         torch.softmax(head(standard.columns(network.levels[0], s.features)), dim=1) for s in samples

@@ -34,6 +34,7 @@ from d2s_ros.scene_models.labels.table import (
     packed_vector,
 )
 from d2s_ros.scene_models.labels.trainer import LabelTrainingConfig, train_labels
+from d2s_ros.scene_models.leave_out_points import PointsWithoutImages
 from d2s_ros.scene_models.points import choose_points, point_covariances
 
 #: Images that are asked what chance finds.
@@ -124,7 +125,9 @@ def build_labels(context: BuildContext) -> BuiltLabels:
     table = make_table(reconstruction, kept, covariances, labels.numpy().astype(np.uint8), samples)
     wanted = {*context.calibration_images, *_chance_images(len(reconstruction.images))}
     mapping = MappingImages(
-        reconstruction, {index: samples[index].image for index in sorted(wanted)}
+        reconstruction,
+        {index: samples[index].image for index in sorted(wanted)},
+        PointsWithoutImages(reconstruction, table.points_in_map, row_of_point),
     )
     table = replace(
         table, image_vectors=pooled_vectors(table, network, dense, samples, mapping, context.device)

@@ -1,8 +1,8 @@
 """Labels learned as SegLoc learns them, on frozen features: docs/design/segloc_decisions.md.
 
 Prototypes of clusters give the first targets; in later epochs predictions are their own targets,
-over the square root of how frequent labels are. Matched pixels of two images must have labels that are alike,
-and images taken near each other must have pooled labels that are alike.
+over the square root of how frequent labels are. Matched pixels of two images must have the same
+labels, and images taken near each other must have pooled labels that are alike.
 """
 
 from __future__ import annotations
