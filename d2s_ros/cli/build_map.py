@@ -187,6 +187,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='strides of the levels in px, the coarsest first (default: 8 4 2)',
     )
     group.add_argument(
+        '--label-points',
+        type=int,
+        metavar='N',
+        help='points with labels at most (default: 12288); fewer give less of the place away',
+    )
+    group.add_argument(
         '--label-backbone', metavar='NAME', help='dense features (default: superpoint)'
     )
     parser.add_argument(

@@ -124,6 +124,7 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         labels=replace(config.labels, **labels),
         label_training=replace(config.label_training, **of_labels),
         label_paper=replace(config.label_paper, **of_labels),
+        max_label_points=args.label_points or config.max_label_points,
         short_keys=args.short_keys,
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
@@ -180,9 +181,10 @@ def label_shape(args: argparse.Namespace) -> dict[str, Any]:
         'backbone': args.label_backbone,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    if given and args.head != 'labels':
+    if (given or args.label_points) and args.head != 'labels':
         raise UsageError(
-            '--labels, --label-levels and --label-backbone are options of --head labels'
+            '--labels, --label-levels, --label-points and --label-backbone are options of '
+            '--head labels'
         )
     if args.head == 'labels' and args.recipe == 'learned':
         raise UsageError(
