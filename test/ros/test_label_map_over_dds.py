@@ -53,6 +53,7 @@ def test_a_map_of_labels_localizes_a_bag_and_refuses_another_place(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_it_is_updated_by_the_service_and_still_refuses_another_place(
     label_map, building_logs, start_process, client, tmp_path
 ):
