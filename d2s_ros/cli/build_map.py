@@ -145,8 +145,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--recipe',
         choices=('default', 'paper', 'learned'),
         default='default',
-        help='paper: the regression head trained as published, with the steps of the budget; '
-        'learned: the same network from random weights, which needs hours (an experiment)',
+        help='paper: the regression head of D2S, or with --head labels the labels of SegLoc, '
+        'trained as published, with the steps of the budget; learned: the regression head from '
+        'random weights, which needs hours (an experiment)',
     )
     parser.add_argument(
         '--steps', type=int, metavar='N', help="training steps instead of the budget's"
@@ -185,6 +186,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         metavar='STRIDE',
         help='strides of the levels in px, the coarsest first (default: 8 4 2)',
+    )
+    group.add_argument(
+        '--label-points',
+        type=int,
+        metavar='N',
+        help='points with labels at most (default: 12288); fewer give less of the place away',
     )
     group.add_argument(
         '--label-backbone', metavar='NAME', help='dense features (default: superpoint)'

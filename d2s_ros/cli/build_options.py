@@ -106,6 +106,7 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         limits['steps'] = args.steps
     if args.patience is not None:
         limits['patience'] = args.patience
+    of_labels = {name: value for name, value in limits.items() if name != 'patience'}
     return replace(
         config,
         compare_features=compared,
@@ -121,10 +122,9 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         training=replace(config.training, **limits),
         regression_training=replace(config.regression_training, **limits),
         labels=replace(config.labels, **labels),
-        label_training=replace(
-            config.label_training,
-            **{name: value for name, value in limits.items() if name != 'patience'},
-        ),
+        label_training=replace(config.label_training, **of_labels),
+        label_paper=replace(config.label_paper, **of_labels),
+        max_label_points=args.label_points or config.max_label_points,
         short_keys=args.short_keys,
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
@@ -182,9 +182,14 @@ def label_shape(args: argparse.Namespace) -> dict[str, Any]:
         'backbone': args.label_backbone,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    if given and args.head != 'labels':
+    if (given or args.label_points) and args.head != 'labels':
         raise UsageError(
-            '--labels, --label-levels and --label-backbone are options of --head labels'
+            '--labels, --label-levels, --label-points and --label-backbone are options of '
+            '--head labels'
+        )
+    if args.head == 'labels' and args.recipe == 'learned':
+        raise UsageError(
+            '--recipe learned is of the regression head; labels have default and paper'
         )
     if args.head == 'labels' and args.patience:
         raise UsageError(

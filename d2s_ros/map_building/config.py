@@ -68,11 +68,12 @@ def budget(
         name: The budget.
         features: Features of the map.
         head: Name of the scene model.
-        recipe: 'default'; 'paper': the regression head trained as published, with the steps of
-            the budget; 'learned': the same network from random weights.
+        recipe: 'default'; 'paper': the regression head, or with 'labels' that one, trained as
+            published, with the steps of the budget; 'learned': the regression head from random
+            weights.
         seed: Seed of the training.
     """
-    if recipe in ('paper', 'learned'):
+    if recipe not in model_class(head).recipes:
         head = 'regression'
     values = model_class(head).budget(name, recipe=recipe, seed=seed)
     return BuildConfig(features=features or FeatureConfig(), head=head, **values)

@@ -16,6 +16,7 @@ from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import MappingData
+from d2s_ros.scene_models.view_updates import LearnsFromViews
 
 #: Called with a JSON-typed status: state, step, percent, counts, figures, verdict, reasons.
 Progress = Callable[[dict[str, Any]], None]
@@ -91,6 +92,11 @@ class UpdateContext:
             return from_dict(BuildConfig, self.incumbent.manifest.build)
         except ConfigError:
             return BuildConfig(features=self.incumbent.manifest.features)
+
+    @property
+    def by_views(self) -> bool:
+        """Whether the model is updated by images, and nothing of logs may be stored."""
+        return isinstance(self.incumbent.model, LearnsFromViews)
 
     @property
     def checkpoint(self) -> Path:

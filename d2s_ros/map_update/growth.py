@@ -85,7 +85,7 @@ def grow(
     # Labels change in place below; the old images belong to the incumbent.
     images = [
         *(replace(image, point_idx=image.point_idx.copy()) for image in old),
-        *(_mapped_image(frame) for frame in posed),
+        *(mapped_image(frame) for frame in posed),
     ]
     logs = [*data.logs, *(frame.keyframe.log for frame in posed)]
     pairs = select_growth_pairs(images, len(old), data, posed, config)
@@ -106,7 +106,7 @@ def grow(
         int((image.point_idx >= 0).sum()) for image in images[len(old) :]
     )
     figures['observations_by_guided_matching'] = figures['observations_added'] - before
-    points = _add_structure(images, points, matches, config, settings)
+    points = add_structure(images, points, matches, config, settings)
     figures['points_added'] = len(points) - len(data.points_in_map)
     images, points = adjust_new_frames(images, len(old), points, len(data.points_in_map))
     _propagate(images, len(old), points, matches, config)
@@ -179,7 +179,8 @@ def in_old_points(
     ]
 
 
-def _mapped_image(frame: LabelledFrame) -> MappedImage:
+def mapped_image(frame: LabelledFrame) -> MappedImage:
+    """Return a verified frame as a mapping image."""
     keyframe = frame.keyframe
     assert frame.map_from_camera is not None
     return MappedImage(
@@ -193,13 +194,15 @@ def _mapped_image(frame: LabelledFrame) -> MappedImage:
     )
 
 
-def _limit_px(image: MappedImage, config: GrowthConfig) -> float:
+def label_limit_px(image: MappedImage, config: GrowthConfig) -> float:
+    """Return how far from a keypoint its point may project in an image."""
     return scaled_px(config.label_px, image.camera, 2.0)
 
 
-def _reprojection(
+def reprojection_px(
     image: MappedImage, keypoints: NDArray[np.int64], points: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Return how far from keypoints (N,) of an image points (N, 3) project, infinite if nowhere."""
     in_camera = image.map_from_camera.inverse().apply(points)
     residuals = reprojection_residuals(image.camera, in_camera, image.ideal_keypoints[keypoints])
     residual = np.linalg.norm(residuals, axis=1)
@@ -229,8 +232,8 @@ def _propagate(
         own = np.flatnonzero(image.point_idx >= 0)
         given = [np.stack([own, image.point_idx[own]], axis=1), *votes.get(target, [])]
         pairs, counts = np.unique(np.concatenate(given), axis=0, return_counts=True)
-        residual = _reprojection(image, pairs[:, 0], points[pairs[:, 1]])
-        good = residual <= _limit_px(image, config)
+        residual = reprojection_px(image, pairs[:, 0], points[pairs[:, 1]])
+        good = residual <= label_limit_px(image, config)
         pairs, counts, residual = pairs[good], counts[good], residual[good]
         image.point_idx[:] = -1
         taken: set[int] = set()
@@ -241,7 +244,7 @@ def _propagate(
                 taken.add(point_id)
 
 
-def _add_structure(
+def add_structure(
     images: list[MappedImage],
     points: NDArray[np.float64],
     matches: Matches,

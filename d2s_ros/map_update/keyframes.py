@@ -17,6 +17,7 @@ from d2s_ros.features.types import FeatureExtractor, LocalFeatures, to_grey
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.map_update.config import KeyframeConfig
 from d2s_ros.reconstruction.matching import match_mutual
+from d2s_ros.scene_models.base import View
 
 #: Side length that sharpness is measured at.
 _SHARPNESS_SIZE = 320
@@ -33,6 +34,7 @@ class Keyframe:
         name, stamp_ns: As in the log.
         camera: Intrinsics at the image's size.
         features: Local features.
+        image: (H, W) uint8 grey, for scene models that look at pixels; never stored.
     """
 
     log: str
@@ -40,6 +42,12 @@ class Keyframe:
     stamp_ns: int
     camera: Camera
     features: LocalFeatures
+    image: NDArray[np.uint8] | None = None
+
+    @property
+    def view(self) -> View:
+        """What a scene model is shown of the frame."""
+        return View(self.features, self.camera, self.image)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ def select_keyframes(
     extractor: FeatureExtractor,
     config: KeyframeConfig,
     *,
+    keep_images: bool = False,
     progress: bool = False,
 ) -> tuple[list[Keyframe], list[FrameRecord]]:
     """Choose keyframes of a log and extract their features.
@@ -129,7 +138,10 @@ def select_keyframes(
         if reason:
             records.append(FrameRecord(log, frame.name, frame.stamp_ns, 'dropped', reason))
         else:
-            keyframes.append(Keyframe(log, frame.name, frame.stamp_ns, frame.camera, features))
+            image = to_grey(frame.image) if keep_images else None
+            keyframes.append(
+                Keyframe(log, frame.name, frame.stamp_ns, frame.camera, features, image)
+            )
     return keyframes, records
 
 

@@ -87,8 +87,8 @@ def choose_held_out(keyframes: Sequence[Keyframe], every: int) -> list[bool]:
 def _read_log(
     context: UpdateContext, position: int, log: Path
 ) -> tuple[list[Keyframe], list[FrameRecord]]:
-    path = context.folder / f'log-{position:03d}.log'
-    kept = StageLog(path)
+    # Descriptors of a place that labels alone may be kept of are not put on the disk.
+    kept = StageLog(None if context.by_views else context.folder / f'log-{position:03d}.log')
     try:
         known = _load_keyframes(kept)
         if known is not None:
@@ -99,6 +99,7 @@ def _read_log(
             _log_name(log),
             context.extractor,
             context.config.keyframes,
+            keep_images=context.by_views,
             progress=context.show_progress,
         )
         _keep_keyframes(kept, found, dropped)

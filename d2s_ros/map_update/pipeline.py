@@ -28,6 +28,7 @@ from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_update.candidate_decision import propose_candidate
 from d2s_ros.map_update.config import UpdateConfig
 from d2s_ros.map_update.context import Progress, UpdateContext, UpdateStatus
+from d2s_ros.map_update.growth import GrownMap
 from d2s_ros.map_update.keyframes import FrameRecord, count_reasons
 from d2s_ros.map_update.label_database import LabelledFrame
 from d2s_ros.map_update.labelling import label_and_grow
@@ -36,10 +37,10 @@ from d2s_ros.map_update.log_reading import choose_held_out, read_logs
 from d2s_ros.map_update.place_changes import PlaceChanges
 from d2s_ros.map_update.promotion import PromotionDecision
 from d2s_ros.map_update.result import UpdateResult
+from d2s_ros.map_update.view_growth import label_by_views, mapping_data, propose_from_views
 from d2s_ros.maps.files import CHANGES_FILE, UPDATES_FOLDER
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
-from d2s_ros.maps.update_data import MappingData
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def update_map(
     with the same map version, logs and options.
 
     Args:
-        map_path: Map folder with update data.
+        map_path: Map folder; of landmarks, with update data.
         logs: rosbag2 logs (cut off or being written is fine) or image folders with a calibration.
         config: Options.
         log_options: Topics and calibration of all logs.
@@ -152,7 +153,7 @@ class _Run:
         self.origin = incumbent.manifest.origin
         # Everything is computed relative to the origin; results leave with it.
         incumbent = incumbent.in_local_frame()
-        data = MappingData.from_map(incumbent)
+        data = mapping_data(incumbent)
         model = incumbent.model.with_mapping(data.reconstruction())
         incumbent = replace(incumbent, model=model)
         extractor: FeatureExtractor = create_extractor(
@@ -208,9 +209,13 @@ class _Run:
         keyframes, records = read.keyframes, read.records
         held_out = choose_held_out(keyframes, context.config.holdout_every)
         status.step('labels', 30, keyframes=len(keyframes))
-        localizer = Localizer(incumbent, context.extractor, device=context.device)
-        known = [localizer.localize_features(k.features, k.camera) for k in keyframes]
-        frames, grown = label_and_grow(context, keyframes, held_out, known)
+        grown: GrownMap | None = None
+        if context.by_views:
+            frames, known = label_by_views(context, keyframes, held_out)
+        else:
+            localizer = Localizer(incumbent, context.extractor, device=context.device)
+            known = [localizer.localize_view(keyframe.view) for keyframe in keyframes]
+            frames, grown = label_and_grow(context, keyframes, held_out, known)
         records += [_record(frame) for frame in frames]
         used = [frame for frame in frames if frame.usable and not frame.held_out]
         compared = [f for f in frames if f.held_out and f.map_from_camera is not None]
@@ -238,9 +243,13 @@ class _Run:
             (keyframe.log, keyframe.name): result
             for keyframe, result in zip(keyframes, known, strict=True)
         }
-        decision, candidate, update_data = propose_candidate(
-            context, grown, used, compared, results, figures
-        )
+        if context.by_views:
+            decision, candidate = propose_from_views(context, used, compared, results, figures)
+            update_data = None
+        else:
+            decision, candidate, update_data = propose_candidate(
+                context, grown, used, compared, results, figures
+            )
         if grown is not None:
             self.changes = grown.changes.moved(self.origin)
             figures['changes'] = self.changes.to_report()

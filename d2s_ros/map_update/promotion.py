@@ -100,7 +100,7 @@ class MapUnderTest:
         keyframe = frame.keyframe
         result = self._known.get((keyframe.log, keyframe.name))
         if result is None:
-            result = self.localizer.localize_features(keyframe.features, keyframe.camera)
+            result = self.localizer.localize_view(keyframe.view)
         return score(result, frame.map_from_camera)
 
 

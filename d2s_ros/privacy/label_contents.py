@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -77,22 +79,53 @@ class LabelReader:
         return torch.stack([functional.log_softmax(values, dim=-1) for values in logits], dim=1)
 
 
+@dataclass(frozen=True)
+class Lever:
+    """How much of the labels of a map is left.
+
+    Attributes:
+        name: For reports.
+        first, last: Levels that are left, as of a slice.
+        count: Labels of each level; others are merged at random. None: all.
+        every: One point in so many is left.
+    """
+
+    name: str = 'labels'
+    first: int | None = None
+    last: int | None = None
+    count: int | None = None
+    every: int = 1
+
+
+#: What may be left of the labels of a map, by the word for it.
+LEVERS = {
+    'labels': Lever(),
+    'finest': Lever('finest label', first=-1),
+    'coarse': Lever('labels without the finest', last=-1),
+    'few': Lever('labels merged to 16', count=16),
+    'sparse': Lever('labels of every eighth point', every=8),
+}
+
+
 class Labels(Content):
     """The labels of points, one of each level; one number of K as K numbers, one of them 1.
 
     Args:
         reader: Of the map.
-        finest: The finest level alone.
+        lever: What is left of them.
     """
 
-    def __init__(self, reader: LabelReader, *, finest: bool = False) -> None:
+    def __init__(self, reader: LabelReader, lever: Lever = LEVERS['labels']) -> None:
         self._reader = reader
-        self._first = -1 if finest else 0
+        self._lever = lever
         table = reader.model.table
-        self._count = reader.model.network.config.num_labels
-        levels = table.labels[:, self._first :].shape[1]
-        self.name = 'finest label' if finest else 'labels'
-        self.meaning = f'{levels} of {self._count} labels a point (localization.safetensors)'
+        labels = reader.model.network.config.num_labels
+        # Labels are numbered at random, so that these merge as any do.
+        self._count = min(labels, lever.count or labels)
+        levels = table.labels[:, lever.first : lever.last].shape[1]
+        self.name = lever.name
+        of_points = 'a point' if lever.every == 1 else f'of one point in {lever.every}'
+        self.meaning = f'{levels} of {self._count} labels {of_points} (localization.safetensors)'
         self.dim = levels * self._count
 
     def of_map(self, shot: Shot) -> SparseView:
@@ -105,8 +138,13 @@ class Labels(Content):
         return self._view(shot, self._reader.voted(scene)[shot.point_idx])
 
     def _view(self, shot: Shot, labels: NDArray[np.int64]) -> SparseView:
-        one_hot = np.eye(self._count, dtype=np.float32)[labels[:, self._first :]]
-        return SparseView(shot.pixels, shot.depth, one_hot.reshape(len(shot), self.dim))
+        lever = self._lever
+        left = shot.point_idx % lever.every == 0
+        chosen = labels[left, lever.first : lever.last] % self._count
+        one_hot = np.eye(self._count, dtype=np.float32)[chosen]
+        return SparseView(
+            shot.pixels[left], shot.depth[left], one_hot.reshape(int(left.sum()), self.dim)
+        )
 
 
 class DenseFeatures(Content):

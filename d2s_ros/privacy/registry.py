@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from d2s_ros.errors import UsageError
 from d2s_ros.maps.scene_map import SceneMap
@@ -13,7 +14,7 @@ from d2s_ros.privacy.contents import (
     RawDescriptors,
     UpdateData,
 )
-from d2s_ros.privacy.label_contents import DenseFeatures, LabelReader, Labels
+from d2s_ros.privacy.label_contents import LEVERS, DenseFeatures, LabelReader, Labels
 from d2s_ros.scene_models.labels.model import LabelModel
 from d2s_ros.scene_models.landmark.model import LandmarkModel
 
@@ -23,6 +24,9 @@ _KINDS = {
     'keys': 'keys of landmarks',
     'labels': 'labels of all levels',
     'finest': 'labels of the finest level alone, as SegLoc is attacked',
+    'coarse': 'labels of all levels but the finest',
+    'few': 'labels of all levels, merged to 16 each',
+    'sparse': 'labels of one point in eight',
     'update': 'update data',
     'raw': 'descriptors of the photographs themselves, the ceiling of keys',
     'dense': 'dense features of the photographs themselves, the ceiling of labels',
@@ -58,8 +62,7 @@ def _of_labels(
     reader = LabelReader(model, device)
     found: dict[str, Callable[[], Content]] = {
         'depth': DepthOnly,
-        'labels': lambda: Labels(reader),
-        'finest': lambda: Labels(reader, finest=True),
+        **{word: partial(Labels, reader, lever) for word, lever in LEVERS.items()},
     }
     if update is not None:
         found['update'] = lambda: update

@@ -263,6 +263,7 @@ class SceneModel(ABC):
 
     #: In manifests (`head`) and options.
     name: ClassVar[str]
+    recipes: ClassVar[tuple[str, ...]] = ('default',)
     #: RANSAC allows at least this much, px at 1000 px focal length.
     min_error_px: ClassVar[float] = 0.0
     #: Whether maps keep what updates need: descriptors, keypoints and poses of mapping images.
@@ -279,7 +280,7 @@ class SceneModel(ABC):
 
         Args:
             name: 'quick', 'standard' or 'full'.
-            recipe: 'default', 'paper' or 'learned'.
+            recipe: One of `recipes`.
             seed: Of the training.
         """
         return {}

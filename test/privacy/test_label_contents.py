@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from d2s_ros.features.dense import create_dense
 from d2s_ros.features.types import LocalFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
-from d2s_ros.privacy.label_contents import DenseFeatures, LabelReader, Labels
+from d2s_ros.privacy.label_contents import LEVERS, DenseFeatures, LabelReader, Labels
 from d2s_ros.privacy.shots import OwnScene, Shot
 from d2s_ros.scene_models.labels.model import LabelModel
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork
@@ -65,9 +67,29 @@ def test_labels_are_one_of_each_level_and_nothing_else(reader, rng):
     one_hot = view.attributes.reshape(SEEN, 3, LABELS)
     assert np.array_equal(one_hot.sum(axis=-1), np.ones((SEEN, 3)))
     assert np.array_equal(one_hot.argmax(axis=-1), reader.model.table.labels[point_idx])
-    finest = Labels(reader, finest=True)
+    finest = Labels(reader, LEVERS['finest'])
     assert finest.dim == LABELS
     assert np.array_equal(finest.of_map(shot_of(rng, point_idx)).attributes, one_hot[:, -1])
+
+
+def test_levers_leave_less(reader, rng):
+    """Fewer levels, labels or points; points keep their places and depths."""
+    point_idx = rng.permutation(POINTS)[:SEEN]
+    shot = shot_of(rng, point_idx)
+    labels = reader.model.table.labels[point_idx]
+    coarse = Labels(reader, LEVERS['coarse']).of_map(shot).attributes.reshape(SEEN, 2, LABELS)
+    assert np.array_equal(coarse.argmax(axis=-1), labels[:, :2])
+    few = Labels(reader, replace(LEVERS['few'], count=4))
+    assert few.dim == 12
+    found = few.of_map(shot).attributes.reshape(SEEN, 3, 4).argmax(axis=-1)
+    assert np.array_equal(found, labels % 4)
+    # No map has fewer labels than it has.
+    assert Labels(reader, LEVERS['few']).dim == 3 * LABELS
+    sparse = Labels(reader, LEVERS['sparse']).of_map(shot)
+    left = point_idx % 8 == 0
+    assert 0 < left.sum() < SEEN / 4
+    assert np.array_equal(sparse.pixels, shot.pixels[left])
+    assert np.array_equal(sparse.depth, shot.depth[left])
 
 
 def test_own_labels_are_what_the_heads_tell_of_all_views_of_a_point(reader, rng):

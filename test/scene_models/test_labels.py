@@ -445,8 +445,10 @@ def test_only_maps_of_labels_are_asked_by_labels(small_map, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--labels', '16'], 'options of --head labels'),
-        (['--label-levels', '2'], 'options of --head labels'),
+        (['--labels', '16'], 'are options of --head labels'),
+        (['--label-levels', '2'], 'are options of --head labels'),
+        (['--label-points', '500'], 'are options of --head labels'),
+        (['--head', 'labels', '--label-points', '5'], 'max_label_points'),
         (['--head', 'labels', '--patience', '3'], '--patience does not go with'),
         (['--head', 'labels', '--label-levels', '2', '8'], 'the coarsest first'),
         (['--head', 'labels', '--label-backbone', 'nothing'], 'backbone'),

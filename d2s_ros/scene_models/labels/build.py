@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,15 @@ from d2s_ros.features.dense import DenseExtractor, create_dense
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.base import BuildContext
+from d2s_ros.scene_models.labels.image_pairs import Neighbours
 from d2s_ros.scene_models.labels.images import Undistorter
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork
 from d2s_ros.scene_models.labels.observer import LabelObserver, MappingImages
+from d2s_ros.scene_models.labels.paper_trainer import (
+    LabelPaperConfig,
+    scene_depth,
+    train_as_published,
+)
 from d2s_ros.scene_models.labels.samples import LabelSample, collect_samples
 from d2s_ros.scene_models.labels.table import (
     MAX_POINTS,
@@ -27,12 +34,15 @@ from d2s_ros.scene_models.labels.table import (
     packed_vector,
 )
 from d2s_ros.scene_models.labels.trainer import LabelTrainingConfig, train_labels
+from d2s_ros.scene_models.leave_out_points import PointsWithoutImages
 from d2s_ros.scene_models.points import choose_points, point_covariances
 
 #: Images that are asked what chance finds.
 _CHANCE_IMAGES = 30
 #: Observations of images that were held out decide on labels of points that no other image sees.
 _HELD_OUT_WEIGHT = 1e-4
+#: Labels of a level, and width of the features, as SegLoc has them.
+PAPER_LABELS, PAPER_FEATURES = 100, 256
 #: Smallest scale of the tail of chance.
 _MIN_CHANCE_SCALE = 1.0
 
@@ -43,6 +53,8 @@ class LabelOptions:
 
     labels: LabelConfig = field(default_factory=LabelConfig)
     label_training: LabelTrainingConfig = field(default_factory=LabelTrainingConfig)
+    label_recipe: str = option('default', 'How labels are learned.', choices=('default', 'paper'))
+    label_paper: LabelPaperConfig = field(default_factory=LabelPaperConfig)
     max_label_points: int = option(
         12_288, 'Points with labels kept in the map.', minimum=64, maximum=MAX_POINTS
     )
@@ -59,13 +71,20 @@ class BuiltLabels:
     figures: dict[str, Any]
 
 
-def budget(name: str, seed: int) -> dict[str, Any]:
+def budget(name: str, recipe: str, seed: int) -> dict[str, Any]:
     """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
     steps, max_images = {'quick': (120, 80), 'standard': (300, 400), 'full': (2000, 2000)}[name]
-    return {
+    values: dict[str, Any] = {
         'label_training': LabelTrainingConfig(steps=steps, seed=seed),
+        'label_paper': LabelPaperConfig(steps=steps, seed=seed),
         'max_images': max_images,
     }
+    if recipe == 'paper':
+        values |= {
+            'label_recipe': recipe,
+            'labels': LabelConfig(num_labels=PAPER_LABELS, hidden=PAPER_FEATURES),
+        }
+    return values
 
 
 def build_labels(context: BuildContext) -> BuiltLabels:
@@ -73,7 +92,7 @@ def build_labels(context: BuildContext) -> BuiltLabels:
     if distributed.world() > 1:
         raise InputError('the labels head is trained by one process')
     options: LabelOptions = context.options
-    config, training = options.labels, options.label_training
+    config = options.labels
     reconstruction = context.reconstruction
     covariances = point_covariances(reconstruction)
     kept = np.sort(choose_points(reconstruction, covariances, options.max_label_points))
@@ -82,7 +101,7 @@ def build_labels(context: BuildContext) -> BuiltLabels:
     dense = create_dense(config.backbone, device=context.device)
     held_out = frozenset(context.held_out)
     allowed = [index for index in range(len(reconstruction.images)) if index not in held_out]
-    trained = subsample(allowed, training.max_images)
+    trained = subsample(allowed, options.label_training.max_images)
     samples = collect_samples(
         context.source,
         reconstruction,
@@ -92,32 +111,90 @@ def build_labels(context: BuildContext) -> BuiltLabels:
         trained=trained,
         progress=context.progress,
     )
-    network, labels, figures = train_labels(
-        [samples[index] for index in trained if len(samples[index].pixels)],
-        len(kept),
-        config,
+    network, labels, figures = learn(
+        options,
+        reconstruction,
+        samples,
+        kept,
+        [index for index in trained if len(samples[index].pixels)],
+        held_out,
         dense.channels,
-        training,
-        voters=[
-            (samples[index], _HELD_OUT_WEIGHT if index in held_out else 1.0)
-            for index in sorted(samples)
-        ],
         checkpoint=context.checkpoint,
         progress=context.progress,
     )
-    table = _table(reconstruction, kept, covariances, labels.numpy().astype(np.uint8), samples)
+    table = make_table(reconstruction, kept, covariances, labels.numpy().astype(np.uint8), samples)
     wanted = {*context.calibration_images, *_chance_images(len(reconstruction.images))}
     mapping = MappingImages(
-        reconstruction, {index: samples[index].image for index in sorted(wanted)}
+        reconstruction,
+        {index: samples[index].image for index in sorted(wanted)},
+        PointsWithoutImages(reconstruction, table.points_in_map, row_of_point),
     )
     table = replace(
-        table, image_vectors=_vectors(table, network, dense, samples, mapping, context.device)
+        table, image_vectors=pooled_vectors(table, network, dense, samples, mapping, context.device)
     )
     chance, figures['chance'] = _chance(table, network, dense, mapping, context.device)
     return BuiltLabels(table, network, chance, mapping, figures)
 
 
-def _table(
+def learn(
+    options: LabelOptions,
+    reconstruction: Reconstruction,
+    samples: dict[int, LabelSample],
+    kept: NDArray[np.int64],
+    trained: list[int],
+    held_out: frozenset[int],
+    channels: dict[int, int],
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> tuple[LabelNetwork, torch.Tensor, dict[str, Any]]:
+    """Learn labels by the recipe of the options.
+
+    Args:
+        options: Shape, recipe and its options.
+        reconstruction: Images and points.
+        samples: Of all images.
+        kept: (M,) points of the map.
+        trained: Images to train on.
+        held_out: Images that decide on labels of points that no other image sees.
+        channels: Of the dense features, by stride.
+        checkpoint, progress: As in `BuildContext`.
+
+    Returns:
+        Heads, labels (M, L) and figures of the run.
+    """
+    chosen = [samples[index] for index in trained]
+    voters = [
+        (samples[index], _HELD_OUT_WEIGHT if index in held_out else 1.0)
+        for index in sorted(samples)
+    ]
+    if options.label_recipe == 'default':
+        return train_labels(
+            chosen,
+            len(kept),
+            options.labels,
+            channels,
+            options.label_training,
+            voters=voters,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    poses = [reconstruction.images[index].map_from_camera for index in trained]
+    depth = scene_depth(poses, chosen, reconstruction.points_in_map[kept])
+    return train_as_published(
+        chosen,
+        len(kept),
+        options.labels,
+        channels,
+        options.label_paper,
+        Neighbours.of(poses, depth),
+        voters=voters,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def make_table(
     reconstruction: Reconstruction,
     kept: NDArray[np.int64],
     covariances: NDArray[np.float64],
@@ -141,7 +218,7 @@ def _table(
     )
 
 
-def _vectors(
+def pooled_vectors(
     table: LabelTable,
     network: LabelNetwork,
     dense: DenseExtractor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 
 from d2s_ros.config import from_dict, to_dict
 from d2s_ros.features.dense import DenseExtractor, create_dense
+from d2s_ros.geometry.cameras import Camera
+from d2s_ros.reconstruction.reconstruction import Reconstruction, make_reconstruction
 from d2s_ros.scene_models.base import BuildContext, Built, SceneModel
-from d2s_ros.scene_models.labels import build
+from d2s_ros.scene_models.labels import build, update
+from d2s_ros.scene_models.labels.memory import remembered_image
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork
 from d2s_ros.scene_models.labels.observer import LabelObserver, MappingImages
 from d2s_ros.scene_models.labels.table import LabelTable
 from d2s_ros.scene_models.state import load_state, pack_state
+from d2s_ros.scene_models.view_updates import LearnsFromViews, PosedView
 
 
 @dataclass(frozen=True, eq=False)
-class LabelModel(SceneModel):
+class LabelModel(SceneModel, LearnsFromViews):
     """Points that carry labels instead of descriptors.
 
     Attributes:
@@ -29,9 +33,11 @@ class LabelModel(SceneModel):
         weights_hash: Of the dense features.
         chance: Median and scale of the place evidence that images of other places have.
         mapping: To leave images out; None where it is not known which made the map.
+        memory: To leave images out as the map remembers them; None without.
     """
 
     name: ClassVar[str] = 'labels'
+    recipes: ClassVar[tuple[str, ...]] = ('default', 'paper')
     #: Descriptors of mapping images are what labels are there to avoid.
     keeps_update_data: ClassVar[bool] = False
 
@@ -40,6 +46,7 @@ class LabelModel(SceneModel):
     weights_hash: str
     chance: tuple[float, float]
     mapping: MappingImages | None = None
+    memory: Reconstruction | None = None
 
     @classmethod
     def build(cls, context: BuildContext) -> Built:
@@ -52,7 +59,7 @@ class LabelModel(SceneModel):
     @classmethod
     def budget(cls, name: str, *, recipe: str, seed: int) -> dict[str, Any]:
         """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
-        return build.budget(name, seed)
+        return build.budget(name, recipe, seed)
 
     @property
     def network_config(self) -> dict[str, Any]:
@@ -95,7 +102,7 @@ class LabelModel(SceneModel):
 
     def scaled(self, factor: float) -> LabelModel:
         """Return the model with everything in the place larger by `factor`."""
-        return replace(self, table=self.table.scaled(factor), mapping=None)
+        return replace(self, table=self.table.scaled(factor), mapping=None, memory=None)
 
     def observer(self, *, device: str, precision: str, sigma_px: float) -> LabelObserver:
         """Put heads and dense features on a device; they are always computed in float32."""
@@ -107,6 +114,7 @@ class LabelModel(SceneModel):
             sigma_px,
             device,
             self.mapping,
+            self.memory,
         )
 
     @property
@@ -123,7 +131,30 @@ class LabelModel(SceneModel):
     @property
     def leaves_out(self) -> bool:
         """Whether mapping images can be left out of retrieval."""
-        return self.mapping is not None
+        return self.mapping is not None or self.memory is not None
+
+    def remembered(self, camera: Camera) -> Reconstruction:
+        """Return points where they project in the poses of the mapping images."""
+        count = len(self.table.image_poses)
+        images = [remembered_image(self.table, index, camera) for index in range(count)]
+        return make_reconstruction(images, self.table.points.points_in_map, True)
+
+    def with_mapping(self, reconstruction: Reconstruction) -> LabelModel:
+        """Return the model with images that it remembers, to be left out of retrieval."""
+        return replace(self, memory=reconstruction)
+
+    def with_views(
+        self,
+        views: Sequence[PosedView],
+        points_in_map: NDArray[np.float64],
+        covariances: NDArray[np.float64],
+        *,
+        device: str,
+    ) -> Built:
+        """Return the model with further images and points; its heads stay as they are."""
+        observer = self.observer(device=device, precision='fp32', sigma_px=1.0)
+        table, figures = update.with_views(self.table, observer, views, points_in_map, covariances)
+        return Built(replace(self, table=table), {**figures, 'num_landmarks': len(table)})
 
 
 def _dense(config: LabelConfig, weights_hash: str, device: str) -> DenseExtractor:

@@ -88,14 +88,19 @@ class LabelHead(nn.Module):
 
     def forward(self, columns: list[Tensor]) -> Tensor:
         """Return logits (..., K) of features (..., C) at places, one of each stride."""
+        return self.classified(self.embedded(columns))
+
+    def embedded(self, columns: list[Tensor]) -> Tensor:
+        """Return what the last layer reads, (..., hidden), before its activation."""
         hidden = self.bias
         for layer, column in zip(self.first, columns, strict=True):
             hidden = hidden + layer(column)
-        return self._after(hidden)
+        embedding: Tensor = self.second(functional.relu(hidden))
+        return embedding
 
-    def _after(self, hidden: Tensor) -> Tensor:
-        hidden = functional.relu(self.second(functional.relu(hidden)))
-        logits: Tensor = self.last(hidden)
+    def classified(self, embedding: Tensor) -> Tensor:
+        """Return logits (..., K) of what `embedded` gave."""
+        logits: Tensor = self.last(functional.relu(embedding))
         return logits
 
     def dense(self, maps: list[Tensor]) -> Tensor:
@@ -112,7 +117,7 @@ class LabelHead(nn.Module):
                     part[None], scale_factor=factor, mode='bilinear', align_corners=False
                 )[0]
             total = total + part[:, :height, :width]
-        return self._after(total.permute(1, 2, 0))
+        return self.classified(self.second(functional.relu(total.permute(1, 2, 0))))
 
 
 class LabelNetwork(nn.Module):

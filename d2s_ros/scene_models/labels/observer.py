@@ -25,6 +25,7 @@ from d2s_ros.scene_models.base import Observation, Observer, PlaceEvidence, View
 from d2s_ros.scene_models.labels.field import LabelField
 from d2s_ros.scene_models.labels.images import LabelImage, Undistorter
 from d2s_ros.scene_models.labels.matching import keypoint_pixels, pose_from_labels
+from d2s_ros.scene_models.labels.memory import remembered_view
 from d2s_ros.scene_models.labels.network import LabelNetwork
 from d2s_ros.scene_models.labels.pairing import pair_keypoints
 from d2s_ros.scene_models.labels.question import (
@@ -35,6 +36,7 @@ from d2s_ros.scene_models.labels.question import (
 )
 from d2s_ros.scene_models.labels.refinement import refine
 from d2s_ros.scene_models.labels.table import POOLED_LEVELS, LabelTable
+from d2s_ros.scene_models.leave_out_points import PointsWithoutImages
 
 #: Mapping images that are retrieved, and how many where these give no pose with enough evidence.
 _RETRIEVED = (3, 12)
@@ -87,12 +89,14 @@ class MappingImages:
     Attributes:
         reconstruction: What the map was made from.
         images: By the index of the mapping image; of those that calibration asks about.
+        points: To leave images out of where points are; None leaves them where they are.
         probabilities: What the heads tell of some of them, in half precision: several questions
             are asked about each.
     """
 
     reconstruction: Reconstruction
     images: dict[int, LabelImage]
+    points: PointsWithoutImages | None = None
     probabilities: dict[int, list[NDArray[np.float16]]] = dataclass_field(default_factory=dict)
 
     def keep(self, index: int, probabilities: list[NDArray[np.float32]]) -> None:
@@ -112,6 +116,7 @@ class LabelObserver(Observer):
         sigma_px: Noise of a keypoint of scale 1.
         device: 'cpu' or 'cuda'.
         mapping: To leave mapping images out; None where it is not known.
+        memory: To leave out mapping images that are only remembered; None without.
     """
 
     starts_from_priors = True
@@ -125,7 +130,9 @@ class LabelObserver(Observer):
         sigma_px: float,
         device: str,
         mapping: MappingImages | None,
+        memory: Reconstruction | None = None,
     ) -> None:
+        self._memory = memory
         self._table, self._dense, self._chance = table, dense, chance
         if device != 'cpu':
             clone = LabelNetwork(network.config, dense.channels)
@@ -134,6 +141,7 @@ class LabelObserver(Observer):
         self._network = network.eval()
         self._undistorter = Undistorter(network.config.max_size)
         self._mapping = mapping
+        self._sigma_px = sigma_px
         self._covariances = table.covariances.astype(np.float64) * sigma_px**2
 
     def mapping_view(self, image: MappedImage) -> View:
@@ -180,11 +188,21 @@ class LabelObserver(Observer):
     def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
         """Observe a mapping image as if it could not be retrieved.
 
-        Heads, labels and points keep what they learned from it.
+        Heads and labels keep what they learned from it, points with `move_points` False as well.
         """
+        if self._memory is not None:
+            image = self._memory.images[index]
+            view = remembered_view(self._table, self._network.config, image)
+            return self._observe(view, self._table, left_out=index)
         assert self._mapping is not None
         image = self._mapping.reconstruction.images[index]
-        return self._observe(self.mapping_view(image), self._table, left_out=index)
+        table = self._table
+        if move_points and self._mapping.points is not None:
+            points, covariances, gone = self._mapping.points.without(
+                index, table.points_in_map, table.covariances
+            )
+            table = replace(table, points_in_map=points, covariances=covariances).unseen(gone)
+        return self._observe(self.mapping_view(image), table, left_out=index)
 
     def field(self, view: View) -> LabelField:
         """Return what a view says of labels at every place."""
@@ -283,8 +301,11 @@ class LabelObserver(Observer):
         self, view: View, field: LabelField, table: LabelTable, found: LabelPose
     ) -> Observation:
         """Return what keypoints show at a pose that labels have found."""
+        covariances = self._covariances
+        if table.covariances is not self._table.covariances:
+            covariances = table.covariances.astype(np.float64) * self._sigma_px**2
         coordinates, candidates = pair_keypoints(
-            view, field, table, self._covariances, found.camera_from_map, found.points
+            view, field, table, covariances, found.camera_from_map, found.points
         )
         evidence = PlaceEvidence(found.evidence, *self._chance, LEAST_EVIDENCE)
         return Observation(view, coordinates, candidates, evidence)

@@ -90,6 +90,12 @@ class LabelTable:
         """Return the points that any of some mapping images sees."""
         return np.unique(np.concatenate([self.seen_by(image) for image in images]))
 
+    def unseen(self, gone: NDArray[np.bool_]) -> LabelTable:
+        """Return the table in which no image sees some of the points (M,)."""
+        left = ~gone[self.visible_points]
+        offsets = np.concatenate([[0], np.cumsum(left)])[self.visible_offsets]
+        return replace(self, visible_offsets=offsets, visible_points=self.visible_points[left])
+
     def scaled(self, factor: float) -> LabelTable:
         """Return the table with all coordinates multiplied by `factor`; labels stay."""
         poses = self.image_poses.copy()

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from d2s_ros.config import option
-from d2s_ros.features.dense import STRIDES
 from d2s_ros.reconstruction.clustering import k_means, nearest_centroids
 from d2s_ros.scene_models.labels.assignment import balanced_labels, mean_by_point
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork, Level
 from d2s_ros.scene_models.labels.samples import LabelSample
+from d2s_ros.scene_models.labels.standard import Standard
 from d2s_ros.scene_models.training_loop import LoopOptions, new_network, one_cycle, run_loop
 
 #: Places around an observation that its label is told apart from.
@@ -42,37 +42,6 @@ class LabelTrainingConfig(LoopOptions):
     max_images: int = option(
         48, 'Images whose dense features are kept for the training, 10 MB each.', minimum=1
     )
-
-
-class _Standard:
-    """Mean and size of features, from those at observations."""
-
-    def __init__(self, samples: Sequence[LabelSample], channels: dict[int, int]) -> None:
-        features = torch.cat([sample.features[::4].float() for sample in samples])
-        parts = torch.split(features, [channels[stride] for stride in STRIDES], dim=1)
-        self.means = {s: part.mean(dim=0) for s, part in zip(STRIDES, parts, strict=True)}
-        self.scales = {
-            s: part.std(dim=0).clamp_min(1e-3) for s, part in zip(STRIDES, parts, strict=True)
-        }
-        self._starts: dict[int, slice] = {}
-        begin = 0
-        for stride in STRIDES:
-            self._starts[stride] = slice(begin, begin + channels[stride])
-            begin += channels[stride]
-
-    def columns(self, level: Level, features: Tensor) -> list[Tensor]:
-        """Return what a level sees of features (N, C) of all strides."""
-        return [
-            (features[:, self._starts[stride]].float() - self.means[stride]) / self.scales[stride]
-            for stride in level.inputs
-        ]
-
-    def read(self, level: Level, sample: LabelSample, pixels: Tensor) -> list[Tensor]:
-        """Return what a level sees at pixels (N, 2) of an image."""
-        return [
-            (sample.read(stride, pixels) - self.means[stride]) / self.scales[stride]
-            for stride in level.inputs
-        ]
 
 
 class _Trained(nn.Module):
@@ -147,7 +116,7 @@ def train_labels(
     Returns:
         The network, labels (P, L) int64 of all points, and figures of the run.
     """
-    standard = _Standard(samples, channels)
+    standard = Standard.of(samples, channels)
     network = new_network(lambda shape: LabelNetwork(shape, channels), config, training.seed, None)
     generator = torch.Generator().manual_seed(training.seed)
     first = [
@@ -198,7 +167,7 @@ def train_labels(
     )
     labels = torch.stack(voted(network, voters, standard, num_points, generator), dim=1)
     figures['label_bits'] = [round(entropy_bits(column), 2) for column in labels.T]
-    figures['label_seen'] = _share_seen(network, [sample for sample, _ in voters], standard, labels)
+    figures['label_seen'] = share_seen(network, [sample for sample, _ in voters], standard, labels)
     network.fold(standard.means, standard.scales)
     return network, labels, figures
 
@@ -206,7 +175,7 @@ def train_labels(
 def _clustered(
     level: Level,
     samples: Sequence[LabelSample],
-    standard: _Standard,
+    standard: Standard,
     num_points: int,
     num_labels: int,
     generator: torch.Generator,
@@ -228,7 +197,7 @@ def _clustered(
 def voted(
     network: LabelNetwork,
     voters: Sequence[tuple[LabelSample, float]],
-    standard: _Standard,
+    standard: Standard,
     num_points: int,
     generator: torch.Generator,
 ) -> list[Tensor]:
@@ -257,8 +226,8 @@ def voted(
 
 
 @torch.no_grad()
-def _share_seen(
-    network: LabelNetwork, samples: Sequence[LabelSample], standard: _Standard, labels: Tensor
+def share_seen(
+    network: LabelNetwork, samples: Sequence[LabelSample], standard: Standard, labels: Tensor
 ) -> list[float]:
     """Return for each level how often the likeliest label at an observation is its point's."""
     shares = []

@@ -77,6 +77,7 @@ class RegressionModel(SceneModel):
     """
 
     name: ClassVar[str] = 'regression'
+    recipes: ClassVar[tuple[str, ...]] = ('default', 'paper', 'learned')
     #: The choice of the D2S authors: regressed coordinates are less exact than points of tracks.
     min_error_px: ClassVar[float] = build.MIN_ERROR_PX
 
