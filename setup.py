@@ -116,6 +116,8 @@ setup(
         'simulation': ['scikit-image>=0.19', 'scikit-learn>=1.0'],
         # `d2s export`; where onnxruntime-gpu is wanted, install it instead of onnxruntime.
         'export': [TORCH, 'onnx>=1.16', 'onnxscript>=0.5', 'onnxruntime>=1.18'],
+        # `--features aliked`, to compare with; the weights are a file of yours.
+        'aliked': [TORCH, 'kornia>=0.9'],
         # `d2s --print-completion`.
         'completion': ['shtab>=1.7'],
         # ROS 2 without a ROS installation; CPython 3.11 and 3.12 on Linux.

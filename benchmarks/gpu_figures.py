@@ -25,7 +25,7 @@ from d2s_ros.data.frames import Frame
 from d2s_ros.evaluation.benchmark import benchmark
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.features.superpoint.extractor import SuperPoint
-from d2s_ros.features.superpoint.images import pad_to_cells
+from d2s_ros.features.network_images import pad_to_cells
 from d2s_ros.features.types import FeatureConfig, to_grey
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import BuildConfig, budget

@@ -59,8 +59,8 @@ def build_map(
         source: rosbag2 folder or file, video, folder with a COLMAP model, or folder of images.
         map_path: Map folder, new or existing.
         budget: 'quick', 'standard' or 'full'.
-        features: 'rootsift', 'superpoint', or 'auto' to compare both on images of the log, as
-            `--features auto` does; None is 'rootsift'.
+        features: 'rootsift', 'superpoint' or 'xfeat', or 'auto' to compare the first two on images
+            of the log, as `--features auto` does; None is 'rootsift'.
         poses: TUM file of map_from_camera (metres, optical frame); None takes those of the log.
         calibration: Calibration file to use instead of what the log has.
         image_list: Text file with the names of the images to use, for folders.

@@ -17,6 +17,7 @@ from d2s_ros.cli.build_options import (
 from d2s_ros.cli.build_split import add_split_arguments, build_split, check_split_options
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
+from d2s_ros.features.types import FEATURES
 
 if TYPE_CHECKING:
     from d2s_ros.map_building.pipeline import BuildResult
@@ -117,14 +118,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--features',
-        choices=('auto', 'rootsift', 'superpoint'),
+        choices=('auto', *FEATURES),
         default='auto',
         help='local features. auto compares both on images of the log that are left out, as '
         'taken, dark and blurred, and takes what places clearly more, else superpoint unless '
         'rootsift is clearly more exact; it nearly doubles the time of a build. Nothing is '
         'compared, and auto is rootsift, for logs without poses or of more than 120 images, the '
         'budget quick, other heads '
-        'than landmark and several processes (default: auto)',
+        'than landmark and several processes. aliked (with --weights) and xfeat are there to '
+        'compare with: docs/research/features.md (default: auto)',
     )
     add_weights(parser)
     parser.add_argument(

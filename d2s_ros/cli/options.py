@@ -94,7 +94,11 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --weights."""
     parser.add_argument(
-        '--weights', type=user_path, metavar='FILE', help='weight file of superpoint'
+        '--weights',
+        type=user_path,
+        metavar='FILE',
+        help='weight file of superpoint, aliked or xfeat; superpoint and xfeat have one of their '
+        'own',
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import LocalFeatures
@@ -30,6 +31,45 @@ def _import_poselib() -> Any:
         raise InputError(
             'the matching baseline needs poselib, which is not installed here: pip install poselib'
         ) from error
+
+
+def solve_matches(
+    ideal: NDArray[np.float64],
+    points_in_map: NDArray[np.float64],
+    camera: Camera,
+    *,
+    max_error_px: float = 8.0,
+    loss_scale_px: float = 0.5,
+    min_inliers: int = 12,
+) -> tuple[RigidTransform | None, int]:
+    """Return map_from_camera of matches by poselib, None below `min_inliers`, and the inliers.
+
+    Args:
+        ideal: (N, 2) undistorted px.
+        points_in_map: (N, 3), the point that each shows.
+        camera: Of the image.
+        max_error_px: Of an inlier.
+        loss_scale_px: Of the Cauchy loss of the refinement.
+        min_inliers: With fewer there is no pose.
+    """
+    if len(ideal) < min_inliers:
+        return None, 0
+    pose, info = _import_poselib().estimate_absolute_pose(
+        ideal,
+        points_in_map,
+        {
+            'model': 'PINHOLE',
+            'width': camera.width,
+            'height': camera.height,
+            'params': [camera.fx, camera.fy, camera.cx, camera.cy],
+        },
+        {'max_reproj_error': max_error_px},
+        {'loss_type': 'CAUCHY', 'loss_scale': loss_scale_px},
+    )
+    inliers = int(info['num_inliers'])
+    if inliers < min_inliers:
+        return None, inliers
+    return RigidTransform(np.asarray(pose.R), np.asarray(pose.t)).inverse(), inliers
 
 
 class MatchingBaseline:
@@ -105,35 +145,30 @@ class MatchingBaseline:
             return LocalizationResult(
                 LocalizationStatus.TOO_FEW_RELIABLE, f'{len(found)} matches', latency_ms=latency
             )
-        poselib = _import_poselib()
-        pose, info = poselib.estimate_absolute_pose(
+        pose, inliers = solve_matches(
             ideal,
             self.points_in_map[found],
-            {
-                'model': 'PINHOLE',
-                'width': camera.width,
-                'height': camera.height,
-                'params': [camera.fx, camera.fy, camera.cx, camera.cy],
-            },
-            {'max_reproj_error': self.max_error_px},
-            {'loss_type': 'CAUCHY', 'loss_scale': self.loss_scale_px},
+            camera,
+            max_error_px=self.max_error_px,
+            loss_scale_px=self.loss_scale_px,
+            min_inliers=self.min_inliers,
         )
         latency['pose'] = 1e3 * (time.perf_counter() - matched)
         latency['total'] = latency['network'] + latency['pose']
-        if info['num_inliers'] < self.min_inliers:
+        if pose is None:
             return LocalizationResult(
                 LocalizationStatus.TOO_FEW_INLIERS,
-                f'{info["num_inliers"]} inliers',
+                f'{inliers} inliers',
                 num_keypoints=len(features),
                 num_used=len(found),
                 latency_ms=latency,
             )
         return LocalizationResult(
             LocalizationStatus.LOCALIZED,
-            map_from_camera=RigidTransform(np.asarray(pose.R), np.asarray(pose.t)).inverse(),
+            map_from_camera=pose,
             num_keypoints=len(features),
             num_reliable=len(found),
-            num_inliers=int(info['num_inliers']),
+            num_inliers=inliers,
             latency_ms=latency,
             num_used=len(found),
         )

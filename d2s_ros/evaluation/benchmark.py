@@ -200,8 +200,8 @@ def _baseline_report(
 
 def _bare_forward(localizer: Localizer) -> Any:
     """Return what runs the feature network alone on a frame; None where there is none."""
+    from d2s_ros.features.network_images import pad_to_cells, resize_to_fit
     from d2s_ros.features.superpoint.extractor import SuperPoint
-    from d2s_ros.features.superpoint.images import pad_to_cells, resize_to_fit
 
     extractor = localizer.extractor
     if not isinstance(extractor, SuperPoint):

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from d2s_ros.errors import ConfigError, WeightsError
+from d2s_ros.features.network_images import pad_to_cells
 from d2s_ros.features.superpoint.extractor import checked_device
 from d2s_ros.features.superpoint.files import default_weights_path
-from d2s_ros.features.superpoint.images import pad_to_cells
 from d2s_ros.features.superpoint.weights import load_network
 
 #: Names of the extractors that `create_dense` makes.

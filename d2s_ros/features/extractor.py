@@ -48,4 +48,16 @@ def create_extractor(
         from d2s_ros.features.superpoint.extractor import SuperPoint
 
         return SuperPoint.from_pretrained(path, config=config, device=device, precision=precision)
+    if config.name == 'aliked':
+        if weights is None:
+            raise WeightsError('aliked needs a weight file; give --weights PATH')
+        require_torch('aliked')
+        from d2s_ros.features.aliked import Aliked
+
+        return Aliked(weights, config, device=device)
+    if config.name == 'xfeat':
+        require_torch('xfeat')
+        from d2s_ros.features.xfeat import XFeat
+
+        return XFeat(config, weights, device=device)
     raise ConfigError(f'unknown features {config.name!r}')

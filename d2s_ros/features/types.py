@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from d2s_ros.config import option, validate
 from d2s_ros.errors import InputError, UnsupportedImageError
 
+#: What `FeatureConfig.name` may be.
+FEATURES = ('rootsift', 'superpoint', 'aliked', 'xfeat')
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
     """Which features a map uses; stored in its manifest and used unchanged by the localizer."""
 
-    name: str = option('rootsift', 'Feature type.', choices=('rootsift', 'superpoint'))
+    name: str = option('rootsift', 'Feature type.', choices=FEATURES)
     max_keypoints: int = option(2048, 'Strongest keypoints kept per image.', minimum=64)
     max_size: int = option(
         1024,

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import DeviceError, UnsupportedImageError, UsageError, WeightsError
+from d2s_ros.features.network_images import resize_to_fit
 from d2s_ros.features.superpoint.dense_maps import read_descriptors
 from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.superpoint.files import default_weights_path
-from d2s_ros.features.superpoint.images import resize_to_fit
 from d2s_ros.features.superpoint.int8 import calibration_image
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.superpoint.weights import load_network

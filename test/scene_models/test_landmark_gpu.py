@@ -13,7 +13,7 @@ from conftest import FrameList
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.evaluation.operations import OperationCounter
 from d2s_ros.features.superpoint.extractor import SuperPoint
-from d2s_ros.features.superpoint.images import pad_to_cells
+from d2s_ros.features.network_images import pad_to_cells
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.localization.compute_budget import ComputeBudget

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 
 import cv2
 import numpy as np
@@ -18,8 +17,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from d2s_ros.errors import InputError, WeightsError
+from d2s_ros.features.aliked import Aliked
 from d2s_ros.features.superpoint.dense_maps import read_descriptors
 from d2s_ros.features.superpoint.network import SuperPointNet
+from d2s_ros.features.types import FeatureConfig
 from d2s_ros.features.warped_pairs import sample_homography
 from d2s_ros.kernels.interface import CELL
 from d2s_ros.kernels.tensors import refine_keypoints, score_map, suppress_non_maxima
@@ -39,34 +40,16 @@ class AlikedTeacher:
     dim = 128
 
     def __init__(self, weights: Path, *, device: str = 'cpu', keypoints: int = 2048) -> None:
-        try:
-            from kornia.feature import ALIKED
-        except ImportError as error:
-            raise InputError(
-                'training with a teacher needs kornia 0.9 or newer: pip install kornia'
-            ) from error
-        try:
-            state = torch.load(weights, map_location='cpu', weights_only=True)
-        except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
-            raise WeightsError(f'cannot read the teacher {weights}: {error}') from error
-        self.device = torch.device(device)
-        self.network = ALIKED('aliked-n16', max_num_keypoints=keypoints, detection_threshold=0.0)
-        mismatch = self.network.load_state_dict(state, strict=False)
-        if mismatch.unexpected_keys or set(mismatch.missing_keys) - {'dkd.hw_grid'}:
+        config = FeatureConfig(name='aliked', max_keypoints=keypoints, max_size=0)
+        self._extractor = Aliked(weights, config, device=device)
+        if self._extractor.dim != self.dim:
             raise WeightsError(f'{weights} is not a weight file of aliked-n16')
-        self.network = self.network.eval().to(self.device)
-        self.name = f'aliked-n16-{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}'
+        self.name = f'aliked-n16-{self._extractor.weights_hash[:16]}'
 
     def __call__(self, photograph: NDArray[np.uint8]) -> Labels:
         """Detect and describe."""
-        tensor = torch.from_numpy(photograph).to(self.device)[None, None].float() / 255.0
-        with torch.inference_mode():
-            found = self.network(tensor)[0]
-        return Labels(
-            found.keypoints.cpu().numpy().astype(np.float32),
-            found.keypoint_scores.cpu().numpy().astype(np.float32),
-            found.descriptors.cpu().numpy().astype(np.float16),
-        )
+        found = self._extractor.extract(photograph)
+        return Labels(found.keypoints, found.keypoint_scores, found.descriptors.astype(np.float16))
 
 
 class SuperPointTeacher:

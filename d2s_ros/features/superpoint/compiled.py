@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from d2s_ros import kernels
 from d2s_ros.errors import UsageError, WeightsError
+from d2s_ros.features.network_images import NetworkImages, pad_to_cells
 from d2s_ros.features.superpoint.files import default_weights_path, projection_path, read_arrays
-from d2s_ros.features.superpoint.images import SuperPointImages, pad_to_cells
 from d2s_ros.features.superpoint.layers import LAYERS, STRIP_ROWS
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.kernels.convolution import Convolution, ImageConvolution, Product, can_convolve
@@ -23,7 +23,7 @@ _POOLED = ('conv2b', 'conv3b')
 _NMS_RADIUS, _THRESHOLD, _BORDER = 4, 0.0005, 4
 
 
-class CompiledSuperPoint(SuperPointImages):
+class CompiledSuperPoint(NetworkImages):
     """SuperPoint behind the `FeatureExtractor` contract; the features are those of `SuperPoint`.
 
     Args:

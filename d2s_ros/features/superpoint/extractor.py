@@ -17,9 +17,9 @@ from d2s_ros import kernels
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.device import has_fast_bfloat16, has_fast_int8
 from d2s_ros.errors import DeviceError, UsageError, WeightsError
+from d2s_ros.features.network_images import NetworkImages, pad_to_cells
 from d2s_ros.features.superpoint.dense_maps import mixed_descriptors, read_descriptors
 from d2s_ros.features.superpoint.files import default_weights_path, projection_path
-from d2s_ros.features.superpoint.images import SuperPointImages, pad_to_cells
 from d2s_ros.features.superpoint.int8 import Int8SuperPoint
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.superpoint.weights import load_network, load_projection
@@ -31,7 +31,7 @@ from d2s_ros.threads import one_thread
 PRECISIONS = ('auto', 'fp32', 'int8')
 
 
-class SuperPoint(SuperPointImages):
+class SuperPoint(NetworkImages):
     """SuperPoint behind the `FeatureExtractor` contract.
 
     Deterministic: on the same device the same image gives the same features.

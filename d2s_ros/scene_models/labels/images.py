@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.features.superpoint.images import resize_to_fit
+from d2s_ros.features.network_images import resize_to_fit
 from d2s_ros.features.types import to_grey
 from d2s_ros.geometry.cameras import Camera
 

@@ -1,4 +1,7 @@
-"""What SuperPoint does to an image before its network, and to keypoints after it; no PyTorch."""
+"""What is done to an image before the network of features, and to its keypoints after it.
+
+No PyTorch: SuperPoint also runs without.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from d2s_ros.features.types import FeatureConfig, LocalFeatures, to_grey
 from d2s_ros.kernels.interface import CELL
 
 
-class SuperPointImages(ABC):
-    """The part of SuperPoint that all ways to compute its network share.
+class NetworkImages(ABC):
+    """The part of an extractor that all networks of keypoints share.
 
     Attributes:
         config: Number of keypoints and image size.
