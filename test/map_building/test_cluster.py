@@ -18,13 +18,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, FrameList
 from map_building.doubling import traced
-from map_building.test_split_building import CONFIG, SPLIT, WALK, same_maps
+from map_building.test_split_building import CONFIG, SPLIT, WALK
 
 from d2s_ros.errors import D2SError, InputError
 from d2s_ros.map_building.cluster import RayRunner
 from d2s_ros.map_building.part_tasks import build_place
 from d2s_ros.map_building.split_building import build_split_area
 from d2s_ros.map_building.tasks import LocalRunner
+from d2s_ros.maps.area import read_area
+from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.simulation.simulate import frames
 from d2s_ros.threads import one_thread
 
@@ -101,6 +103,17 @@ class Tracing(RayRunner):
         for records in super().run(changed()):
             self.finished |= set(records)
             yield records
+
+
+def same_maps(first: Path, second: Path) -> bool:
+    """Return whether two areas have the same maps to the last bit."""
+    areas = read_area(first), read_area(second)
+    if list(areas[0].places) != list(areas[1].places):
+        return False
+    files = [
+        [SceneMap.open(area.folder(name)).manifest.files for name in area.places] for area in areas
+    ]
+    return files[0] == files[1]
 
 
 def wait_for(condition, seconds: float = 240.0) -> None:
