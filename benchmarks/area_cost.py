@@ -3,9 +3,9 @@
     python benchmarks/area_cost.py AREA LOG --work WORK [--places 50]
 
 LOG was taken in the first place of AREA, whose places are real rivals of each other. The area is
-filled up with places as large as the first, whose landmarks look like nothing: their keys, and the
-descriptors of their mapping images, are turned by random rotations. The last place is named by a
-prior as in a node that tracks, or not at all.
+filled up with places as large as the first, whose landmarks look like nothing there is: the parts
+of their keys, and of the descriptors of their mapping images, are in a random order. The last place
+is named by a prior as in a node that tracks, or not at all.
 """
 
 from __future__ import annotations
@@ -52,14 +52,17 @@ def fill(area_path: Path, path: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     with locked(path):
         for number in range(len(places), count):
-            dim = model.table.keys.shape[1]
-            turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0].astype(np.float32)
-            table = replace(model.table, keys=model.table.keys @ turn, codes=None)
+            codes = model.table.codes
+            assert codes is not None
+            order = rng.permutation(len(codes.codebook))
+            codes = replace(codes, codebook=codes.codebook[order], codes=codes.codes[:, order])
+            table = replace(model.table, keys=codes.decode(), codes=codes)
             other = replace(scene_map, model=replace(model, table=table), path=None)
+            columns = np.arange(codes.dim).reshape(len(order), -1)[order].ravel()
             name = f'made-up-{number}'
             MapStore(path / PLACES_FOLDER / name).write(other)
             places.append(Place(name))
-            index = index.with_place(number, [one @ turn for one in images])
+            index = index.with_place(number, [one[:, columns] for one in images])
         write_area(path, frame=area.frame, places=places, index=index)
 
 

@@ -40,6 +40,13 @@ def free_port() -> int:
 def start_node(*where: str) -> subprocess.Popen:
     """Start a node that lives as long as the process that is returned."""
     path = os.pathsep.join([str(ROOT), str(ROOT / 'test')])
+    environment = {
+        **os.environ,
+        'RAY_USAGE_STATS_ENABLED': '0',
+        # Else they hardly run beside other jobs.
+        'RAY_worker_niceness': '0',
+        'PYTHONPATH': path,
+    }
     return subprocess.Popen(
         [
             str(Path(sys.executable).with_name('ray')),
@@ -50,7 +57,7 @@ def start_node(*where: str) -> subprocess.Popen:
             '--disable-usage-stats',
             '--block',
         ],
-        env={**os.environ, 'RAY_USAGE_STATS_ENABLED': '0', 'PYTHONPATH': path},
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -124,6 +131,7 @@ def wait_for(condition, seconds: float = 240.0) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(tmp_path):
     ray = pytest.importorskip('ray', reason='Ray is not installed: pip install d2s_ros[cluster]')
     log = list(frames(WALK))
