@@ -64,7 +64,7 @@ def stages(localizer: Localizer, features: LocalFeatures, camera: Any, repetitio
     """Return the cost of search, network and pose."""
     observer = localizer.observer
     assert isinstance(observer, LandmarkObserver)
-    search = cpu_ms(lambda: observer.find_nearest(View(features, camera)), repetitions)
+    search = cpu_ms(lambda: observer.find_nearest(features.descriptors), repetitions)
     observed = cpu_ms(lambda: observer.observe(View(features, camera)), repetitions)
     whole = cpu_ms(lambda: localizer.localize_features(features, camera), repetitions)
     network, pose = max(0.0, observed - search), max(0.0, whole - observed)

@@ -200,7 +200,7 @@ def _baseline_report(
 
 def _bare_forward(localizer: Localizer) -> Any:
     """Return what runs the feature network alone on a frame; None where there is none."""
-    from d2s_ros.features.network_images import pad_to_cells, resize_to_fit
+    from d2s_ros.features.network_images import pad_to_cells
     from d2s_ros.features.superpoint.extractor import SuperPoint
 
     extractor = localizer.extractor
@@ -210,7 +210,7 @@ def _bare_forward(localizer: Localizer) -> Any:
     @torch.inference_mode()
     def forward(frame: Frame) -> None:
         assert frame.image is not None
-        grey = resize_to_fit(to_grey(frame.image), extractor.config.max_size)
+        grey, _ = extractor.prepared(to_grey(frame.image))
         extractor.forward(pad_to_cells(grey))
         if extractor.device.type == 'cuda':
             torch.cuda.synchronize()

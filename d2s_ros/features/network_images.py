@@ -73,7 +73,7 @@ class NetworkImages(ABC):
     def prepared(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return what the network sees of (H, W), and how many px of it one of that is, x and y."""
         height, width = grey.shape
-        resized = resize_to_fit(grey, self.config.max_size)
+        resized = resize_to_fit(grey, self.config.max_size, self.config.min_size)
         factor = np.array([width / resized.shape[1], height / resized.shape[0]])
         if self.smoothing > 0:
             resized = np.asarray(cv2.GaussianBlur(resized, (0, 0), self.smoothing), np.uint8)
@@ -88,14 +88,22 @@ def pad_to_cells(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.pad(grey, ((0, -height % CELL), (0, -width % CELL)), mode='edge')
 
 
-def resize_to_fit(grey: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
-    """Shrink an image so that its longest side is at most `max_size`; 0 keeps it."""
+def resize_to_fit(grey: NDArray[np.uint8], max_size: int, min_size: int = 0) -> NDArray[np.uint8]:
+    """Shrink or enlarge an image.
+
+    Args:
+        grey: (H, W).
+        max_size: Its longest side is at most this; 0 keeps it.
+        min_size: Its longest side is at least this where twice its size and `max_size` allow it:
+            networks place keypoints of small images more exactly in enlarged ones.
+    """
     height, width = grey.shape
     longest = max(height, width)
-    if max_size <= 0 or longest <= max_size:
+    wanted = max(longest, min(min_size, 2 * longest))
+    if max_size > 0:
+        wanted = min(wanted, max_size)
+    if wanted == longest:
         return grey
-    size = (
-        max(1, round(width * max_size / longest)),
-        max(1, round(height * max_size / longest)),
-    )
-    return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    size = (max(1, round(width * wanted / longest)), max(1, round(height * wanted / longest)))
+    how = cv2.INTER_AREA if wanted < longest else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(grey, size, interpolation=how), dtype=np.uint8)

@@ -28,6 +28,14 @@ class FeatureConfig:
         minimum=0,
     )
 
+    min_size: int = option(
+        640,
+        'Smaller images are enlarged to this for networks of features, at most twice: they find '
+        'keypoints more exactly there; 0 enlarges none.',
+        unit='px',
+        minimum=0,
+    )
+
     def __post_init__(self) -> None:
         validate(self)
 

@@ -137,7 +137,8 @@ def read_manifest(folder: Path) -> MapManifest:
     try:
         _check_types(document)
         return MapManifest(
-            features=from_dict(FeatureConfig, document['features']),
+            # Maps of before were made without enlarging small images.
+            features=from_dict(FeatureConfig, {'min_size': 0, **document['features']}),
             features_hash=document['features_hash'],
             head=document['head'],
             network=document['network'],

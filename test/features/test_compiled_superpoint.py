@@ -15,7 +15,7 @@ from d2s_ros.features.types import FeatureConfig
 from d2s_ros.kernels import library
 
 pytestmark = pytest.mark.skipif(not library.is_built(), reason='the compiled part is missing')
-CONFIG = FeatureConfig(name='superpoint', max_keypoints=300)
+CONFIG = FeatureConfig(name='superpoint', max_keypoints=300, min_size=0)
 
 
 @pytest.fixture(scope='module')

@@ -43,7 +43,8 @@ def texture():
 
 
 def make(network, **options):
-    config = FeatureConfig(name='superpoint', max_keypoints=options.pop('max_keypoints', 2048))
+    count = options.pop('max_keypoints', 2048)
+    config = FeatureConfig(name='superpoint', max_keypoints=count, min_size=0)
     return SuperPoint(network, config, weights_hash='test', **options)
 
 
@@ -167,7 +168,7 @@ def same_features(found, expected):
 def test_low_precision_finds_the_same_features():
     """The made-up picture is not one of those that the integer network is calibrated on."""
     image = calibration_image(7, 320, 240)
-    config = FeatureConfig(name='superpoint', max_keypoints=300)
+    config = FeatureConfig(name='superpoint', max_keypoints=300, min_size=0)
     expected = SuperPoint.from_pretrained(config=config).extract(image)
     extractor = SuperPoint.from_pretrained(config=config, precision='int8')
     found = extractor.extract(image)
@@ -236,7 +237,9 @@ def test_smoothing_beside_the_weights_is_applied(tmp_path, network, texture):
     save_file(state, tmp_path / 'a.safetensors')
     tensors = {'projection': torch.eye(256), 'smoothing': torch.tensor([1.5])}
     save_file(tensors, tmp_path / 'a.projection.safetensors')
-    found = SuperPoint.from_pretrained(tmp_path / 'a.safetensors').extract(texture)
+    config = FeatureConfig(name='superpoint', min_size=0)
+    smoothed = SuperPoint.from_pretrained(tmp_path / 'a.safetensors', config=config)
+    found = smoothed.extract(texture)
     expected = make(network).extract(cv2.GaussianBlur(texture, (0, 0), 1.5))
     np.testing.assert_array_equal(found.keypoints, expected.keypoints)
     save_file({**tensors, 'smoothing': torch.tensor([-1.0])}, tmp_path / 'a.projection.safetensors')
@@ -313,6 +316,23 @@ def test_resized_images_give_coordinates_of_the_original(network):
     assert scaled.image_size == (256, 192)
 
 
+def test_small_images_are_enlarged(network):
+    """What is found at twice the size lies where it was in the small image."""
+    rng = np.random.default_rng(6)
+    small = cv2.GaussianBlur(rng.integers(0, 256, (96, 128), dtype=np.uint8), (0, 0), 2)
+    enlarged = resize_to_fit(small, 1024, 640)
+    assert enlarged.shape == (192, 256)
+    assert resize_to_fit(small, 1024, 160).shape == (120, 160)
+    assert resize_to_fit(small, 150, 640).shape == (112, 150)
+    assert resize_to_fit(small, 1024, 0) is small
+    config = FeatureConfig(name='superpoint', max_keypoints=2048)
+    found = SuperPoint(network, config, weights_hash='test').extract(small)
+    expected = make(network).extract(enlarged)
+    assert found.image_size == (128, 96)
+    np.testing.assert_allclose(found.keypoints, (expected.keypoints + 0.5) / 2 - 0.5, atol=1e-4)
+    np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+
+
 def test_colour_is_read_as_grey(network, texture):
     grey = make(network).extract(texture)
     colour = make(network).extract(np.repeat(texture[:, :, None], 3, axis=2))
@@ -337,8 +357,9 @@ def test_files_of_both_published_layouts_load(tmp_path, network, texture):
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(state, tmp_path / 'a.safetensors')
     torch.save(state, tmp_path / 'a.pth')
+    config = FeatureConfig(name='superpoint', min_size=0)
     for name in ('a.safetensors', 'a.pth'):
-        loaded = SuperPoint.from_pretrained(tmp_path / name)
+        loaded = SuperPoint.from_pretrained(tmp_path / name, config=config)
         np.testing.assert_array_equal(loaded.extract(texture).keypoints, expected.keypoints)
         digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
         assert loaded.weights_hash == digest
@@ -431,7 +452,9 @@ def test_packaged_weights_are_the_default_and_match_in_the_dark():
     from d2s_ros.features.warped_pairs import CONDITIONS, make_warped_pair
 
     assert default_weights_path() is not None
-    extractor = create_extractor(FeatureConfig(name='superpoint', max_keypoints=400, max_size=0))
+    extractor = create_extractor(
+        FeatureConfig(name='superpoint', max_keypoints=400, max_size=0, min_size=0)
+    )
     photograph = np.ascontiguousarray(data.camera()[::2, ::2])
     assert extractor.dim == 128
     plain = extractor.extract(photograph)

@@ -12,8 +12,8 @@ from conftest import FrameList
 
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.evaluation.operations import OperationCounter
-from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.network_images import pad_to_cells
+from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.superpoint.network import SuperPointNet
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.localization.compute_budget import ComputeBudget
@@ -31,7 +31,7 @@ from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
 @pytest.fixture(scope='module')
 def superpoint_map(small_map, tmp_path_factory):
     """Return the path of a map of the images of `small_map`, with SuperPoint."""
-    features = FeatureConfig(name='superpoint', max_keypoints=512)
+    features = FeatureConfig(name='superpoint', max_keypoints=512, min_size=0)
     config = budget('quick', features=features)
     training = replace(config.training, steps=20, images_per_step=2, keypoints_per_image=256)
     path = tmp_path_factory.mktemp('superpoint') / 'map'
@@ -57,7 +57,11 @@ def localizers(superpoint_map):
     points = torch.from_numpy(model.table.normalized(model.table.points_in_map))
     scorer = LandmarkScorer(model.stored, points, device='cpu', dtype=torch.float32)
     index = TensorIndex(model.table.keys)
-    observer._choice = RecordedChoice(index, scorer, model.network.config.num_candidates)
+    network = model.network
+    assert network.descriptors is not None
+    observer._choice = RecordedChoice(
+        index, scorer, network.config.num_candidates, network.descriptors
+    )
     extractor._run_on_cpu = extractor._run_on_gpu
     return plain, whole
 
@@ -96,19 +100,20 @@ def test_nothing_waits_for_the_device():
     """On PyTorch's device without data, what would need a number of the device is an error."""
     extractor = SuperPoint(
         SuperPointNet(),
-        FeatureConfig(name='superpoint', max_keypoints=512),
+        FeatureConfig(name='superpoint', max_keypoints=512, min_size=0),
         weights_hash='',
         device='meta',
     )
-    config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, num_layers=0)
+    config = LandmarkConfig(descriptor_dim=256, num_landmarks=300, descriptor_width=32)
+    network = LandmarkNetwork(config)
     scorer = LandmarkScorer(
-        StoredNetwork.of(LandmarkNetwork(config)),
+        StoredNetwork.of(network),
         torch.rand(300, 3),
         device='meta',
         dtype=torch.float32,
     )
     index = TensorIndex(np.ones((300, 256), np.float32), device='meta')
-    choice = RecordedChoice(index, scorer, config.num_candidates)
+    choice = RecordedChoice(index, scorer, config.num_candidates, network.descriptors)
     image = torch.from_numpy(pad_to_cells(np.zeros((118, 160), np.uint8))).to('meta')
     with OperationCounter() as counter:
         keypoints = extractor.on_device(image, (118, 160))

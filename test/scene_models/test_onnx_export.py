@@ -41,7 +41,7 @@ def runtime():
 
 @pytest.fixture(scope='module')
 def extractor():
-    config = FeatureConfig(name='superpoint', max_keypoints=COUNT)
+    config = FeatureConfig(name='superpoint', max_keypoints=COUNT, min_size=0)
     return create_extractor(config, device='cpu', precision='fp32')
 
 
@@ -56,7 +56,7 @@ def scene_map(extractor):
         features.descriptors, points, covariances, points.mean(axis=0).astype(np.float32), 2.0
     )
     config = LandmarkConfig(
-        descriptor_dim=extractor.dim, num_landmarks=COUNT, width=32, max_context=128
+        descriptor_dim=extractor.dim, num_landmarks=COUNT, width=32, descriptor_width=24
     )
     torch.manual_seed(0)
     network = LandmarkNetwork(config).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from d2s_ros import distributed
@@ -12,12 +13,20 @@ from d2s_ros.config import option
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext
 from d2s_ros.scene_models.landmark.config import LandmarkConfig
+from d2s_ros.scene_models.landmark.descriptor_training import (
+    DescriptorTrainingConfig,
+    train_descriptors,
+)
 from d2s_ros.scene_models.landmark.leave_one_out import LeaveOneOut
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import CORRECT_PX, LandmarkSample, make_sample
+from d2s_ros.scene_models.landmark.stored_descriptors import StoredDescriptorNetwork
 from d2s_ros.scene_models.landmark.table import LandmarkTable, build_landmarks
 from d2s_ros.scene_models.landmark.trainer import LandmarkTrainingConfig, train_landmark_network
 from d2s_ros.scene_models.shared_samples import pack_sample, share_training, unpack_sample
+
+#: Where the descriptor network of an interrupted build is kept among its samples.
+_DESCRIPTORS = 'descriptor_network'
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,13 @@ class LandmarkOptions:
     """Options of a build that are of the landmark head alone."""
 
     training: LandmarkTrainingConfig = field(default_factory=LandmarkTrainingConfig)
+    descriptor_training: DescriptorTrainingConfig = field(default_factory=DescriptorTrainingConfig)
+    descriptor_width: int = option(
+        128,
+        'Hidden width of the network that descriptors pass before they are compared; 0: none.',
+        minimum=0,
+        maximum=4096,
+    )
     steps_per_image: int = option(
         10, 'Small logs get 100 steps and this many for each image, if that is less.', minimum=1
     )
@@ -63,6 +79,41 @@ def budget(name: str, seed: int) -> dict[str, Any]:
     return {'training': training, 'max_images': max_images}
 
 
+def learn_descriptors(context: BuildContext) -> StoredDescriptorNetwork:
+    """Train the descriptor network, or read what an interrupted build has trained."""
+    options: LandmarkOptions = context.options
+    if options.descriptor_width == 0:
+        return StoredDescriptorNetwork({})
+    state = context.samples.get(_DESCRIPTORS)
+    if state is None:
+        held_out = set(context.held_out)
+        learned_from = [i for i in range(len(context.reconstruction.images)) if i not in held_out]
+        network = train_descriptors(
+            context.reconstruction,
+            learned_from,
+            _network_config(context, 1),
+            replace(options.descriptor_training, seed=options.training.seed),
+            device=context.device,
+            progress=context.progress,
+        )
+        state = {name: value.numpy() for name, value in network.state_dict().items()}
+        context.samples.keep(_DESCRIPTORS, state)
+    return StoredDescriptorNetwork(state)
+
+
+def _network_config(context: BuildContext, num_landmarks: int) -> LandmarkConfig:
+    options: LandmarkOptions = context.options
+    return LandmarkConfig(
+        descriptor_dim=context.extractor.dim,
+        num_landmarks=num_landmarks,
+        num_candidates=options.num_candidates,
+        num_layers=options.num_layers,
+        hidden_inputs=options.hidden_inputs,
+        descriptor_width=options.descriptor_width,
+        short_keys=options.short_keys,
+    )
+
+
 def build_table(context: BuildContext) -> tuple[LandmarkTable, LeaveOneOut]:
     """Choose the landmarks of a reconstruction."""
     options: LandmarkOptions = context.options
@@ -79,18 +130,20 @@ def build_table(context: BuildContext) -> tuple[LandmarkTable, LeaveOneOut]:
 
 
 def train(
-    table: LandmarkTable, left_out: LeaveOneOut, context: BuildContext
+    table: LandmarkTable,
+    left_out: LeaveOneOut,
+    describe: StoredDescriptorNetwork,
+    context: BuildContext,
 ) -> tuple[LandmarkNetwork, dict[str, Any]]:
-    """Train the network that chooses among landmarks; also return figures of the training."""
+    """Train the network that chooses among landmarks; also return figures of the training.
+
+    Args:
+        table, left_out: Landmarks, of descriptors that `describe` gave.
+        describe: The descriptor network, which becomes a part of it.
+        context: With the images whose descriptors `describe` gave.
+    """
     options: LandmarkOptions = context.options
-    config = LandmarkConfig(
-        descriptor_dim=context.extractor.dim,
-        num_landmarks=len(table),
-        num_candidates=options.num_candidates,
-        num_layers=options.num_layers,
-        hidden_inputs=options.hidden_inputs,
-        short_keys=options.short_keys,
-    )
+    config = _network_config(context, len(table))
     images, held_out = context.reconstruction.images, context.held_out
     validation = subsample(held_out, MAX_VALIDATION_IMAGES)
     train_idx = sorted(set(range(len(images))) - set(held_out))
@@ -107,7 +160,7 @@ def train(
         [str(index) for index in validation],
         context,
     )
-    return train_landmark_network(
+    network, figures = train_landmark_network(
         [samples[index] for index in train_idx],
         config,
         training,
@@ -116,6 +169,11 @@ def train(
         progress=context.progress,
         held_out=[samples[index] for index in validation],
     )
+    if network.descriptors is not None:
+        network.descriptors.load_state_dict(
+            {name: torch.from_numpy(value) for name, value in describe.state.items()}
+        )
+    return network, figures
 
 
 def _samples(

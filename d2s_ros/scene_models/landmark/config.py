@@ -33,6 +33,12 @@ class LandmarkConfig:
         (), f'Inputs that the network sees as zeros, for ablations: {", ".join(HIDEABLE_INPUTS)}.'
     )
 
+    descriptor_width: int = option(
+        0,
+        'Hidden width of the network that descriptors pass before they are compared; 0: none.',
+        minimum=0,
+        maximum=4096,
+    )
     short_keys: int = option(
         0,
         'Principal components that the map keeps of a key, an even number; 0: product codes.',

@@ -6,6 +6,8 @@ so that what the GPU does is recorded once and started with one call.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from torch import Tensor
 from d2s_ros.cuda_graph import FrameRecorder
 from d2s_ros.kernels.tensors import reliability_of
 from d2s_ros.scene_models.base import View
+from d2s_ros.scene_models.landmark.descriptor_network import DescriptorNetwork
 from d2s_ros.scene_models.landmark.inference import LandmarkScorer
 from d2s_ros.scene_models.landmark.table import NearestLandmarks, log_scales_of
 from d2s_ros.scene_models.landmark.tensor_index import TensorIndex
@@ -29,10 +32,21 @@ class RecordedChoice:
         index: Of the map's landmarks.
         scorer: On the same device.
         num_candidates: Candidates of a keypoint.
+        descriptor_network: What descriptors pass first, if there is one.
     """
 
-    def __init__(self, index: TensorIndex, scorer: LandmarkScorer, num_candidates: int) -> None:
+    def __init__(
+        self,
+        index: TensorIndex,
+        scorer: LandmarkScorer,
+        num_candidates: int,
+        descriptor_network: DescriptorNetwork | None = None,
+    ) -> None:
         self._index, self._scorer = index, scorer
+        # A copy: the map's own stays where it is.
+        self._describe = copy.deepcopy(descriptor_network)
+        if self._describe is not None:
+            self._describe = self._describe.to(index.device).requires_grad_(False)
         self._num_candidates = num_candidates
         self._recorder = FrameRecorder(index.device)
         self._rows = 0
@@ -76,6 +90,8 @@ class RecordedChoice:
             candidate. Indices are exact up to 2^24.
         """
         descriptors = table[:, 3:].contiguous()
+        if self._describe is not None:
+            descriptors = self._describe(descriptors)
         idx, similarity, best = self._index.nearest(descriptors, self._num_candidates)
         logits = self._scorer(descriptors, idx, similarity, best, table[:, :2], table[:, 2])
         reliability, choice = reliability_of(logits)

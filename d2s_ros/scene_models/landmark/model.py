@@ -60,8 +60,11 @@ class LandmarkModel(SceneModel):
         """Make the landmarks of a reconstruction and train the network."""
         from d2s_ros.scene_models.landmark import build
 
+        describe = build.learn_descriptors(context)
+        reconstruction = describe.of_reconstruction(context.reconstruction)
+        context = replace(context, reconstruction=reconstruction)
         table, left_out = build.build_table(context)
-        network, figures = build.train(table, left_out, context)
+        network, figures = build.train(table, left_out, describe, context)
         return Built(
             cls(table, StoredNetwork.of(network), left_out),
             {'training': figures, 'num_landmarks': len(table)},
@@ -196,6 +199,7 @@ class LandmarkModel(SceneModel):
 
     def with_mapping(self, reconstruction: Reconstruction) -> LandmarkModel:
         """Return the model with what it needs to leave out the images that it was made from."""
+        reconstruction = self.stored.describe.of_reconstruction(reconstruction)
         statistics = statistics_of(self.table, reconstruction)
         left_out = LeaveOneOut(
             reconstruction, self.table, statistics, self.stored.config.num_candidates
@@ -212,6 +216,8 @@ class LandmarkModel(SceneModel):
         """Choose landmarks anew among old and new points, and train the network on for them."""
         from d2s_ros.scene_models.landmark import update
 
+        reconstruction = self.stored.describe.of_reconstruction(growth.reconstruction)
+        growth = replace(growth, reconstruction=reconstruction)
         table, left_out = update.grown_table(self.table, self.stored.config, growth)
         network, figures = update.train_on_growth(self.network, table, left_out, growth, training)
         return Built(
@@ -226,8 +232,17 @@ class LandmarkModel(SceneModel):
         from d2s_ros.scene_models.landmark import update
 
         assert self.left_out is not None
+        described = [
+            replace(
+                labelled,
+                view=replace(
+                    labelled.view, features=self.stored.describe.of_features(labelled.view.features)
+                ),
+            )
+            for labelled in views
+        ]
         network, figures = update.train_on_labels(
-            self.network, self.table, self.left_out, views, training
+            self.network, self.table, self.left_out, described, training
         )
         return Built(replace(self, stored=StoredNetwork.of(network)), {'training': figures})
 

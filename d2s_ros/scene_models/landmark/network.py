@@ -18,6 +18,7 @@ from torch.nn import functional
 from d2s_ros.kernels.tensors import fourier
 from d2s_ros.scene_models.attention import AttentionLayer
 from d2s_ros.scene_models.landmark.config import LandmarkConfig
+from d2s_ros.scene_models.landmark.descriptor_network import DescriptorNetwork
 
 #: Numbers that describe how a candidate compares: see `candidate_evidence`.
 _EVIDENCE = 4
@@ -43,6 +44,9 @@ class LandmarkNetwork(nn.Module):
         self.candidate_out = nn.Linear(width, width)
         self.none = nn.Linear(width, 1)
         self.gain = nn.Parameter(torch.tensor(15.0))
+        #: Descriptors pass it before keys are made of them or compared with; `forward` takes what
+        #: comes out. It is trained before the rest (`descriptor_training`).
+        self.descriptors = DescriptorNetwork(config) if config.descriptor_width else None
         # At the start the network is the bare table: the nearest key wins.
         nn.init.zeros_(self.candidate_out.weight)
         nn.init.zeros_(self.candidate_out.bias)
@@ -59,7 +63,7 @@ class LandmarkNetwork(nn.Module):
         """Score candidates.
 
         Args:
-            descriptors: (B, N, D), L2-normalised.
+            descriptors: (B, N, D), L2-normalised, as the descriptor network gives them.
             evidence: (B, N, C, 4) from `candidate_evidence`.
             candidate_points: (B, N, C, 3) points of the candidates, centred and scaled to about 1.
             keypoints: (B, N, 2) undistorted image-plane coordinates x/z, y/z.

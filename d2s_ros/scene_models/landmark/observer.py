@@ -47,6 +47,7 @@ class LandmarkObserver(Observer):
     ) -> None:
         exact = precision == 'fp32'
         self._table, self._left_out = table, left_out
+        self._describe = network.describe
         self._variance = sigma_px**2
         self.num_candidates = network.config.num_candidates
         points = table.normalized(table.points_in_map)
@@ -76,19 +77,20 @@ class LandmarkObserver(Observer):
             if device != 'cpu' or exact:
                 self._index = TensorIndex(table.keys, device=device)
                 if device != 'cpu':
-                    self._choice = RecordedChoice(self._index, by_tensors, self.num_candidates)
+                    self._choice = RecordedChoice(
+                        self._index, by_tensors, self.num_candidates, network.network.descriptors
+                    )
         self._landmarks = _Landmarks(*self._positions(table), scorer)
 
     def observe(self, view: View) -> Observation:
         """Search the nearest landmarks of the keypoints and choose among them."""
         if self._choice is not None:
             return self._landmarks.observation(view, *self._choice(view))
-        nearest = self.find_nearest(view)
-        return self._landmarks.observation(view, nearest, *self._landmarks.choose(view, nearest))
+        return self._chosen(view, self._landmarks)
 
-    def find_nearest(self, view: View) -> NearestLandmarks:
-        """Return each keypoint's nearest landmarks."""
-        return self._index.search(view.features.descriptors, self.num_candidates)
+    def find_nearest(self, descriptors: NDArray[np.float32]) -> NearestLandmarks:
+        """Return the nearest landmarks of keypoints, by what the descriptor network gives."""
+        return self._index.search(descriptors, self.num_candidates)
 
     def observe_by_chance(self, view: View, rng: np.random.Generator) -> Observation:
         """Observe with the points shuffled among the landmarks: all of them are in wrong places."""
@@ -98,9 +100,7 @@ class LandmarkObserver(Observer):
             points_in_map=self._table.points_in_map[order],
             covariances=self._table.covariances[order],
         )
-        nearest = self.find_nearest(view)
-        landmarks = self._moved(shuffled)
-        return landmarks.observation(view, nearest, *landmarks.choose(view, nearest))
+        return self._chosen(view, self._moved(shuffled))
 
     def observe_without(self, index: int, *, move_points: bool = True) -> Observation:
         """Observe a mapping image with its observations left out of the landmarks."""
@@ -110,7 +110,14 @@ class LandmarkObserver(Observer):
         if move_points:
             table, gone = self._left_out.without(index)
             nearest, landmarks = without_landmarks(nearest, gone), self._moved(table)
-        return landmarks.observation(view, nearest, *landmarks.choose(view, nearest))
+        # What mapping images are left out of has passed the descriptor network already.
+        chosen = landmarks.choose(view, view.features.descriptors, nearest)
+        return landmarks.observation(view, nearest, *chosen)
+
+    def _chosen(self, view: View, landmarks: _Landmarks) -> Observation:
+        descriptors = self._describe(view.features.descriptors)
+        nearest = self.find_nearest(descriptors)
+        return landmarks.observation(view, nearest, *landmarks.choose(view, descriptors, nearest))
 
     def _positions(self, table: LandmarkTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return points and covariances as the pose solver takes them."""
@@ -145,11 +152,11 @@ class _Landmarks:
         return _Landmarks(points_in_map, covariances, self.scorer.with_points(normalized))
 
     def choose(
-        self, view: View, nearest: NearestLandmarks
+        self, view: View, descriptors: NDArray[np.float32], nearest: NearestLandmarks
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the reliability (N,) of the likeliest candidate, and its column (N,)."""
         return self.scorer(
-            view.features.descriptors,
+            descriptors,
             nearest.landmark_idx,
             nearest.similarity,
             nearest.best_of_landmark,

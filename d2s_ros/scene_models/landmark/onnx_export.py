@@ -66,12 +66,14 @@ class LandmarkChoice(nn.Module):
         """Return the landmark (N,) int64 of each keypoint and its reliability (N,).
 
         Args:
-            descriptors: (N, D) float32, L2-normalised, strongest keypoint first.
+            descriptors: (N, D) float32, L2-normalised, of the image, strongest keypoint first.
             keypoints: (N, 2) float32, undistorted x/z, y/z.
             log_scales: (N,) float32.
         """
         assert isinstance(self.keys, Tensor)
         assert isinstance(self.points, Tensor)
+        if self.network.descriptors is not None:
+            descriptors = self.network.descriptors(descriptors)
         cosines = descriptors @ self.keys.T
         similarity, idx = cosines.topk(self.network.config.num_candidates, dim=1)
         evidence = candidate_evidence(similarity, cosines.amax(dim=0)[idx])

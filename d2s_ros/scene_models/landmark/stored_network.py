@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.scene_models.landmark.config import LandmarkConfig
+from d2s_ros.scene_models.landmark.stored_descriptors import StoredDescriptorNetwork
 
 if TYPE_CHECKING:
     from d2s_ros.scene_models.landmark.network import LandmarkNetwork
@@ -73,6 +74,18 @@ class StoredNetwork:
         }
 
     @cached_property
+    def describe(self) -> StoredDescriptorNetwork:
+        """What descriptors pass before they are compared."""
+        prefix = 'descriptors.'
+        return StoredDescriptorNetwork(
+            {
+                name.removeprefix(prefix): value
+                for name, value in self.state.items()
+                if name.startswith(prefix)
+            }
+        )
+
+    @cached_property
     def network(self) -> LandmarkNetwork:
         """The network with these weights, in evaluation; needs PyTorch."""
         import torch
@@ -98,6 +111,9 @@ def _shapes(config: LandmarkConfig) -> dict[str, tuple[int, ...]]:
         'candidate_out': (width, width),
         'none': (1, width),
     }
+    if config.descriptor_width:
+        linear['descriptors.inner'] = (config.descriptor_width, config.descriptor_dim)
+        linear['descriptors.outer'] = (config.descriptor_dim, config.descriptor_width)
     shapes: dict[str, tuple[int, ...]] = {'gain': ()}
     for index in range(config.num_layers):
         layer = f'layers.{index}'

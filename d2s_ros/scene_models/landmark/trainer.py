@@ -114,6 +114,9 @@ def train_landmark_network(
         The network on the CPU in eval mode, and figures of the run (steps, seconds, loss).
     """
     network = new_network(LandmarkNetwork, network_config, config.seed, initial).to(device)
+    if network.descriptors is not None:
+        # The samples hold what it gives.
+        network.descriptors.requires_grad_(False)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
