@@ -1,48 +1,167 @@
-"""How often a pose is published for an image of another place: real maps crossed with real images.
+"""How often a pose is published for an image of another place: maps crossed with real images.
 
     python benchmarks/false_accepts.py DATA --work FOLDER [--sources fox tower] [--seconds 600]
 
-Every map of `real_scenes` that `availability.py` left in FOLDER (the folds named by --folds) is
-asked about every image of the other scenes and of the floors in DATA/tower. No image may get a
-pose. Answers are kept in FOLDER: a run that --seconds ended goes on where it was. Images of walks
-are given a guessed camera. Bounds are Clopper and Pearson's, one-sided, 95 %. FOLDER gets a page,
-false_accepts.html, with each published image beside the mapping image nearest to its pose.
+Maps of real scenes (one fold of each), of simulated buildings and of floors of a tower are asked
+about every image of the other scenes, floors and photographs in DATA, as taken and, a part of them,
+three stops darker or blurred. No image may get a pose. A floor asked about in the map of another
+floor, which may look alike, counts as a source of its own. Images of walks and photographs are
+given a guessed camera. Bounds are Clopper and Pearson's, one-sided, 95 %.
+
+What is missing in FOLDER is made there: features, maps, answers. A run that --seconds ended goes on
+where it was. FOLDER gets a page, false_accepts.html, with each published image beside the mapping
+image nearest to its pose, and its checks.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import html
 import json
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from d2s_ros.threads import set_passive_omp_wait
 
 set_passive_omp_wait()
 
+from areas import build as build_floor
+from areas import split as split_floor
 from availability import described
-from places import Observed
+from false_accepts_page import Mapped, page
+from places import Observed, is_building, photographs
 from real_scenes import SCENES, RealScenes
+from real_scenes import frames as walk_frames
 from records import write_record
 
+from d2s_ros.data.colmap_model import ColmapSource
 from d2s_ros.data.frames import Frame
+from d2s_ros.data.image_folder import ImageFolderSource
 from d2s_ros.evaluation.metrics import rate_bound
+from d2s_ros.features.degradations import Degradation, blurred, exposed
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.localization.localizer import Localizer
+from d2s_ros.maps.scene_map import SceneMap
+from d2s_ros.maps.update_data import MappingData
 
 #: Focal length over width that is taken for the phone of the tower, which nobody calibrated.
-_TOWER_FOCAL = 0.75
-#: Beside the scenes: a folder of floors, each with walks.
-TOWER = 'tower'
+_TOWER_FOCAL = 600 / 640
+#: Beside the scenes: a folder of floors, each with walks, and one of photographs.
+TOWER, PHOTOGRAPHS = 'tower', 'natural_images'
+#: Floors of which a map can be made. Only parts of them join, with few landmarks.
+FLOORS = ('floor11', 'floor23')
+#: Maps: a fold of each scene, buildings, floors.
+MAPS = (
+    *('redkitchen:0', 'walk_loop:1', 'fox:0', 'castle-P30:0', 'lund_door:0', 'fountain-P11:0'),
+    *('b1', 'b2'),
+    *FLOORS,
+)
+AS_TAKEN = 'as taken'
+#: Changes of an image; those of the training of features go as far.
+DEGRADED: dict[str, Degradation] = {
+    'three stops darker': exposed(-3.0),
+    'blurred': blurred(0.016),
+}
+
+
+class Crossing:
+    """Maps and sources of images, kept in a folder.
+
+    Args:
+        scenes: Real scenes, with the folders of data and of what is kept.
+        every: One image in this many is asked, of photographs, and of those degraded.
+    """
+
+    def __init__(self, scenes: RealScenes, every: tuple[int, int]) -> None:
+        self.scenes = scenes
+        self.every_photograph, self.every_degraded = every
+
+    def map(self, name: str) -> SceneMap:
+        """Return a map, built if it is not there."""
+        if is_building(name):
+            return self.scenes.places.map(name)
+        if name in FLOORS:
+            folder = self.scenes.work / 'maps' / 'floors' / name
+            if not (folder / 'current').exists():
+                images = self.scenes.data / TOWER / name
+                names = split_floor(images)[0]
+                source = ImageFolderSource(images, _tower_camera(640, 360), names=names)
+                build_floor(folder, source, 'rootsift')
+            return SceneMap.open(folder)
+        scene, _, fold = name.partition(':')
+        return self.scenes.map(scene, int(fold), 'now')
+
+    def mapped(self, name: str) -> list[Mapped]:
+        """Return the mapping images of a map with their positions."""
+        if is_building(name):
+            frames: Any = self.scenes.places.source(name, 'map')
+            return [
+                (frame.name, frame.map_from_camera.translation, frame.image) for frame in frames
+            ]
+        if name in FLOORS:
+            images = MappingData.from_map(self.map(name)).images
+            folder = self.scenes.data / TOWER / name
+            return [
+                (image.name, image.map_from_camera.translation, folder / image.name)
+                for image in images
+            ]
+        scene, _, fold = name.partition(':')
+        images_of = paths_by_stem(self.scenes.data / scene)
+        return [
+            (frame.name, frame.truth.translation, images_of[Path(frame.name).stem])
+            for frame in self.scenes.split(scene, int(fold))[0]
+            if frame.truth is not None
+        ]
+
+    def frames(self, source: str) -> Iterator[Frame]:
+        """Yield the images of a source."""
+        if source.startswith(TOWER):
+            yield from tower_frames(self.scenes.data / source)
+        elif source == PHOTOGRAPHS:
+            frames = photographs(self.scenes.data / PHOTOGRAPHS)
+            yield from islice(frames, 0, None, self.every_photograph)
+        elif SCENES[source].posed:
+            yield from ColmapSource(self.scenes.data / source)
+        else:
+            yield from walk_frames(self.scenes.data / source)
+
+    def observed(self, source: str, condition: str) -> list[Observed]:
+        """Return the images of a source with their features, which are kept."""
+        places, extractor = self.scenes.places, self.scenes.extractor
+        name = source.replace('/', '_')
+        if source == PHOTOGRAPHS:
+            name += f'_{self.every_photograph}'
+        if condition == AS_TAKEN:
+            return places.extracted(name, self.frames(source), extractor)
+        name += f'_{condition.replace(" ", "_")}_{self.every_degraded}'
+        # Not the same images in each condition: more views are asked about.
+        first = list(DEGRADED).index(condition)
+        frames = islice(self.frames(source), first, None, self.every_degraded)
+        return places.extracted(name, changed(frames, DEGRADED[condition]), extractor)
+
+    def picture(self, row: dict[str, Any]) -> np.ndarray | None:
+        """Return the image of a row as it was asked about."""
+        if row['condition'] == AS_TAKEN:
+            wanted = self.frames(row['source'])
+        else:
+            first = list(DEGRADED).index(row['condition'])
+            part = islice(self.frames(row['source']), first, None, self.every_degraded)
+            wanted = changed(part, DEGRADED[row['condition']])
+        return next((frame.image for frame in wanted if frame.name == row['frame']), None)
+
+
+def _tower_camera(width: int, height: int) -> Camera:
+    focal = _TOWER_FOCAL * width
+    return Camera('pinhole', width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
 def tower_frames(floor: Path) -> Iterator[Frame]:
@@ -51,133 +170,117 @@ def tower_frames(floor: Path) -> Iterator[Frame]:
         image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if image is None:
             continue
-        height, width = image.shape
-        focal = _TOWER_FOCAL * width
-        camera = Camera('pinhole', width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
+        camera = _tower_camera(image.shape[1], image.shape[0])
         name = f'{path.parent.name}/{path.stem}'
         yield Frame(name, 0, np.asarray(image, np.uint8), camera, None)
 
 
-def strangers(scenes: RealScenes, place: str, sources: list[str]) -> dict[str, list[Observed]]:
-    """Return by source the images that do not show a place."""
-    found = {name: scenes.seen(name) for name in SCENES if name != place and name in sources}
-    if TOWER not in sources:
-        return found
-    for floor in sorted((scenes.data / TOWER).iterdir()):
-        if floor.is_dir():
-            found[f'{TOWER}/{floor.name}'] = scenes.places.extracted(
-                f'{TOWER}_{floor.name}', tower_frames(floor), scenes.extractor
-            )
-    return found
+def changed(frames: Iterator[Frame], change: Degradation) -> Iterator[Frame]:
+    """Yield images changed."""
+    rng = np.random.default_rng(7)
+    for frame in frames:
+        assert frame.image is not None
+        yield replace(frame, image=change(frame.image, rng), map_from_camera=None)
+
+
+def paths_by_stem(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by their names without endings."""
+    return {path.stem: path for path in folder.rglob('*.*') if path.suffix in ('.jpg', '.png')}
+
+
+def shows(source: str, name: str) -> bool:
+    """Return whether images of a source may show the place of a map."""
+    return name.partition(':')[0] == source.removeprefix(f'{TOWER}/')
 
 
 def ask_all(
-    scenes: RealScenes,
-    variant: str,
-    folds: list[int],
-    sources: list[str],
-    every: int,
-    until: float,
+    crossing: Crossing, names: list[str], sources: list[str], every: int, until: float
 ) -> list[dict[str, Any]]:
     """Ask every map about every image of other places, or until the time is over."""
+    folder = crossing.scenes.work / 'strangers'
+    folder.mkdir(parents=True, exist_ok=True)
+    localizers = {name: Localizer(crossing.map(name), crossing.scenes.extractor) for name in names}
     rows: list[dict[str, Any]] = []
-    for place in SCENES:
-        for fold in folds:
-            path = scenes.work / 'strangers' / variant / f'{place}_{fold}_{every}.jsonl'
-            folder = scenes.work / 'maps' / variant / f'{place}_{fold}'
-            if not (folder / 'current').exists():
+    for source in sources:
+        for condition in (AS_TAKEN, *DEGRADED):
+            title = f'{source}_{condition}'.replace('/', '_').replace(' ', '_')
+            path = folder / f'{title}.jsonl'
+            done = [json.loads(line) for line in path.open()] if path.exists() else []
+            known = {(row['map'], row['frame']) for row in done}
+            asked = {name: one for name, one in localizers.items() if not shows(source, name)}
+            rows += [row for row in done if row['map'] in asked]
+            if time.time() > until:
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text().splitlines() if path.exists() else []
-            done = [json.loads(line) for line in lines]
-            rows += done
-            known = {(row['source'], row['frame']) for row in done}
-            localizer = Localizer(scenes.map(place, fold, variant), scenes.extractor)
-            with path.open('a') as file:
-                for source, frames in strangers(scenes, place, sources).items():
-                    for frame in frames[::every]:
-                        if (source, frame.name) in known:
+            frames = crossing.observed(source, condition)
+            with path.open('a', buffering=1) as file:
+                for frame in tqdm(frames[::every], title, mininterval=10.0):
+                    for name, localizer in asked.items():
+                        if (name, frame.name) in known:
                             continue
-                        if time.time() > until:
-                            return rows
-                        result = localizer.localize_features(
-                            frame.features, frame.camera, details=True
-                        )
-                        row = {'place': place, 'fold': fold, 'source': source, 'frame': frame.name}
-                        row |= described(result, Observed(*_unposed(frame)), localizer)
-                        if result.map_from_camera is not None:
-                            row['camera'] = result.map_from_camera.translation.tolist()
-                        rows.append(row)
-                        file.write(json.dumps(row) + '\n')
+                        row = {'map': name, 'source': source, 'condition': condition}
+                        rows.append(row | answer(localizer, frame))
+                        file.write(json.dumps(rows[-1]) + '\n')
+                    if time.time() > until:
+                        break
     return rows
 
 
-def _unposed(frame: Observed) -> tuple[Any, ...]:
-    """Return the fields of a frame without the pose, which is of another place."""
-    return frame.name, frame.features, frame.camera, None
+def answer(localizer: Localizer, frame: Observed) -> dict[str, Any]:
+    """Return what a map says of an image of another place."""
+    result = localizer.localize_features(frame.features, frame.camera, details=True)
+    row = {'frame': frame.name, **described(result, replace(frame, truth=None), localizer)}
+    if result.map_from_camera is not None:
+        row['camera'] = result.map_from_camera.translation.tolist()
+    return row
 
 
-def picture_of(scenes: RealScenes, source: str, name: str) -> str:
-    """Return an image of a source as an HTML element, 480 px wide."""
-    folder = scenes.data / source
-    paths = [path for path in folder.rglob('*.*') if path.stem == Path(name).stem]
-    image = next((read for path in paths if (read := cv2.imread(str(path))) is not None), None)
-    if image is None:
-        return f'<p>{html.escape(name)} cannot be read</p>'
-    image = cv2.resize(image, (480, round(480 * image.shape[0] / image.shape[1])))
-    data = base64.b64encode(cv2.imencode('.jpg', image)[1].tobytes()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}">'
+def kind_of(row: dict[str, Any]) -> str:
+    """Return the name under which a row is counted by source."""
+    if not row['source'].startswith(TOWER):
+        return str(row['source'])
+    return 'tower, in the map of another floor' if row['map'] in FLOORS else TOWER
 
 
-def page(scenes: RealScenes, rows: list[dict[str, Any]]) -> str:
-    """Return a page with each published image beside the mapping image nearest to its pose."""
-    parts = ['<!doctype html><meta charset="utf-8"><title>False accepts</title>']
-    published = [row for row in rows if row['published']]
-    parts.append(f'<p>{len(published)} of {len(rows)} images of other places were published.</p>')
-    for row in published:
-        mapping = scenes.split(row['place'], row['fold'])[0]
-        away = [
-            np.linalg.norm(frame.truth.translation - row['camera'])
-            for frame in mapping
-            if frame.truth is not None
+def tables(rows: list[dict[str, Any]]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Return Markdown tables by source, by condition and by map, and their figures."""
+    by: dict[str, Callable[[dict[str, Any]], str]] = {
+        'sources': kind_of,
+        'conditions': lambda row: str(row['condition']),
+        'maps': lambda row: str(row['map']),
+    }
+    titles = {'sources': 'images of', 'conditions': 'images', 'maps': 'map'}
+    lines: dict[str, list[str]] = {}
+    figures: dict[str, Any] = {}
+    for table, key in by.items():
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault(key(row), []).append(row)
+        figures[table] = {name: counted(group) for name, group in (*groups.items(), ('all', rows))}
+        lines[table] = [
+            f'| {titles[table]} | asked | published | 95 % bound | most inliers | refused by |',
+            '|---' * 6 + '|',
         ]
-        nearest = mapping[int(np.argmin(away))].name
-        title = f'{row["source"]} {row["frame"]} in {row["place"]} {row["fold"]}, at {nearest}'
-        parts.append(f'<h2>{html.escape(title)}</h2>')
-        parts += [picture_of(scenes, row['source'], row['frame'])]
-        parts += [picture_of(scenes, row['place'], nearest)]
-    return '\n'.join(parts)
-
-
-def table(rows: list[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
-    """Return a markdown table by source of the images, and its figures."""
-    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        by_source[row['source'].partition('/')[0]].append(row)
-    by_source['all'] = rows
-    lines = [
-        '| images of | asked | published | 95 % bound | most inliers | refused by |',
-        '|---' * 6 + '|',
-    ]
-    figures = {}
-    for source, group in by_source.items():
-        published = [row for row in group if row['published']]
-        bound = rate_bound(len(published), len(group))
-        by = Counter(row.get('failed', 'none') for row in group if not row['published'])
-        figures[source] = {
-            'asked': len(group),
-            'published': len(published),
-            'bound': bound,
-            'most_inliers': max(row['inliers'] for row in group),
-            'refused_by': dict(by.most_common()),
-            'wrong': [[row['place'], row['source'], row['frame']] for row in published],
-        }
-        names = ', '.join(f'{name} {count}' for name, count in by.most_common())
-        lines.append(
-            f'| {source} | {len(group)} | {len(published)} | {bound:.1e} | '
-            f'{figures[source]["most_inliers"]} | {names} |'
-        )
+        for name, found in figures[table].items():
+            refused = ', '.join(f'{check} {count}' for check, count in found['refused_by'].items())
+            lines[table].append(
+                f'| {name} | {found["asked"]} | {found["published"]} | '
+                f'{100 * found["bound"]:.3f} % | {found["most_inliers"]} | {refused} |'
+            )
     return lines, figures
+
+
+def counted(group: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of some rows."""
+    published = [row for row in group if row['published']]
+    by = Counter(row.get('failed', 'none') for row in group if not row['published'])
+    return {
+        'asked': len(group),
+        'published': len(published),
+        'bound': rate_bound(len(published), len(group)),
+        'most_inliers': max((row['inliers'] for row in group), default=0),
+        'refused_by': dict(by.most_common()),
+        'wrong': [[row['map'], row['source'], row['frame']] for row in published],
+    }
 
 
 def main() -> int:
@@ -185,23 +288,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('data', type=Path)
     parser.add_argument('--work', type=Path, required=True)
-    parser.add_argument('--variant', default='now', help='maps of benchmarks/availability.py')
-    parser.add_argument('--folds', nargs='+', type=int, default=[0])
-    parser.add_argument('--sources', nargs='+', choices=[*SCENES, TOWER], default=[*SCENES, TOWER])
+    parser.add_argument('--maps', nargs='+', default=list(MAPS), help='SCENE:FOLD, bSEED or floor')
+    parser.add_argument(
+        '--sources',
+        nargs='+',
+        choices=[*SCENES, TOWER, PHOTOGRAPHS],
+        default=[TOWER, *SCENES, PHOTOGRAPHS],
+    )
     parser.add_argument('--every', type=int, default=1, help='ask about each n-th image')
+    parser.add_argument('--photographs-every', type=int, default=4, help='ask about each n-th')
+    parser.add_argument('--degraded-every', type=int, default=10, help='of each kind, each n-th')
     parser.add_argument('--seconds', type=float, default=1e9, help='ask for so long')
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
-    scenes = RealScenes(args.data, args.work)
-    rows = ask_all(
-        scenes, args.variant, args.folds, args.sources, args.every, started + args.seconds
+    crossing = Crossing(
+        RealScenes(args.data, args.work), (args.photographs_every, args.degraded_every)
     )
-    (args.work / 'false_accepts.html').write_text(page(scenes, rows))
-    lines, figures = table(rows)
-    print('\n'.join(lines))
+    sources = []
+    for source in args.sources:
+        floors = sorted(path for path in (args.data / source).iterdir() if path.is_dir())
+        sources += [f'{TOWER}/{path.name}' for path in floors] if source == TOWER else [source]
+    rows = ask_all(crossing, args.maps, sources, args.every, started + args.seconds)
+    (args.work / 'false_accepts.html').write_text(page(rows, crossing.mapped, crossing.picture))
+    found, figures = tables(rows)
+    for lines in found.values():
+        print('\n'.join(lines), end='\n\n')
     if args.record:
-        write_record(args.record, figures, started, tables={'sources': lines})
+        write_record(args.record, figures, started, tables=found)
     return 0
 
 

@@ -1,8 +1,11 @@
-"""The five numbers that an operator asks for, with their bounds, from the record of refusal.py.
+"""The numbers that an operator asks for, with their bounds, from records of other benchmarks.
 
-    python benchmarks/operator_figures.py [--of integrity] --record operator
+    python benchmarks/operator_figures.py --record operator
 
-Bounds are Clopper and Pearson's, one-sided, 95 %: of faults from above, of availability from below.
+Of images of other places: the record of false_accepts.py. Of wrong and refused poses: those of
+refusal.py (a simulated building) and availability.py (real scenes). Of protection levels: those of
+covariance.py. Bounds are Clopper and Pearson's, one-sided, 95 %: of faults from above, of
+availability from below.
 """
 
 from __future__ import annotations
@@ -16,35 +19,54 @@ from records import RESULTS, read_record, write_record
 
 from d2s_ros.evaluation.metrics import rate_bound
 
+FOREIGN, SIMULATED, REAL = 'false_accepts', 'integrity', 'availability'
+#: Images of places that look like the mapped one.
+ALIKE = 'tower, in the map of another floor'
+COVERED = ('covariance', 'covariance_others')
 
-def table(record: dict[str, Any]) -> list[str]:
-    """Return a markdown table of a record of refusal.py."""
-    figures = record['figures']
 
-    def last_row(name: str) -> list[str]:
-        return [cell.strip() for cell in record['tables'][name][-1].strip('|').split('|')]
-
-    # Of all frames: name, frames, published; name, frames, solver right.
-    asked, accepted = map(int, last_row('foreign')[1:3])
-    right = int(last_row('own')[2])
-    published, wrong = figures['published'], figures['wrong']
-    kept = round(figures['published_of_right'] * right)
-    covered = figures['quarters']['all']
-    beyond = covered['beyond']
+def table(records: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a markdown table of records, by name."""
+    sources = records[FOREIGN]['figures']['sources']
+    alike = sources[ALIKE]
+    asked, accepted = (sources['all'][key] - alike[key] for key in ('asked', 'published'))
+    simulated, real = records[SIMULATED], records[REAL]['figures']['all']
+    # Of the last row, all frames: name, frames, solver right.
+    last = [cell.strip() for cell in simulated['tables']['own'][-1].strip('|').split('|')]
+    of_building = simulated['figures']
+    right = int(last[2]) + real['solver_right']
+    kept = round(of_building['published_of_right'] * int(last[2])) + real['published_of_right']
+    others = records[COVERED[-1]]['figures']['quarters']['all but real scenes']
+    wrong = of_building['wrong'] + real['published_wrong'] + others['wrong']
+    published = of_building['published'] + real['published_of_right'] + real['published_wrong']
+    published += others['poses']
+    levels = [
+        group
+        for name in COVERED
+        for title, group in records[name]['figures']['quarters'].items()
+        if title == 'real scenes' or title.startswith('all')
+    ]
+    beyond, poses = (sum(group[key] for group in levels) for key in ('beyond', 'poses'))
+    median = max(levels, key=lambda group: group['poses'])['median_level']
     return [
         '| an operator asks | measured | 95 % bound | source |',
         '|---|---|---|---|',
         f'| how often does it take another place for this one? | {accepted} of {asked} images | '
-        f'at most {100 * rate_bound(accepted, asked):.1f} % | images of other places, by day, '
-        'dark, blurred, saturated |',
-        f'| how often is a published pose wrong, by 50 cm or 10 degrees? | {wrong} of {published} '
-        f'poses | at most {100 * rate_bound(wrong, published):.1f} % | the place by day, at dusk, '
-        'at night, with a third of the furniture moved |',
+        f'at most {100 * rate_bound(accepted, asked):.2f} % | real images of other places, as '
+        'taken, dark and blurred |',
+        f'| and another floor that looks alike? | {alike["published"]} of {alike["asked"]} images '
+        f'| at most {100 * alike["bound"]:.1f} % | floors of a tower in small maps of two others |',
+        f'| how often is a published pose wrong? | {wrong} of {published} poses | at most '
+        f'{100 * rate_bound(wrong, published):.1f} % | three buildings by day, at dusk, at night, '
+        'with a third of the furniture moved (50 cm); left-out images of six real scenes (5 % of '
+        'depth) |',
         f'| how often is it silent where it knows? (availability) | {kept} of {right} right poses '
-        f'published | at least {100 * (1 - rate_bound(right - kept, right)):.1f} % | the same |',
-        f'| how far off may a pose be? (protection level) | {beyond} of {covered["poses"]} poses '
-        f'beyond theirs, which is {100 * covered["median_level"]:.1f} cm in the median | at most '
-        f'{100 * rate_bound(beyond, covered["poses"]):.1f} % beyond | the same |',
+        f'published | at least {100 * (1 - rate_bound(right - kept, right)):.1f} % | one of these '
+        'buildings, and the real scenes |',
+        f'| how far off may a pose be? (protection level) | {beyond} of {poses} poses beyond '
+        f'theirs, which in buildings is {100 * median:.1f} cm in the median | at most '
+        f'{100 * rate_bound(beyond, poses):.1f} % beyond | four buildings in all light, and the '
+        'real scenes |',
         '| how soon does it say so? (time to alert) | next image | at most 1 s | '
         '`test/ros/test_time_to_alert.py`, over DDS |',
     ]
@@ -53,14 +75,14 @@ def table(record: dict[str, Any]) -> list[str]:
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--of', default='integrity', help='record of refusal.py')
     parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
-    lines = table(read_record(RESULTS / f'{args.of}.json'))
+    names = (FOREIGN, SIMULATED, REAL, *COVERED)
+    lines = table({name: read_record(RESULTS / f'{name}.json') for name in names})
     print('\n'.join(lines))
     if args.record:
-        measures = (f'benchmarks/results/{args.of}.json',)
+        measures = tuple(f'benchmarks/results/{name}.json' for name in names)
         write_record(args.record, {}, started, tables={'numbers': lines}, measures=measures)
     return 0
 

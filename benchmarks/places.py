@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,17 @@ class Places:
         work: Folder of maps and features; what is there is used again.
         logs: Folder of rendered logs, `b<seed>/<log>`; rendered if missing.
         data: Folder of scenes with images/, a COLMAP text model and split.json.
+        size: Width and height of the images of logs that are rendered.
     """
 
-    def __init__(self, work: Path, logs: Path | None = None, data: Path | None = None) -> None:
-        self.work = work
+    def __init__(
+        self,
+        work: Path,
+        logs: Path | None = None,
+        data: Path | None = None,
+        size: Sequence[int] | None = None,
+    ) -> None:
+        self.work, self.size = work, size
         self.logs = logs or work / 'logs'
         self.data = data
 
@@ -69,6 +76,8 @@ class Places:
         folder = self.logs / building / name
         if not (folder / 'groundtruth_tum.txt').exists():
             config = SimulationConfig(seed=int(building[1:]), poses=False)
+            if self.size is not None:
+                config = replace(config, width=self.size[0], height=self.size[1])
             simulate_log(replace(config, **LOGS[name]), folder, progress=False)
         return folder
 

@@ -97,12 +97,6 @@ class RealScenes:
             self._observed[scene] = sorted(found, key=lambda frame: frame.name)
         return self._observed[scene]
 
-    def seen(self, scene: str) -> list[Observed]:
-        """Return all images of a scene with features; of walks with a guessed camera, unposed."""
-        if SCENES[scene].posed:
-            return self.observed(scene)
-        return self.places.extracted(scene, _frames(self.data / scene), self.extractor)
-
     def split(self, scene: str, fold: int) -> tuple[list[Observed], list[Observed]]:
         """Return the mapping images and the left-out ones of a fold."""
         cut = SCENES[scene]
@@ -147,7 +141,7 @@ class RealScenes:
     def _walk(self, scene: str) -> list[Observed]:
         """Return the images of a walk that its reconstruction placed, with its camera."""
         path = self.work / 'walks' / f'{scene}.json'
-        guessed = self.places.extracted(scene, _frames(self.data / scene), self.extractor)
+        guessed = self.places.extracted(scene, frames(self.data / scene), self.extractor)
         guessed = guessed[: SCENES[scene].images or None]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +162,7 @@ def _inputs(frames: Sequence[Observed]) -> list[ImageInput]:
     ]
 
 
-def _frames(folder: Path) -> Any:
+def frames(folder: Path) -> Any:
     """Yield the images of a walk with a guessed camera."""
     import cv2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from d2s_ros.cli.build_options import (
     with_features_of_area,
 )
 from d2s_ros.cli.build_split import add_split_arguments, build_split, check_split_options
+from d2s_ros.cli.coverage_lines import add_coverage, say_coverage
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
 from d2s_ros.features.types import FEATURES
@@ -196,6 +198,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='do not store what self-supervised updates need',
     )
     parser.add_argument(
+        '--keep-colours',
+        action='store_true',
+        help='store the colour of each point with the update data, 3 bytes each: d2s view shows '
+        'the place in its colours, and so can others who get the map',
+    )
+    add_coverage(parser)
+    parser.add_argument(
         '--fresh',
         action='store_true',
         help='start from the beginning, even if an interrupted build left something to go on from',
@@ -251,9 +260,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.images_per_place is not None:
         source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
-        return build_split(args, source, config, say_result)
+        say = partial(say_result, coverage=not args.no_coverage)
+        return build_split(args, source, config, say)
     if inputs is None:
-        return say_result(args.map, build(args.map, args.input).scene_map)
+        found = build(args.map, args.input).scene_map
+        return say_result(args.map, found, coverage=not args.no_coverage)
     return _build_places(args, inputs, build)
 
 
@@ -281,7 +292,8 @@ def _build_places(
     codes = []
 
     def built(name: str, result: BuildResult) -> None:
-        codes.append(say_result(Path(args.map) / PLACES_FOLDER / name, result.scene_map))
+        place = Path(args.map) / PLACES_FOLDER / name
+        codes.append(say_result(place, result.scene_map, coverage=not args.no_coverage))
 
     def of_place(source: str) -> Callable[[Path], BuildResult]:
         return lambda folder: build(folder, source)
@@ -301,8 +313,14 @@ def _build_places(
     return max(codes)
 
 
-def say_result(map_path: str | Path, scene_map: SceneMap) -> int:
-    """Say what came out of a build, write the calibration that it found; returns the exit code."""
+def say_result(map_path: str | Path, scene_map: SceneMap, *, coverage: bool) -> int:
+    """Say what came out of a build, write the calibration that it found; returns the exit code.
+
+    Args:
+        map_path: The map, or the folder of a place.
+        scene_map: As it was written.
+        coverage: Also predict where the map localizes, say it, and keep it for the node.
+    """
     from d2s_ros.data.calibration import write_camera_info
 
     manifest, metrics = scene_map.manifest, scene_map.manifest.metrics
@@ -365,4 +383,6 @@ def say_result(map_path: str | Path, scene_map: SceneMap) -> int:
         )
     if placement['frame_from'] == 'cameras':
         print('no floor was found: z is up as far as the camera was held level')
+    if coverage and not useless:
+        say_coverage(scene_map)
     return NothingLocalizedError.exit_code if useless else 0

@@ -128,6 +128,7 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         short_keys=args.short_keys,
         max_images=config.max_images if args.max_images is None else args.max_images,
         keep_update_data=not args.without_update_data,
+        keep_colours=args.keep_colours,
     )
 
 

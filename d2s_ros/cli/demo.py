@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def _build(args: argparse.Namespace, output: Path) -> None:
     result = build_map(
         open_source(output / _MAPPING),
         output / _MAP,
-        budget(args.budget, seed=args.seed),
+        replace(budget(args.budget, seed=args.seed), keep_colours=True),
         progress=not args.quiet,
     )
     manifest = result.scene_map.manifest

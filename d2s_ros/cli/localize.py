@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         NothingLocalizedError: after writing both files, if no frame could be localized.
     """
     from d2s_ros.data.tum import write_tum
+    from d2s_ros.evaluation.keypoint_marks import marks_of
     from d2s_ros.evaluation.run import localize_log, summarise
     from d2s_ros.localization.localizer import Localizer
     from d2s_ros.localization.opening import open_localizer
@@ -130,15 +132,21 @@ def run(args: argparse.Namespace) -> int:
         if args.send_labels:
             assert isinstance(localizer, Localizer)
             return send_labels(localizer, source, Path(args.send_labels), progress=not args.quiet)
-        given = localize_log(localizer, source, progress=not args.quiet)
+        given = localize_log(
+            localizer, source, details=args.report is not None, progress=not args.quiet
+        )
     frames: list[dict[str, Any]] = []
     results = []
     #: By frame and stamp.
     poses: dict[str, dict[int, RigidTransform]] = {}
     repeated = 0
     for frame, result in given:
-        frames.append(result.to_report(frame.name, frame.stamp_ns))
-        results.append(result)
+        entry = result.to_report(frame.name, frame.stamp_ns)
+        if result.details is not None and frame.camera is not None:
+            entry |= marks_of(result.details, frame.camera.width, frame.camera.height)
+        frames.append(entry)
+        # Of many images, the keypoints are too much to hold.
+        results.append(replace(result, details=None))
         if result.map_from_camera is not None:
             # A trajectory has one pose at a time; the report has all frames.
             of_frame = poses.setdefault(result.frame or facts.frame, {})

@@ -254,26 +254,22 @@ def _merge(args: argparse.Namespace) -> None:
 def _coverage(args: argparse.Namespace, store: MapStore) -> None:
     from pathlib import Path
 
-    from d2s_ros.evaluation.coverage import coverage_advice, measure_coverage
+    from d2s_ros.evaluation.coverage import measure_coverage
     from d2s_ros.evaluation.coverage_picture import draw_coverage
-    from d2s_ros.maps.files import COVERAGE_FILE
+    from d2s_ros.evaluation.coverage_summary import shares_in_words, write_coverage
     from d2s_ros.maps.scene_map import SceneMap
 
     if args.cell is not None and not 1e-6 < args.cell < 1e6:
         raise UsageError(f'--cell is {args.cell:g}, expected the width of a cell')
     scene_map = SceneMap.open(store.root)
     coverage = measure_coverage(scene_map, cell=args.cell)
-    document = {**coverage.to_json(), 'advice': coverage_advice(coverage)}
-    assert scene_map.path is not None
-    # For the node; no part of the map, which is as it was without it.
-    (scene_map.path / COVERAGE_FILE).write_text(json.dumps(document))
+    document = write_coverage(scene_map, coverage)
     if args.picture:
         points = scene_map.model.points_in_map + scene_map.origin
         Path(args.picture).write_bytes(draw_coverage(coverage, points))
     if args.json:
         print(json.dumps(document, indent=1))
         return
-    shares = coverage.shares
     print(
         f'{coverage.localized} of {coverage.held_out} mapping images are localized without '
         f'themselves, with {coverage.found_share:.2f} inliers for each point in view that looks as '
@@ -281,7 +277,7 @@ def _coverage(args: argparse.Namespace, store: MapStore) -> None:
     )
     print(
         f'{len(coverage.cells)} cells of {coverage.cell:.2f} {coverage.unit}, of their views '
-        f'{shares["good"]:.0%} good, {shares["fair"]:.0%} fair, {shares["bad"]:.0%} bad'
+        + shares_in_words(coverage)
     )
     for text in document['advice']:
         print(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from d2s_ros.cli.coverage_lines import add_coverage, say_coverage
 from d2s_ros.cli.options import (
     add_device,
     add_log_options,
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--work-dir', type=user_path, metavar='DIR', help='where an interrupted run goes on from'
     )
+    add_coverage(parser)
     add_weights(parser)
     parser.add_argument('--max-keyframes', type=int, metavar='N', help='most frames of one log')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.map_update.ledger import write_json_atomically
     from d2s_ros.map_update.pipeline import update_map
     from d2s_ros.map_update.report import write_report
+    from d2s_ros.maps.scene_map import SceneMap
 
     check_outputs(args.report, args.status_file)
     config = UpdateConfig(recipe=args.recipe, seed=args.seed)
@@ -103,8 +106,6 @@ def run(args: argparse.Namespace) -> int:
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
-    if args.report:
-        write_report(args.report, result, f'Update of {Path(args.map).resolve().name}')
     figures = result.figures
     print(
         f'{figures["used"]} frames used, {figures["held_out"]} held out, '
@@ -120,6 +121,14 @@ def run(args: argparse.Namespace) -> int:
             print(sentence)
         if result.picture is not None:
             print(f'picture: {result.picture}')
+    coverage = None
+    # What was refused is kept aside and localizes nothing.
+    if result.verdict in ('promoted', 'suggested') and not args.no_coverage:
+        versions = Path(args.map) / 'versions'
+        coverage = say_coverage(SceneMap.open(versions / result.candidate_version))
+    if args.report:
+        title = f'Update of {Path(args.map).resolve().name}'
+        write_report(args.report, result, title, coverage=coverage)
     if result.verdict == 'nothing_usable':
         raise NothingLocalizedError('no frame of the logs could be used; the map is unchanged')
     return 0

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
-from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor
+from d2s_ros.evaluation.view_prediction import BAD_INLIERS, PlannedView, ViewPredictor
 from d2s_ros.features.extractor import create_extractor
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import MappingData
@@ -33,6 +32,8 @@ _HELD_OUT = 24
 #: A cell is this share of the median depth of the scene wide, where nothing else is asked for.
 _CELL_OF_DEPTH = 0.2
 _MAX_CELLS = 4000
+#: A path through one place has so many cells, however wide they are.
+_FEWEST_CELLS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,11 @@ def _rounded(value: float) -> float | None:
 
 
 def measure_coverage(
-    scene_map: SceneMap, *, cell: float | None = None, held_out: int = _HELD_OUT
+    scene_map: SceneMap,
+    *,
+    cell: float | None = None,
+    held_out: int = _HELD_OUT,
+    most_cells: int | None = None,
 ) -> Coverage:
     """Predict views all around the places that a map was made from.
 
@@ -133,6 +138,7 @@ def measure_coverage(
         scene_map: A map with update data.
         cell: Width of a cell, unit of the map; None chooses one by the depth of the scene.
         held_out: Mapping images that are localized in the map without them.
+        most_cells: Make the cells wider until there are no more.
 
     Raises:
         MapFormatError: the map has no update data.
@@ -147,6 +153,11 @@ def measure_coverage(
     path = np.stack([pose.translation for pose in poses])
     tilt = float(np.median(np.arcsin([np.clip(pose.rotation[2, 2], -1, 1) for pose in poses])))
     middles = _cells_around(path, width)
+    while most_cells is not None and len(middles) > max(most_cells, _FEWEST_CELLS):
+        width *= 1.2
+        middles = _cells_around(path, width)
+    if len(middles) > _MAX_CELLS:
+        raise InputError(f'{len(middles)} cells are too many: give wider ones with --cell')
     cells = [
         CoverageCell(middle + scene_map.origin, _views_from(predictor, middle, tilt, share))
         for middle in middles
@@ -198,9 +209,9 @@ def _views_from(
 
     What is good in the middle and bad halfway is neither, and so the other way round.
     """
-    unhidden = predictor.unhidden(middle)
+    around = predictor.around(middle)
     found = [
-        predictor.predict(_level_view(middle, 180 * turn / HEADINGS, tilt), unhidden, found_share)
+        predictor.predict(level_rotation(180 * turn / HEADINGS, tilt), around, found_share)
         for turn in range(2 * HEADINGS)
     ]
     views = []
@@ -230,13 +241,15 @@ def _found_share(
         )
         localized += result.localized
         pose = image.map_from_camera
-        _rows, weights, _ = predictor.weights(pose, predictor.unhidden(pose.translation), index)
-        if weights.sum() > 1.0:
-            shares.append(result.num_inliers / float(weights.sum()))
+        around = predictor.around(pose.translation, index)
+        weight = float(around.anyway[predictor.in_view(pose.rotation, around)[0]].sum())
+        if weight > 1.0:
+            shares.append(result.num_inliers / weight)
     if not shares:
         raise InputError('no mapping image shows points that others show: build the map again')
     # Images of a video have neighbours that are nearly the same, and so more inliers than others.
-    return min(1.0, float(np.median(shares))), len(chosen), localized
+    # Of points that are looked at, each counts for those that are not.
+    return min(1 / predictor.share, float(np.median(shares))), len(chosen), localized
 
 
 def _cells_around(path: Array, width: float) -> list[Array]:
@@ -247,26 +260,23 @@ def _cells_around(path: Array, width: float) -> list[Array]:
         for a in (-1, 0, 1):
             for b in (-1, 0, 1):
                 keys.setdefault((i + a, j + b), []).append(float(z))
-    if len(keys) > _MAX_CELLS:
-        raise InputError(f'{len(keys)} cells are too many: give wider ones with --cell')
     return [
         np.array([(i + 0.5) * width, (j + 0.5) * width, float(np.median(heights))])
         for (i, j), heights in sorted(keys.items())
     ]
 
 
-def _level_view(middle: Array, heading_deg: float, tilt: float) -> RigidTransform:
-    """Return map_from_camera of a camera without roll that looks in a direction.
+def level_rotation(heading_deg: float, tilt: float) -> Array:
+    """Return the rotation map_from_camera (3, 3) of a camera without roll.
 
     Args:
-        middle: (3,) where it is.
-        heading_deg: In the plane of x and y.
+        heading_deg: Of the optical axis in the plane of x and y.
         tilt: Of the optical axis above the plane, radians.
     """
     turn = np.radians(heading_deg)
     ahead = np.array([np.cos(turn) * np.cos(tilt), np.sin(turn) * np.cos(tilt), np.sin(tilt)])
     right = np.array([np.sin(turn), -np.cos(turn), 0.0])
-    return RigidTransform(np.stack([right, np.cross(ahead, right), ahead], axis=1), middle)
+    return np.stack([right, np.cross(ahead, right), ahead], axis=1)
 
 
 def coverage_advice(coverage: Coverage, most: int = 5) -> list[str]:
@@ -280,7 +290,8 @@ def coverage_advice(coverage: Coverage, most: int = 5) -> list[str]:
     by_heading: dict[int, list[CoverageCell]] = {}
     for cell in on_path:
         for turn, view in enumerate(cell.views):
-            if view.verdict == 'bad':
+            # Of fair views too those that only flat surfaces can save.
+            if view.verdict != 'good' and view.inliers < BAD_INLIERS:
                 by_heading.setdefault(turn // 3, []).append(cell)
     advice: list[tuple[int, str]] = []
     for quarter, cells in by_heading.items():

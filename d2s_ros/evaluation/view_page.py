@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from d2s_ros.errors import InputError
+from d2s_ros.evaluation.keypoint_marks import INLIER, UNKNOWN, packed
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.localization.advice import what_to_do
 from d2s_ros.maps.scene_map import SceneMap
@@ -52,7 +53,11 @@ def view_page(
     """
     origin = scene_map.origin
     points = _fewer(scene_map.model.points_in_map)
-    frames = _mapping_frames(scene_map)
+    mapping = None
+    if scene_map.has_update_data:
+        mapping = MappingData.from_map(scene_map.in_local_frame())
+    frames = [] if mapping is None else _mapping_frames(mapping)
+    colours = None if mapping is None else mapping.colours_of(points)
     path = [frame['position'] for frame in frames]
     step = -(-len(frames) // _MAX_IMAGES) or 1
     frames = frames[::step]
@@ -74,7 +79,9 @@ def view_page(
         'counts': counts,
         'unit': 'm' if manifest.metric else 'units (arbitrary scale)',
         'points': _base64(points.astype('<f4')),
+        'colours': None if colours is None else _base64(colours),
         'path': path,
+        'origin': [float(value) for value in origin],
         'frames': frames,
         'sessions': [*sessions, 'live'] if live else sessions,
         'live': live,
@@ -105,6 +112,7 @@ def view_frame(entry: Mapping[str, Any], origin: NDArray[np.float64]) -> dict[st
         f'{entry.get("num_keypoints")} in all'
     )
     frame = {'name': str(entry.get('name', '')), 'kind': kind, 'status': status, 'text': text}
+    frame |= {name: entry[name] for name in ('width', 'height', 'keypoints') if name in entry}
     if pose is None:
         frame['text'] = str(entry.get('reason') or text)
         frame['advice'] = what_to_do(status)
@@ -112,12 +120,10 @@ def view_frame(entry: Mapping[str, Any], origin: NDArray[np.float64]) -> dict[st
     return {**frame, **_place(RigidTransform.from_tum(pose).moved(-origin))}
 
 
-def _mapping_frames(scene_map: SceneMap) -> list[dict[str, Any]]:
-    """Return what the page shows of the mapping images; none without update data."""
-    if not scene_map.has_update_data:
-        return []
+def _mapping_frames(mapping: MappingData) -> list[dict[str, Any]]:
+    """Return what the page shows of the mapping images."""
     frames = []
-    for image in MappingData.from_map(scene_map.in_local_frame()).images:
+    for image in mapping.images:
         labelled = image.point_idx >= 0
         frames.append(
             {
@@ -128,7 +134,7 @@ def _mapping_frames(scene_map: SceneMap) -> list[dict[str, Any]]:
                 'text': f'{int(labelled.sum())} of {len(labelled)} keypoints have a point',
                 'width': image.camera.width,
                 'height': image.camera.height,
-                'keypoints': _packed_keypoints(image.features.keypoints, labelled),
+                'keypoints': packed(image.features.keypoints, np.where(labelled, INLIER, UNKNOWN)),
                 **_place(image.map_from_camera),
             }
         )
@@ -163,12 +169,6 @@ def _place(pose: RigidTransform) -> dict[str, Any]:
 
 def _rounded(values: NDArray[np.float64]) -> list[float]:
     return [round(float(value), 5) for value in values]
-
-
-def _packed_keypoints(keypoints: NDArray[np.float32], labelled: NDArray[np.bool_]) -> str:
-    """Return (x, y, has a point) of all keypoints, 16 bits each."""
-    rows = np.column_stack([np.rint(keypoints).clip(0, 65535), labelled])
-    return _base64(rows.astype('<u2'))
 
 
 def _base64(values: NDArray[Any]) -> str:

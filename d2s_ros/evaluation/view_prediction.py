@@ -4,9 +4,10 @@ A point counts by how much its surroundings look as a mapping image saw them. Fo
 is told by the affine map between the two images of it: how much it squeezes (its tilt), which
 features do not bear, and how much it enlarges (its zoom), which they bear. Two views of a wall from
 opposite sides squeeze it alike, however far apart their rays are. That holds for walls; things that
-are not flat look alike from near rays only. So two numbers are predicted: the inliers that a view
-has if all around its points is flat, and those that it has anyway. What is behind something else
-does not count.
+are not flat look alike from near rays only. What is behind something else does not count, but where
+few points stand before others, nobody knows whether these are hidden. So two numbers are predicted:
+the inliers that a view has at best, if all around its points is flat and little is hidden, and
+those that it has anyway.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
-from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.maps.update_data import MappingData
 
 Array = NDArray[np.float64]
 
 #: Weight of a point on a flat surface: a bell over octaves of tilt, of zoom from nearer and of zoom
-#: from farther than a mapping image. Chosen with the limits below on building 11 and the first part
-#: of the real walk of benchmarks/coverage.py.
+#: from farther than a mapping image. Chosen with the limits below on what benchmarks/coverage.py
+#: names as such.
 _TILT, _NEARER, _FARTHER = 0.2, 2.2, 0.5
 #: Of any point: the same, with a bell over degrees between the rays, and less of zoom from nearer.
 _TURN_DEG, _NEARER_ANYWAY = 12.0, 1.0
 #: A view with so many inliers anyway is good if they are precise; with so few at best it is bad.
-GOOD_INLIERS, BAD_INLIERS = 75.0, 13.0
+GOOD_INLIERS, BAD_INLIERS = 100.0, 30.0
 #: Largest predicted deviation of a good view: of the position over the depth, of the rotation.
 _MAX_RELATIVE_SIGMA, _MAX_SIGMA_DEG = 0.02, 1.0
 #: Neighbours that tell the surface of a point, and how thick they may be for their width.
 _NEIGHBOURS, _MAX_THICKNESS = 12, 0.35
 #: Radius of the sphere that tells what is hidden, over the distance of the farthest point: a larger
-#: one hides less.
-_SPHERE = 10.0
+#: one hides less. The first hides whatever may be, the second what is behind many near points.
+_SPHERE, _LARGE_SPHERE = 10.0, 200.0
+#: Of more points an even share is looked at, which counts for the others.
+_MAX_POINTS = 12_000
 #: Cosine of the slant from which a surface counts as seen from its edge.
 _EDGE = 0.02
 
@@ -62,6 +64,25 @@ class PlannedView:
     verdict: str
 
 
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """The points that may be seen from a place, in all directions, and how much each counts.
+
+    Attributes:
+        position: (3,) the place.
+        points: (N, 3) where they are.
+        numbers: (N,) which they are.
+        anyway: (N,) weights in [0, 1] whatever the surfaces are; 0 of what may be hidden.
+        at_best: (N,) those if all surfaces are flat and little is hidden.
+    """
+
+    position: Array
+    points: Array
+    numbers: NDArray[np.int64]
+    anyway: Array
+    at_best: Array
+
+
 class ViewPredictor:
     """Predicts what views of a map's place show.
 
@@ -69,6 +90,9 @@ class ViewPredictor:
         data: The mapping images.
         camera: Of the views; distortion is left out.
         sigma_px: Noise of a keypoint.
+
+    Attributes:
+        share: Of the points of the map, those that are looked at.
     """
 
     def __init__(self, data: MappingData, camera: Camera, sigma_px: float) -> None:
@@ -80,11 +104,15 @@ class ViewPredictor:
             points.append(seen)
             rows.append(np.full(len(seen), row))
         point_idx, image_idx = np.concatenate(points), np.concatenate(rows)
+        used = np.unique(point_idx)
+        kept = np.isin(point_idx, used[:: -(-len(used) // _MAX_POINTS)])
+        point_idx, image_idx = point_idx[kept], image_idx[kept]
         order = np.argsort(point_idx, kind='stable')
-        used, self._first, self._counts = np.unique(
+        looked_at, self._first, self._counts = np.unique(
             point_idx[order], return_index=True, return_counts=True
         )
-        self._points = data.points_in_map[used]
+        self.share = len(looked_at) / max(1, len(used))
+        self._points = data.points_in_map[looked_at]
         self._observer = image_idx[order]
         centres = np.stack([image.map_from_camera.translation for image in data.images])
         rays = np.repeat(self._points, self._counts, axis=0) - centres[self._observer]
@@ -94,52 +122,22 @@ class ViewPredictor:
         normals = np.repeat(self._normals, self._counts, axis=0)
         self._cosines = -(self._rays * normals).sum(axis=1)
 
-    def unhidden(self, position: Array) -> NDArray[np.bool_]:
-        """Return which points (P,) have no others before them, from a place (3,).
-
-        By reflecting the points at a sphere around the place: those on the convex hull of the
-        reflections are seen (Katz, Tal and Basri: Direct visibility of point sets, 2007).
-        """
-        offsets = self._points - position
-        distances = np.maximum(np.linalg.norm(offsets, axis=1), 1e-9)
-        reach = 2 * _SPHERE * distances.max()
-        reflected = offsets * ((reach - distances) / distances)[:, None]
-        seen = np.zeros(len(offsets) + 1, np.bool_)
-        try:
-            seen[ConvexHull(np.vstack([reflected, np.zeros(3)])).vertices] = True
-        except QhullError:
-            # Fewer than four points, or all in one plane: none is before another.
-            seen[:] = True
-        return seen[:-1]
-
-    def weights(
-        self, map_from_camera: RigidTransform, unhidden: NDArray[np.bool_], without: int = -1
-    ) -> tuple[NDArray[np.int64], Array, Array]:
-        """Return the points that a view shows and how much each counts, in [0, 1].
+    def around(self, position: Array, without: int = -1) -> Surroundings:
+        """Return what may be seen from a place (3,).
 
         Args:
-            map_from_camera: Of the view.
-            unhidden: What `unhidden` says of its position.
+            position: The place.
             without: A mapping image whose observations do not count.
-
-        Returns:
-            Their numbers, their weights whatever the surfaces are, and those if all are flat,
-            (N,) each.
         """
-        camera = self._camera
-        in_camera = map_from_camera.inverse().apply(self._points)
-        depth = np.where(in_camera[:, 2] > 1e-9, in_camera[:, 2], np.nan)
-        x = camera.fx * in_camera[:, 0] / depth + camera.cx
-        y = camera.fy * in_camera[:, 1] / depth + camera.cy
-        with np.errstate(invalid='ignore'):
-            inside = (x > 0) & (x < camera.width - 1) & (y > 0) & (y < camera.height - 1)
-        rays = self._points - map_from_camera.translation
+        surely = unhidden(self._points, position, _SPHERE)
+        perhaps = surely | unhidden(self._points, position, _LARGE_SPHERE)
+        rays = self._points - position
         distances = np.maximum(np.linalg.norm(rays, axis=1), 1e-12)
         rays /= distances[:, None]
         cosines = -(rays * self._normals).sum(axis=1)
-        rows = np.flatnonzero(inside & unhidden & (cosines > _EDGE))
+        rows = np.flatnonzero(perhaps & (cosines > _EDGE))
         if not len(rows):
-            return rows, np.zeros(0), np.zeros(0)
+            return Surroundings(position, np.zeros((0, 3)), rows, np.zeros(0), np.zeros(0))
         counts = self._counts[rows]
         starts = np.cumsum(counts) - counts
         observation = np.arange(counts.sum()) + np.repeat(self._first[rows] - starts, counts)
@@ -158,28 +156,47 @@ class ViewPredictor:
         anyway = np.exp(-0.5 * (squared + (turn / _TURN_DEG) ** 2))
         left_out = self._observer[observation] == without
         flat[left_out] = anyway[left_out] = 0.0
-        largest = np.maximum.reduceat(flat, starts)
-        counted = largest > 1e-3
-        return rows[counted], np.maximum.reduceat(anyway, starts)[counted], largest[counted]
+        at_best = np.maximum.reduceat(flat, starts)
+        certain = np.where(surely[rows], np.maximum.reduceat(anyway, starts), 0.0)
+        counted = at_best > 1e-3
+        rows = rows[counted]
+        return Surroundings(position, self._points[rows], rows, certain[counted], at_best[counted])
 
-    def predict(
-        self, map_from_camera: RigidTransform, unhidden: NDArray[np.bool_], found_share: float
-    ) -> PlannedView:
+    def in_view(self, rotation: Array, around: Surroundings) -> tuple[NDArray[np.int64], Array]:
+        """Return which points around a place a view shows, and (N, 3) where its camera sees them.
+
+        Args:
+            rotation: (3, 3) map_from_camera.
+            around: Of the place that it is taken from.
+        """
+        camera = self._camera
+        in_camera = (around.points - around.position) @ rotation
+        depth = np.where(in_camera[:, 2] > 1e-9, in_camera[:, 2], np.nan)
+        x = camera.fx * in_camera[:, 0] / depth + camera.cx
+        y = camera.fy * in_camera[:, 1] / depth + camera.cy
+        with np.errstate(invalid='ignore'):
+            inside = (x > 0) & (x < camera.width - 1) & (y > 0) & (y < camera.height - 1)
+        rows = np.flatnonzero(inside)
+        return rows, in_camera[rows]
+
+    def predict(self, rotation: Array, around: Surroundings, found_share: float) -> PlannedView:
         """Return the prediction for a view.
 
         Args:
-            map_from_camera: Of the view.
-            unhidden: What `unhidden` says of its position.
+            rotation: (3, 3) map_from_camera.
+            around: Of the place that it is taken from.
             found_share: Share of the weights that become inliers.
         """
-        rows, weights, flat = self.weights(map_from_camera, unhidden)
-        axis = map_from_camera.rotation[:, 2]
-        heading = float(np.degrees(np.arctan2(axis[1], axis[0])) % 360)
-        inliers, most = found_share * float(weights.sum()), found_share * float(flat.sum())
-        if len(rows) < 4:
-            return PlannedView(round(heading, 1), inliers, most, np.inf, np.inf, 'bad')
-        camera_from_map = map_from_camera.inverse()
-        in_camera = camera_from_map.apply(self._points[rows])
+        rows, in_camera = self.in_view(rotation, around)
+        axis = rotation[:, 2]
+        heading = round(float(np.degrees(np.arctan2(axis[1], axis[0])) % 360), 1)
+        most = found_share * float(around.at_best[rows].sum())
+        certain = around.anyway[rows] > 0
+        weights, in_camera = around.anyway[rows[certain]], in_camera[certain]
+        inliers = found_share * float(weights.sum())
+        verdict = 'bad' if most < BAD_INLIERS else 'fair'
+        if len(weights) < 4:
+            return PlannedView(heading, inliers, most, np.inf, np.inf, verdict)
         jacobian = projection_jacobian(in_camera, self._camera)
         # A turn w of the camera moves p by w x p, and j . (w x p) = w . (p x j).
         by_turn = np.cross(in_camera[:, None], jacobian)
@@ -190,12 +207,34 @@ class ViewPredictor:
         sigma = float(np.sqrt(np.linalg.eigvalsh(covariance[:3, :3])[-1]))
         sigma_deg = float(np.degrees(np.sqrt(np.linalg.eigvalsh(covariance[3:, 3:])[-1])))
         precise = sigma < _MAX_RELATIVE_SIGMA * float(np.median(in_camera[:, 2]))
-        verdict = 'fair'
         if inliers >= GOOD_INLIERS and precise and sigma_deg < _MAX_SIGMA_DEG:
             verdict = 'good'
-        elif most < BAD_INLIERS:
-            verdict = 'bad'
-        return PlannedView(round(heading, 1), inliers, most, sigma, sigma_deg, verdict)
+        return PlannedView(heading, inliers, most, sigma, sigma_deg, verdict)
+
+
+def unhidden(points: Array, position: Array, sphere: float) -> NDArray[np.bool_]:
+    """Return which points (N, 3) have no others before them, from a place (3,).
+
+    By reflecting the points at a sphere around the place: those on the convex hull of the
+    reflections are seen (Katz, Tal and Basri: Direct visibility of point sets, 2007).
+
+    Args:
+        points: Where they are.
+        position: The place.
+        sphere: Radius of the sphere over the distance of the farthest point: the larger, the nearer
+            to the line of sight must be what hides a point.
+    """
+    offsets = points - position
+    distances = np.maximum(np.linalg.norm(offsets, axis=1), 1e-9)
+    reach = 2 * sphere * distances.max()
+    reflected = offsets * ((reach - distances) / distances)[:, None]
+    seen = np.zeros(len(offsets) + 1, np.bool_)
+    try:
+        seen[ConvexHull(np.vstack([reflected, np.zeros(3)])).vertices] = True
+    except QhullError:
+        # Fewer than four points, or all in one plane: none is before another.
+        seen[:] = True
+    return seen[:-1]
 
 
 def tilt_and_zoom(

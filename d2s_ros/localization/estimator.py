@@ -9,7 +9,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import median_of
 from d2s_ros.localization.acceptance import PoseEvidence, checks
 from d2s_ros.localization.config import LocalizerConfig
-from d2s_ros.localization.covariance import covariance_scale
+from d2s_ros.localization.covariance import COVERAGE_MARGIN, covariance_scale
 from d2s_ros.localization.hypotheses import Hypothesis, PoseSearch
 from d2s_ros.localization.moved_object import InlierView
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
@@ -70,7 +70,7 @@ class Outcome:
             self.status,
             '' if failure is None else failure.reason,
             accepted.camera_from_map.inverse() if accepted else None,
-            accepted.covariance if accepted else None,
+            accepted.covariance * COVERAGE_MARGIN if accepted else None,
             len(features),
             self.num_reliable,
             len(found.inliers),

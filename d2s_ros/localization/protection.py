@@ -11,7 +11,7 @@ from d2s_ros.geometry.statistics import largest_sigma
 PROTECTION_PROBABILITY = 0.99
 #: Protection level over the largest standard deviation of the position. Exact normal errors, alike
 #: in all directions, would need 3.4; docs/integrate/integrity.md has the poses it was chosen on.
-PROTECTION_SIGMAS = 6.0
+PROTECTION_SIGMAS = 4.25
 
 
 def protection_level(covariance: NDArray[np.float64]) -> float:

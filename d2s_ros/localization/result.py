@@ -35,6 +35,10 @@ class LocalizationStatus(str, Enum):
     AMBIGUOUS_PLACE = 'ambiguous_place'
 
 
+#: Of images whose pose is good enough to say something of the intrinsics.
+TELLS_INTRINSICS = (LocalizationStatus.LOCALIZED, LocalizationStatus.CALIBRATION_MISMATCH)
+
+
 @dataclass(frozen=True)
 class Check:
     """One comparison that decided whether a pose is accepted.
@@ -143,6 +147,8 @@ class CameraShare:
         reason: One line for people; empty where it was used.
         num_keypoints, num_reliable, num_inliers: Counts.
         disagreement: With the other cameras; None where nothing is known of it.
+        focal_error, intrinsics_error: What its image says of its intrinsics, as of the result of
+            one camera.
     """
 
     name: str
@@ -152,6 +158,8 @@ class CameraShare:
     num_reliable: int = 0
     num_inliers: int = 0
     disagreement: Disagreement | None = None
+    focal_error: tuple[float, float] = (0.0, float('inf'))
+    intrinsics_error: IntrinsicsError | None = None
 
     def __str__(self) -> str:
         """Return the share in a few words."""

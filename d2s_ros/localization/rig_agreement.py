@@ -16,7 +16,7 @@ from d2s_ros.geometry.transforms import (
 )
 from d2s_ros.kernels.interface import Linearised
 from d2s_ros.localization.covariance import inverse_of, robust_inflation
-from d2s_ros.localization.estimator import PoseEstimator
+from d2s_ros.localization.estimator import Outcome, PoseEstimator
 from d2s_ros.localization.hypotheses import MAX_HYPOTHESES, PoseSearch
 from d2s_ros.localization.pose_solver import residuals_of
 from d2s_ros.localization.result import Disagreement, LocalizationStatus
@@ -88,12 +88,21 @@ class RigMember:
 
 @dataclass(eq=False)
 class Agreement:
-    """The cameras that agree on a pose, and what is known of the others."""
+    """The cameras that agree on a pose, and what is known of the others.
+
+    Attributes:
+        members: Those that agree.
+        estimate: Their pose.
+        left_out: Who is off, and how far.
+        known: The same of the members.
+        alone: What those left out find by themselves.
+    """
 
     members: list[RigMember]
     estimate: RigEstimate | None = None
     left_out: dict[str, Disagreement] = field(default_factory=dict)
     known: dict[str, Disagreement] = field(default_factory=dict)
+    alone: dict[str, Outcome] = field(default_factory=dict)
 
 
 def best_pose(
@@ -160,8 +169,9 @@ def _look_for_disagreement(agreed: Agreement, estimator: PoseEstimator) -> str |
     if not clear:
         return None
     index = _odd_one_out(clear, estimator)
-    agreed.left_out[members[index].seen.name] = clear[index].disagreement
-    return members[index].seen.name
+    name = members[index].seen.name
+    agreed.left_out[name], agreed.alone[name] = clear[index].disagreement, clear[index].alone
+    return name
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +180,13 @@ class _Apart:
 
     Attributes:
         disagreement: How far it is off.
+        alone: What it finds by itself.
         others: The other cameras.
         rest: Their pose.
     """
 
     disagreement: Disagreement
+    alone: Outcome
     others: list[RigMember]
     rest: RigEstimate
 
@@ -193,7 +205,8 @@ def _confirmed(index: int, members: Sequence[RigMember], estimator: PoseEstimato
     To first order a camera that shows few things or a flat one may seem far off though its own
     optimum is near: poses found without each other say it.
     """
-    own = estimator.estimate(members[index].seen.observation).found.estimate
+    alone = estimator.estimate(members[index].seen.observation)
+    own = alone.found.estimate
     others = [member for place, member in enumerate(members) if place != index]
     others, rest = best_pose(others, estimator)
     if own is None or rest is None:
@@ -211,7 +224,7 @@ def _confirmed(index: int, members: Sequence[RigMember], estimator: PoseEstimato
     sigmas = float(np.sqrt(offset @ inverse_of(covariance) @ offset / 6.0))
     disagreement = Disagreement(own.camera_from_map @ expected.inverse(), sigmas)
     clear = _is_clear(disagreement, own.median_depth)
-    return _Apart(disagreement, others, rest) if clear else None
+    return _Apart(disagreement, alone, others, rest) if clear else None
 
 
 def _odd_one_out(clear: dict[int, _Apart], estimator: PoseEstimator) -> int:
@@ -246,6 +259,7 @@ def _elsewhere(agreed: Agreement, estimate: RigEstimate, estimator: PoseEstimato
         disagreement = Disagreement(moved, float('inf'))
         if _is_clear(disagreement, own.median_depth):
             agreed.left_out[member.seen.name] = disagreement
+            agreed.alone[member.seen.name] = alone
             return member.seen.name
     return None
 

@@ -8,7 +8,7 @@ that a blind or wrong camera never costs a pose that another one has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import extent_of, median_of
 from d2s_ros.geometry.transforms import RigidTransform, covariance_of_body
 from d2s_ros.localization.acceptance import PoseEvidence, checks
-from d2s_ros.localization.covariance import covariance_scale
+from d2s_ros.localization.covariance import COVERAGE_MARGIN, covariance_scale
 from d2s_ros.localization.estimator import Outcome, PoseEstimator
 from d2s_ros.localization.hypotheses import Hypothesis
 from d2s_ros.localization.intrinsics_error import IntrinsicsError
@@ -27,6 +27,7 @@ from d2s_ros.localization.moved_object import InlierView, check_moved_object
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.pose_solver import PoseEstimate, Support
 from d2s_ros.localization.result import (
+    TELLS_INTRINSICS,
     CameraShare,
     Check,
     LocalizationResult,
@@ -91,11 +92,14 @@ class RigOutcome:
         """Return the result; `features` are those of the best camera."""
         failure = first_failure(self.made)
         accepted = failure is None and self.map_from_rig is not None
+        covariance = None
+        if accepted and self.covariance is not None:
+            covariance = self.covariance * COVERAGE_MARGIN
         return LocalizationResult(
             LocalizationStatus.LOCALIZED if failure is None else failure.status,
             '' if failure is None else failure.reason,
             self.map_from_rig if accepted else None,
-            self.covariance if accepted else None,
+            covariance,
             sum(share.num_keypoints for share in self.shares),
             sum(share.num_reliable for share in self.shares),
             sum(share.num_inliers for share in self.shares),
@@ -171,13 +175,18 @@ class RigEstimator:
         if first_failure(made) is None:
             made = (*made, *self._moved_object(inside, estimate, best, pooled.extent))
         share = dict(zip((member.seen.name for member in inside), counts, strict=True))
+        known = _of_intrinsics(agreed.alone) | {
+            member.seen.name: part.scaled(scale)
+            for member, part in zip(inside, estimate.parts, strict=True)
+            if part is not None
+        }
         hypothesis = Hypothesis(
             inside[best].problem.search.coordinates,
             inside[best].problem.used,
             estimate.parts[best],
         )
         return RigOutcome(
-            tuple(self._share(member, agreed, share) for member in members),
+            tuple(self._share(member, agreed, share, known) for member in members),
             made,
             estimate.rig_from_map.inverse(),
             pooled.covariance,
@@ -261,7 +270,14 @@ class RigEstimator:
             )
         ]
 
-    def _share(self, member: RigMember, agreed: Agreement, inliers: dict[str, int]) -> CameraShare:
+    def _share(
+        self,
+        member: RigMember,
+        agreed: Agreement,
+        inliers: dict[str, int],
+        known: Mapping[str, PoseEstimate],
+    ) -> CameraShare:
+        """Return what a camera gave; `known`: poses that say something of the intrinsics."""
         name, status, reason = member.seen.name, 'used', ''
         disagreement = agreed.left_out.get(name)
         if disagreement is not None:
@@ -281,6 +297,7 @@ class RigEstimator:
             member.num_reliable,
             inliers.get(name, 0),
             disagreement or agreed.known.get(name),
+            *((known[name].focal_error, known[name].intrinsics_error) if name in known else ()),
         )
 
     # ---------------------------------------------------------------- one camera alone
@@ -307,14 +324,19 @@ class RigEstimator:
                 )
                 outcomes.append((index, outcome))
                 if outcome.status is LocalizationStatus.LOCALIZED:
-                    return self._of_one(members, agreed, index, outcome)
+                    return self._of_one(members, agreed, outcomes, index, outcome)
         if refused is not None:
             return refused
         index, outcome = outcomes[0]
-        return self._of_one(members, agreed, index, outcome)
+        return self._of_one(members, agreed, outcomes, index, outcome)
 
     def _of_one(
-        self, members: Sequence[RigMember], agreed: Agreement, index: int, outcome: Outcome
+        self,
+        members: Sequence[RigMember],
+        agreed: Agreement,
+        tried: Sequence[tuple[int, Outcome]],
+        index: int,
+        outcome: Outcome,
     ) -> RigOutcome:
         seen, estimate = members[index].seen, outcome.found.estimate
         pose = covariance = None
@@ -329,8 +351,10 @@ class RigEstimator:
         if seen.name in agreed.left_out:
             agreed.left_out.pop(seen.name)
         share = {seen.name: len(outcome.found.inliers)}
+        # A camera that was refused for its calibration tells of it, whoever has the pose.
+        known = _of_intrinsics(agreed.alone | {members[i].seen.name: one for i, one in tried})
         return RigOutcome(
-            tuple(self._share(member, agreed, share) for member in members),
+            tuple(self._share(member, agreed, share, known) for member in members),
             outcome.checks,
             pose,
             covariance,
@@ -340,6 +364,15 @@ class RigEstimator:
             error_px,
             outcome.with_prior,
         )
+
+
+def _of_intrinsics(alone: Mapping[str, Outcome]) -> dict[str, PoseEstimate]:
+    """Return the poses of cameras by themselves that say something of the intrinsics."""
+    return {
+        name: one.found.estimate
+        for name, one in alone.items()
+        if one.status in TELLS_INTRINSICS and one.found.estimate is not None
+    }
 
 
 def _prior_of(prior: PriorSource | None, camera_from_rig: RigidTransform) -> PriorSource | None:

@@ -21,14 +21,15 @@ from d2s_ros.geometry.statistics import subsample
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
 from d2s_ros.localization.acceptance import inlier_evidence
 from d2s_ros.localization.config import LocalizerConfig
+from d2s_ros.localization.covariance import COVERAGE_MARGIN
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.manifest import Calibration
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 
-#: Median of the chi-square distribution with six degrees of freedom.
-_CHI2_6_MEDIAN = 5.348
+#: Median and 90 % quantile of the chi-square distribution with six degrees of freedom.
+_CHI2_6_MEDIAN, _CHI2_6_90 = 5.348, 10.645
 #: Fewer poses do not calibrate a covariance.
 _MIN_CALIBRATION_POSES = 5
 #: Images all over the log that a map is calibrated with, and of those held out.
@@ -63,7 +64,8 @@ def calibrate(
 ) -> tuple[Calibration, dict[str, Any]]:
     """Localize mapping images in the map as it would be without them.
 
-    The covariance scale makes the median normalised squared error that of six degrees of freedom.
+    The covariance scale makes the median normalised squared error that of six degrees of freedom,
+    and is larger where the published region of 90 % would not hold as many of these images.
     Where the scene model cannot leave an image out, only held-out images are localized, unless
     they are too few.
 
@@ -107,7 +109,7 @@ def calibrate(
         shares[index] = result.num_inliers / max(1, result.num_used)
     calibration = scene_map.manifest.calibration
     if len(nees) >= _MIN_CALIBRATION_POSES:
-        scale = float(np.median(nees)) / _CHI2_6_MEDIAN
+        scale = scale_of_covariances(np.array(nees))
         calibration = replace(
             calibration,
             covariance_scale=float(np.clip(scale, 0.25, 100.0)),
@@ -125,6 +127,18 @@ def calibrate(
         'holdout_inlier_share': rounded_median([shares[index] for index in kept]),
     }
     return calibration, accuracy
+
+
+def scale_of_covariances(nees: NDArray[np.float64]) -> float:
+    """Return what covariances must be multiplied by.
+
+    Args:
+        nees: (N,) squared errors over the covariances that are published with a scale of 1.
+    """
+    by_median = COVERAGE_MARGIN * float(np.median(nees)) / _CHI2_6_MEDIAN
+    # Split conformal prediction: of so few errors the quantile has to be one rank higher.
+    rank = min(int(np.ceil(0.9 * (len(nees) + 1))), len(nees))
+    return max(by_median, float(np.sort(nees)[rank - 1]) / _CHI2_6_90)
 
 
 def calibration_images(total: int, held_out: Sequence[int]) -> NDArray[np.int64]:

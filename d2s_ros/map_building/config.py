@@ -38,6 +38,9 @@ class BuildConfig(ModelOptions):
     holdout_every: int = option(8, 'Every n-th image is held out of training.', minimum=2)
     reliability_threshold: float = option(0.6, 'Stored in the map.', minimum=0.0, maximum=1.0)
     keep_update_data: bool = option(True, 'Store what self-supervised updates need.')
+    keep_colours: bool = option(
+        False, 'Store the colours of points with what updates need, for the eye.'
+    )
     update_keypoints: int = option(1024, 'Keypoints of an image kept for updates.', minimum=64)
     max_update_mb: float = option(
         500.0,

@@ -21,6 +21,7 @@ from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_building.calibration import (
     rounded_median,
 )
+from d2s_ros.map_building.colours import point_colours
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.feature_choice import FeatureChoice, choose_features, extractors_of
 from d2s_ros.map_building.preparation import Clock, InputOptions, Prepared
@@ -258,6 +259,9 @@ def make_map(
             reconstruction,
             max_keypoints=config.update_keypoints,
             max_megabytes=config.max_update_mb,
+            colours=point_colours(reconstruction, source)
+            if config.keep_colours and source is not None
+            else None,
         )
     return replace(scene_map, manifest=manifest), update_data
 

@@ -93,6 +93,7 @@ def propose_candidate(
         max_keypoints=build.update_keypoints,
         max_megabytes=build.max_update_mb,
         logs=logs,
+        colours=context.data.colours_of(limited.points_in_map),
     )
     return decision, scene_map, update_data
 

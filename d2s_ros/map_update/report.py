@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from d2s_ros.errors import InputError
+from d2s_ros.evaluation.coverage_summary import CoverageSummary
 from d2s_ros.map_update.result import UpdateResult
 
 _COLOURS = {'used': '#2a7f3f', 'held_out': '#2b5fa8', 'dropped': '#b03a2e'}
@@ -28,8 +29,20 @@ h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 1.8em }
 """
 
 
-def write_report(path: str | os.PathLike[str], result: UpdateResult, title: str) -> None:
+def write_report(
+    path: str | os.PathLike[str],
+    result: UpdateResult,
+    title: str,
+    *,
+    coverage: CoverageSummary | None = None,
+) -> None:
     """Write the report of an update; an existing file is replaced when the new one is complete.
+
+    Args:
+        path: The file.
+        result: Of the update.
+        title: Of the page.
+        coverage: Where the version that was written localizes; left out if None.
 
     Raises:
         InputError: if it cannot be written.
@@ -37,14 +50,16 @@ def write_report(path: str | os.PathLike[str], result: UpdateResult, title: str)
     target = Path(path)
     temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
     try:
-        temporary.write_text(report_html(result, title), encoding='utf-8')
+        temporary.write_text(report_html(result, title, coverage=coverage), encoding='utf-8')
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InputError(f'cannot write {target}: {error.strerror}') from error
 
 
-def report_html(result: UpdateResult, title: str) -> str:
+def report_html(
+    result: UpdateResult, title: str, *, coverage: CoverageSummary | None = None
+) -> str:
     """Return the page as text."""
     reasons = ''.join(f'<li>{html.escape(reason)}</li>' for reason in result.reasons)
     parts = [
@@ -75,6 +90,13 @@ def report_html(result: UpdateResult, title: str) -> str:
             f'<p>{html.escape(result.changes.sentences()[0])}</p>',
             _table(('around x, y, z', 'points before', 'lost', 'new'), regions),
             _image(result.changes.picture()),
+        ]
+    if coverage is not None:
+        lines = ''.join(f'<li>{html.escape(line)}</li>' for line in coverage.sentences())
+        parts += [
+            '<h2>Where the map localizes</h2>',
+            f'<ul>{lines}</ul>',
+            _image(coverage.picture()),
         ]
     parts += ['<h2>Where the frames are</h2>', _image(_trajectory_plot(result))]
     numbers = [

@@ -140,7 +140,7 @@ def _update_data_cropped(
         **{name: tensors[name][images] for name in by_image},
         **{name: _texts_of(tensors[name], names) for name in ('names', 'logs') if name in tensors},
         'point_idx': renumber[point_idx[rows]].astype(tensors['point_idx'].dtype),
-        'points': tensors['points'][kept],
+        **{name: tensors[name][kept] for name in ('points', 'point_colours') if name in tensors},
         'offsets': np.r_[0, np.cumsum(left)].astype(tensors['offsets'].dtype),
     }
 

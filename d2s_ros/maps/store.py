@@ -19,6 +19,7 @@ from d2s_ros import __version__
 from d2s_ros.errors import MapFormatError, UsageError
 from d2s_ros.maps.files import (
     BUILDING_SUFFIX,
+    COVERAGE_FILE,
     CURRENT_FILE,
     LOCALIZATION_FILE,
     LOCK_FILE,
@@ -244,6 +245,8 @@ class MapStore:
                 folders = [folder for folder in folders if folder.is_dir()]
             for folder in folders:
                 (folder / UPDATE_FILE).unlink(missing_ok=True)
+                # Its cells are where images were taken.
+                (folder / COVERAGE_FILE).unlink(missing_ok=True)
         return self._left_after_strip(version)
 
     def _left_after_strip(self, version: str | None) -> list[str]:

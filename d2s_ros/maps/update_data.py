@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.types import LocalFeatures
@@ -23,6 +24,10 @@ from d2s_ros.reconstruction.retrieval import Vlad
 
 #: Of a keypoint kept for updates, beside its descriptor: scales, position and point.
 _UPDATE_BYTES = 2 + 8 + 2 + 4
+#: Of points that no image was looked at for.
+NO_COLOUR = 128
+#: Points are the same within this share of the extent of all: float32 and rounded coordinates.
+_SAME_POINT = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,7 @@ class MappingData:
         global_descriptors: (I, G) float32.
         metric: Whether the map's scale is that of the world.
         logs: Name of the log that an update took each image from; '' for the first mapping.
+        colours: (P, 3) uint8 RGB of the points, for the eye; None where the map keeps none.
     """
 
     images: list[MappedImage]
@@ -44,6 +50,7 @@ class MappingData:
     global_descriptors: NDArray[np.float32]
     metric: bool
     logs: list[str]
+    colours: NDArray[np.uint8] | None = None
 
     @classmethod
     def from_map(cls, scene_map: SceneMap) -> MappingData:
@@ -98,7 +105,17 @@ class MappingData:
             tensors['global_descriptors'].astype(np.float32),
             metric,
             logs,
+            tensors.get('point_colours'),
         )
+
+    def colours_of(self, points_in_map: NDArray[np.floating[Any]]) -> NDArray[np.uint8] | None:
+        """Return the colours (N, 3) of points (N, 3) of the map; NO_COLOUR where it knows none."""
+        if self.colours is None or not len(self.points_in_map):
+            return None
+        extent = float(np.ptp(self.points_in_map, axis=0).max())
+        distances, nearest = cKDTree(self.points_in_map).query(points_in_map)
+        known = distances <= _SAME_POINT * extent
+        return np.where(known[:, None], self.colours[nearest], np.uint8(NO_COLOUR))
 
     def reconstruction(self) -> Reconstruction:
         """Return images and points with the track lengths that are stored."""
@@ -111,6 +128,7 @@ def collect_update_data(
     max_keypoints: int,
     max_megabytes: float,
     logs: Sequence[str] | None = None,
+    colours: NDArray[np.uint8] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return what self-supervised updates need of the mapping images; no image is stored.
 
@@ -119,12 +137,14 @@ def collect_update_data(
         max_keypoints: Keypoints of an image that are kept.
         max_megabytes: Size of all of them; of many images fewer keypoints are kept.
         logs: Name of the log that an update took each image from; all '' if None.
+        colours: (P, 3) RGB of the points; None keeps none.
 
     Returns:
         descriptors (T, D) int8 with descriptor_scales (T,), keypoints (T, 2) px of the image,
         scales (T,), point_idx (T,) into points (P, 3), offsets (I + 1,) of each image in T,
         poses (I, 7) TUM order, camera_idx (I,), stamps_ns (I,), names, logs and cameras as JSON,
-        vlad_centroids (K, D) and global_descriptors (I, K * D) float16.
+        vlad_centroids (K, D) and global_descriptors (I, K * D) float16; point_colours (P, 3) uint8
+        if given.
     """
     rows: dict[str, list[NDArray[Any]]] = {}
     offsets = [0]
@@ -152,6 +172,8 @@ def collect_update_data(
     names = json.dumps([image.name for image in reconstruction.images]).encode()
     log_names = json.dumps(list(logs or [''] * len(reconstruction.images))).encode()
     camera_list = json.dumps([camera.to_dict() for camera in cameras]).encode()
+    if colours is not None:
+        data['point_colours'] = colours
     return {
         **data,
         'offsets': np.array(offsets, np.int64),
@@ -216,6 +238,11 @@ def _check(
         value = tensors[name]
         if str(value.dtype) != kind or value.shape != shape:
             raise ValueError(f'{name} is {value.dtype} {value.shape}, expected {kind} {shape}')
+    colours = tensors.get('point_colours')
+    if colours is not None and (
+        str(colours.dtype) != 'uint8' or colours.shape != (len(tensors['points']), 3)
+    ):
+        raise ValueError(f'point_colours is {colours.dtype} {colours.shape}, not three bytes each')
     offsets = tensors['offsets']
     if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
         raise ValueError(f'offsets do not divide {rows} keypoints')

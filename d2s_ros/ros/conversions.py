@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 
+import cv2
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMsg
 from geometry_msgs.msg import (
@@ -24,6 +25,8 @@ from d2s_ros.geometry.transforms import RigidTransform
 Array = NDArray[np.float64]
 #: Nearer than this, rounding to float32 moves a coordinate by less than a millimetre.
 _FLOAT32_METRES = 2.0**14
+#: Circles of two pixels are told apart.
+_JPEG_QUALITY = 80
 
 
 def ns_from_stamp(stamp: TimeMsg) -> int:
@@ -75,6 +78,18 @@ def image_to_msg(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Imag
         is_bigendian=0,
         step=width * channels,
         data=array.array('B', np.ascontiguousarray(image).tobytes()),
+    )
+
+
+def compressed_image_to_msg(
+    image: NDArray[np.uint8], stamp_ns: int, frame_id: str
+) -> CompressedImage:
+    """Return (H, W, 3) BGR uint8 as a JPEG, with the format that image_transport writes."""
+    _, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return CompressedImage(
+        header=header(stamp_ns, frame_id),
+        format='bgr8; jpeg compressed bgr8',
+        data=array.array('B', encoded.tobytes()),
     )
 
 

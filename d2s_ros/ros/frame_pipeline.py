@@ -284,7 +284,7 @@ class FramePipeline:
         self.calibration_problem = self._calibration_watch.check(
             result, self.max_focal_error, self.max_intrinsics_error
         )
-        if self.calibration_problem and result.localized:
+        if result.localized and self._calibration_watch.accuses(result):
             outcome.refuse(LocalizationStatus.CALIBRATION_MISMATCH.value, self.calibration_problem)
         for stage in ('features', 'network', 'pose'):
             if stage in result.latency_ms:
@@ -309,6 +309,9 @@ class FramePipeline:
             status, reason, place = found.status, found.reason, None
             if not status and name in self._extrinsic_watch.distrusted:
                 status, reason = 'left_out', 'its transform is wrong, by many images'
+            if not status and name in self._calibration_watch.accused:
+                status = LocalizationStatus.CALIBRATION_MISMATCH.value
+                reason = 'its calibration is wrong, by many images'
             if not status:
                 frame = self._frames[one.camera]
                 place, reason = self._place(

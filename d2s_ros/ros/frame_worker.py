@@ -129,10 +129,12 @@ class FrameWorker:
         if self._stopped or loaded is None:
             return
         outputs = self._outputs
-        wants_details = outputs.wanted('d2s/debug_image') or outputs.wanted('d2s/scene_points')
         try:
             outcome, jumped = self._pipeline.process(
-                queued, loaded, details=wants_details, expected=self._follower.expected_camera
+                queued,
+                loaded,
+                details=outputs.details_wanted,
+                expected=self._follower.expected_camera,
             )
         except Exception as error:
             outcome, jumped = self._failed(queued, error), False

@@ -27,7 +27,7 @@ from d2s_ros.ros.initial_pose import InitialPoseHints
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_keeper import MapKeeper
 from d2s_ros.ros.map_loader import LocalizerFactory
-from d2s_ros.ros.outputs import Outputs
+from d2s_ros.ros.outputs import PICTURES, Outputs
 from d2s_ros.ros.parameters import (
     ParameterUpdates,
     declare_from_dataclass,
@@ -207,7 +207,7 @@ class LocalizerNode(GuardedLifecycleNode):
         self._every(_PATH_PERIOD, self._publish_path)
         self._every(_REPORT_PERIOD, lambda: reporter.look(self.facts(), self.figures()))
         if config.map_check_period > 0:
-            self._every(config.map_check_period, keeper.check)
+            self._every(config.map_check_period, partial(keeper.check, outputs.publish_coverage))
         if self._sender is not None and config.transform_rate > 0:
             self._every(1.0 / config.transform_rate, self._sender.resend)
         self._jump_handle = self.get_clock().create_jump_callback(
@@ -296,11 +296,11 @@ class LocalizerNode(GuardedLifecycleNode):
     def _image_topics(self) -> list[str]:
         """Return the topics of images that somebody publishes."""
         kinds = {'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'}
-        own = self.resolve_topic_name('d2s/debug_image')
+        own = {self.resolve_topic_name(name) for name in PICTURES}
         return sorted(
             name
             for name, types in self.get_topic_names_and_types()
-            if kinds & set(types) and name != own and self.count_publishers(name)
+            if kinds & set(types) and name not in own and self.count_publishers(name)
         )
 
     def _on_swap(self, rescaled: bool) -> None:

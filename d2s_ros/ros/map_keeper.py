@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from d2s_ros.errors import ConfigError
 from d2s_ros.ros import map_loader
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
 from d2s_ros.ros.map_loader import LoadedMap, LocalizerFactory, MapLoader
+from d2s_ros.ros.map_messages import CoverageGrid, coverage_time, read_coverage
 
 
 class MapKeeper:
@@ -44,6 +46,7 @@ class MapKeeper:
         self._token = map_loader.version_token(config.map)
         self.reloads = 0
         self.gone = False
+        self._coverage: tuple[Path, int] | None = None
         self.loaded: LoadedMap | None = self._load()
         self._loader = MapLoader(self._load)
 
@@ -104,13 +107,27 @@ class MapKeeper:
         self._token = map_loader.version_token(self._config.map)
         return self._loader.start()
 
-    def check(self) -> None:
-        """Look whether there is a new version, and begin to load it."""
+    def check(self, on_coverage: Callable[[CoverageGrid, str], None]) -> None:
+        """Look whether there is a new version, and begin to load it.
+
+        Args:
+            on_coverage: Called with coverage that was predicted after the map was loaded, as builds
+                and updates do, and the frame of the map.
+        """
         token = map_loader.version_token(self._config.map)
         self.gone = token is None
         if token is not None and token != self._token:
             self._logger.info('the map has a new version')
             self.reload()
+        loaded = self.loaded
+        if loaded is None or loaded.folder is None:
+            return
+        coverage = loaded.folder, coverage_time(loaded.folder)
+        if coverage != self._coverage:
+            self._coverage = coverage
+            grid = read_coverage(loaded.folder)
+            if grid is not None:
+                on_coverage(grid, loaded.map_frame)
 
     def swap(self) -> None:
         """Take a newly loaded map; called by the worker between two frames."""

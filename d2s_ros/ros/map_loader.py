@@ -67,7 +67,8 @@ class LoadedMap:
         own_frame: The name that the map itself gives that frame; empty if it gives none.
         scale: By what `d2s map scale` has multiplied the lengths of the map since it was built.
         points_in_map: (M, 3) landmarks, map frame; None if there are none to show.
-        coverage: Where the map localizes; None if nobody has asked (`d2s map coverage`).
+        coverage: Where the map localizes; None if that was not predicted.
+        folder: Of the version; None of an area.
         place_frames: Further frames that poses may be in: of the places of an area.
     """
 
@@ -80,6 +81,7 @@ class LoadedMap:
     scale: float = 1.0
     points_in_map: NDArray[np.float64] | None = None
     coverage: CoverageGrid | None = None
+    folder: pathlib.Path | None = None
     place_frames: tuple[str, ...] = ()
 
     def frame_of(self, result: LocalizationResult | None) -> str:
@@ -141,6 +143,7 @@ def load_map(config: LocalizerNodeConfig, device: str) -> LoadedMap:
         scale=facts.scale,
         points_in_map=None if own is None else own.model.points_in_map + own.origin,
         coverage=None if own is None else read_coverage(own.path),
+        folder=None if own is None else own.path,
         place_frames=tuple(renamed(name, own_frame, map_frame) for name in facts.place_frames),
     )
 

@@ -42,7 +42,7 @@ class CoverageGrid:
 
 
 def read_coverage(version_folder: Path | None) -> CoverageGrid | None:
-    """Return what `d2s map coverage` has written beside a version; None without.
+    """Return what has been predicted of a version, from beside it; None without.
 
     A file that cannot be used is told and ignored: it is no part of the map.
     """
@@ -68,6 +68,14 @@ def read_coverage(version_folder: Path | None) -> CoverageGrid | None:
     values = np.full((rows, columns), -1, np.int8)
     values[place[:, 1], place[:, 0]] = costs
     return CoverageGrid(cell, middles[:, :2].min(axis=0) - cell / 2, values)
+
+
+def coverage_time(version_folder: Path) -> int:
+    """Return when the coverage beside a version was written, ns; 0 without."""
+    try:
+        return (version_folder / COVERAGE_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def coverage_message(grid: CoverageGrid, stamp_ns: int, frame_id: str) -> OccupancyGrid:

@@ -11,7 +11,7 @@ from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import OccupancyGrid, Path
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
 from d2s_ros.ros import conversions, debug_view, diagnostics, map_messages
@@ -24,6 +24,9 @@ LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
+
+#: Pictures of the keypoints: as they are for RViz, as JPEG for slow networks. Drawn when wanted.
+PICTURES = ('d2s/debug_image', 'd2s/debug_image/compressed')
 
 
 class Outputs:
@@ -46,7 +49,8 @@ class Outputs:
         output('d2s/pose', PoseWithCovarianceStamped, 10)
         output('d2s/status', DiagnosticArray, 10)
         output('d2s/path', Path, 1)
-        output('d2s/debug_image', Image, 1)
+        for name, message in zip(PICTURES, (Image, CompressedImage), strict=True):
+            output(name, message, 1)
         output('d2s/scene_points', PointCloud2, 1)
         for name, message in (
             ('d2s/map_version', String),
@@ -75,6 +79,11 @@ class Outputs:
         publisher = self._publishers.get(name)
         return publisher is not None and publisher.get_subscription_count() > 0
 
+    @property
+    def details_wanted(self) -> bool:
+        """Whether somebody listens to what needs the keypoints of images."""
+        return any(self.wanted(name) for name in (*PICTURES, 'd2s/scene_points'))
+
     def subscribers(self) -> dict[str, int]:
         """Return the connected subscribers of the results of images."""
         return {
@@ -92,9 +101,14 @@ class Outputs:
                 map_messages.landmarks_message(loaded.points_in_map, stamp_ns, loaded.map_frame)
             )
         if loaded.coverage is not None:
-            self._publishers['d2s/coverage'].publish(
-                map_messages.coverage_message(loaded.coverage, stamp_ns, loaded.map_frame)
-            )
+            self.publish_coverage(loaded.coverage, loaded.map_frame)
+
+    def publish_coverage(self, coverage: map_messages.CoverageGrid, map_frame: str) -> None:
+        """Publish where the map localizes."""
+        publisher = self._publishers.get('d2s/coverage')
+        if publisher is not None:
+            stamp_ns = self._node.get_clock().now().nanoseconds
+            publisher.publish(map_messages.coverage_message(coverage, stamp_ns, map_frame))
 
     def publish_state(self, state: str) -> None:
         """Publish whether the robot knows where it is."""
@@ -152,7 +166,8 @@ class Outputs:
                     map_frame,
                 )
             )
-        if self.wanted('d2s/debug_image') and outcome.image is not None:
+        pictures = [name for name in PICTURES if self.wanted(name)]
+        if pictures and outcome.image is not None:
             result = outcome.result
             text = outcome.status
             if result is not None:
@@ -164,11 +179,12 @@ class Outputs:
             picture = debug_view.draw(
                 outcome.image, details, text, outcome.localized, picture_size, checks
             )
-            self._publishers['d2s/debug_image'].publish(
-                conversions.image_to_msg(
-                    picture, outcome.stamp_ns, outcome.picture_frame or outcome.camera_frame
-                )
-            )
+            frame = outcome.picture_frame or outcome.camera_frame
+            for name in pictures:
+                convert = conversions.image_to_msg
+                if name.endswith('/compressed'):
+                    convert = conversions.compressed_image_to_msg
+                self._publishers[name].publish(convert(picture, outcome.stamp_ns, frame))
 
     def clear_path(self) -> None:
         """Forget the poses of the path."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from data import bag_writing as bags
 
 from d2s_ros.cli.main import main
+from d2s_ros.maps.files import COVERAGE_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.verification import verify
@@ -160,6 +162,9 @@ def test_bag_to_map_to_poses_to_errors(bag, some, truth_file, tmp_path, capsys):
     code, out, _ = run(capsys, 'build-map', bag, '--map', target, *QUICK)
     assert code == 0
     assert 'version 0001, 10 images' in out
+    # Where it localizes is said without being asked, and kept for the node.
+    assert re.search(r'coverage: of the views along the mapping path \d+% good', out)
+    assert (target / 'versions' / '0001' / COVERAGE_FILE).exists()
     assert 'arbitrary' not in out
     assert SceneMap.open(target).manifest.metric
     assert_agrees(target, some)
@@ -229,8 +234,10 @@ def test_image_folder_without_poses(small_map, tmp_path, capsys):
     for frame in frames:
         cv2.imwrite(str(folder / f'{frame.stamp_ns}.png'), frame.image)
     arguments = [value if value != '500' else '1000' for value in QUICK]
+    arguments.append('--no-coverage')
     code, out, _ = run(capsys, 'build-map', folder, '--map', tmp_path / 'm', *arguments)
     assert code == 0
+    assert 'coverage' not in out
     assert 'nothing told the scale of this map: it is arbitrary' in out
     assert not SceneMap.open(tmp_path / 'm').manifest.metric
     localizer = Localizer.from_map(tmp_path / 'm', device='cpu')

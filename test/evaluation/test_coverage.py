@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import re
 import shutil
-from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from maps.test_scene_map import make_map
 
+from d2s_ros.cli.coverage_lines import say_coverage
 from d2s_ros.cli.main import main
 from d2s_ros.errors import MapFormatError
+from d2s_ros.evaluation import view_prediction
 from d2s_ros.evaluation.coverage import (
     HEADINGS,
     Coverage,
@@ -21,7 +22,9 @@ from d2s_ros.evaluation.coverage import (
     coverage_advice,
     measure_coverage,
 )
-from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor, tilt_and_zoom
+from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor, tilt_and_zoom, unhidden
+from d2s_ros.map_update.report import report_html
+from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.maps.files import COVERAGE_FILE
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
@@ -38,48 +41,69 @@ def predictor(small_map):
 
 def test_a_mapping_image_shows_its_own_points(predictor):
     data, predicted = predictor
-    everything = np.ones(len(predicted.unhidden(np.zeros(3))), bool)
-    for image in data.images[::6]:
+    for index, image in list(enumerate(data.images))[::6]:
         pose = image.map_from_camera
-        rows, weights, flat = predicted.weights(pose, everything)
-        assert (flat >= weights).all()
-        own = len(np.unique(image.point_idx[image.point_idx >= 0]))
-        # What an image saw looks as it saw it.
-        assert (weights > 0.999).sum() >= 0.95 * own
-        seen, _, _ = predicted.weights(pose, predicted.unhidden(pose.translation))
-        assert 0.15 * len(rows) < len(seen) < len(rows)
-        without, less, _ = predicted.weights(pose, everything, data.images.index(image))
-        assert set(without) <= set(rows)
-        assert less.sum() < weights.sum()
+        around = predicted.around(pose.translation)
+        rows, in_camera = predicted.in_view(pose.rotation, around)
+        assert (in_camera[:, 2] > 0).all()
+        assert (around.at_best >= around.anyway).all()
+        own = np.unique(image.point_idx[image.point_idx >= 0])
+        # What an image saw looks as it saw it, and little of it is taken for hidden.
+        assert (around.at_best[rows] > 0.999).sum() >= 0.75 * len(own)
+        assert 0.1 * len(rows) < (around.anyway[rows] > 0).sum() < len(rows)
+        without = predicted.around(pose.translation, index)
+        assert set(without.numbers) <= set(around.numbers)
+        assert without.anyway.sum() < around.anyway.sum()
 
 
 def test_views_of_nothing_are_bad_and_covariance_is_that_of_the_rays(predictor):
     data, predicted = predictor
     pose = data.images[3].map_from_camera
-    unhidden = predicted.unhidden(pose.translation)
-    good = predicted.predict(pose, unhidden, 0.8)
+    around = predicted.around(pose.translation)
+    good = predicted.predict(pose.rotation, around, 0.8)
     assert good.verdict == 'good'
     assert 0 < good.sigma < 0.1
-    half = predicted.predict(pose, unhidden, 0.2)
+    half = predicted.predict(pose.rotation, around, 0.2)
     assert half.sigma == pytest.approx(2 * good.sigma, rel=1e-3)
-    away = replace(pose, translation=pose.translation + 500.0)
-    assert predicted.predict(away, predicted.unhidden(away.translation), 0.8).verdict == 'bad'
+    away = predicted.around(pose.translation + 500.0)
+    assert predicted.predict(pose.rotation, away, 0.8).verdict == 'bad'
 
 
-def test_what_is_behind_a_wall_is_hidden(predictor):
+def test_of_many_points_a_share_stands_for_all(small_map, monkeypatch):
+    scene_map = SceneMap.open(small_map.path)
+    data = MappingData.from_map(scene_map)
+    pose = data.images[3].map_from_camera
+
+    def inliers():
+        predicted = ViewPredictor(data, scene_map.manifest.cameras[0], 0.5)
+        around = predicted.around(pose.translation)
+        view = predicted.predict(pose.rotation, around, 1 / predicted.share)
+        return predicted.share, view.most_inliers
+
+    all_of_them, expected = inliers()
+    assert all_of_them == 1.0
+    monkeypatch.setattr(view_prediction, '_MAX_POINTS', 500)
+    share, found = inliers()
+    assert 0 < share < 0.6
+    assert found == pytest.approx(expected, rel=0.35)
+
+
+def test_what_is_behind_a_wall_is_hidden():
     """From one side of two dense parallel walls, the nearer one is seen and no point behind it."""
     grid = np.stack(np.meshgrid(np.linspace(-3, 3, 40), np.linspace(-3, 3, 40)), axis=-1)
     near = np.column_stack([grid.reshape(-1, 2), np.full(1600, 2.0)])
     far = np.column_stack([0.4 * grid.reshape(-1, 2), np.full(1600, 3.0)])
-    walls = copy.copy(predictor[1])
-    walls._points = np.concatenate([near, far])
-    seen = ViewPredictor.unhidden(walls, np.zeros(3))
+    place = np.zeros(3)
+    seen = unhidden(np.concatenate([near, far]), place, 10.0)
     assert seen[:1600].mean() > 0.95
     assert not seen[1600:].any()
-    walls._points = far
-    assert ViewPredictor.unhidden(walls, np.zeros(3)).mean() > 0.95
-    walls._points = far[:2]
-    assert ViewPredictor.unhidden(walls, np.zeros(3)).all()
+    assert unhidden(far, place, 10.0).mean() > 0.95
+    assert unhidden(far[:2], place, 10.0).all()
+    # A few near points may hide what is behind them, and a larger sphere says that they do not.
+    few = near.reshape(40, 40, 3)[::3, ::3].reshape(-1, 3)
+    sparse = np.concatenate([few, far])
+    assert unhidden(sparse, place, 10.0)[len(few) :].mean() < 0.5
+    assert unhidden(sparse, place, 200.0)[len(few) :].mean() > 0.8
 
 
 def test_tilt_and_zoom_are_those_of_images_of_a_plane():
@@ -169,3 +193,27 @@ def test_advice_names_where_and_which_way():
     ]
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 185.0).verdict == 'bad'
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 355.0).verdict == 'good'
+
+
+def test_builds_and_updates_say_it_in_short(small_map, tmp_path, capsys):
+    """Few cells, weak places in words, the report of the update with a picture."""
+    place = tmp_path / 'map'
+    shutil.copytree(small_map.path, place)
+    summary = say_coverage(SceneMap.open(place))
+    said = capsys.readouterr().out.splitlines()
+    assert said == summary.sentences()
+    assert re.match(r'coverage: of the views along the mapping path \d+% good, \d+% fair', said[0])
+    assert all(line.startswith('weak place: walk x ') for line in said[1:])
+    assert len(summary.coverage.cells) <= 24
+    written = place / 'versions' / '0001' / COVERAGE_FILE
+    assert len(json.loads(written.read_text())['cells']) == len(summary.coverage.cells)
+    result = UpdateResult('promoted', ('better',), '0002', '0002', None, [], {})
+    page = report_html(result, 'Update', coverage=summary)
+    assert 'Where the map localizes' in page
+    assert said[0] in page
+    assert page.count('<img') == report_html(result, 'Update').count('<img') + 1
+    # Cells lie where images were taken: a stripped map must not tell.
+    MapStore(place).strip()
+    assert not written.exists()
+    assert say_coverage(SceneMap.open(place)) is None
+    assert 'coverage: not predicted: ' in capsys.readouterr().out

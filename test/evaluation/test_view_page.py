@@ -19,11 +19,17 @@ from maps.test_scene_map import make_map
 from d2s_ros.cli import view
 from d2s_ros.cli.main import main
 from d2s_ros.errors import InputError
+from d2s_ros.evaluation.keypoint_marks import marks_of
 from d2s_ros.evaluation.view_page import view_page
+from d2s_ros.localization.result import FrameDetails
+from d2s_ros.maps.rescaling import find_place
+from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
+from d2s_ros.maps.update_data import MappingData, collect_update_data
 from d2s_ros.scene_models.landmark.model import LandmarkModel
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason='chromium is not installed')
 REPORT = {
     'frames': [
         {
@@ -98,8 +104,6 @@ def test_sessions_and_what_an_update_changed(cube, tmp_path, capsys):
 
 
 def test_mapping_images_have_their_keypoints(small_map):
-    from d2s_ros.maps.scene_map import SceneMap
-
     page = view_page(SceneMap.open(small_map.path))
     data = json.loads(re.search(r'application/json">(.*?)</script>', page).group(1))
     assert len(data['frames']) == len(data['path']) == len(small_map.frames)
@@ -109,7 +113,80 @@ def test_mapping_images_have_their_keypoints(small_map):
     )
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason='chromium is not installed')
+def browser(tmp_path, *arguments):
+    """Run a headless browser; return what it prints."""
+    profile = f'--user-data-dir={tmp_path / "profile"}'
+    options = ['--headless', '--no-sandbox', '--disable-gpu', '--window-size=1000,700', profile]
+    return subprocess.run(
+        [CHROMIUM, *options, *arguments], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+
+
+def colours_of(tmp_path, url):
+    """Return how many pixels of the scene have which colour, in steps of 32: (r, g, b)."""
+    picture = tmp_path / 'shot.png'
+    browser(tmp_path, f'--screenshot={picture}', url)
+    scene = cv2.imread(str(picture))[:, :620, ::-1] // 32
+    kinds, counts = np.unique(scene.reshape(-1, 3), axis=0, return_counts=True)
+    return {tuple(kind.tolist()): int(count) for kind, count in zip(kinds, counts, strict=True)}
+
+
+@needs_browser
+def test_a_browser_shows_keypoints_colours_and_what_an_update_changed(small_map, tmp_path):
+    """Inliers apart from reliable keypoints, landmarks as the images saw them, new and gone."""
+    scene_map = SceneMap.open(small_map.path)
+    data = MappingData.from_map(scene_map)
+    reconstruction = data.reconstruction()
+    colours = np.tile(np.array([[250, 10, 250]], np.uint8), (len(data.points_in_map), 1))
+    tensors = collect_update_data(
+        reconstruction, max_keypoints=64, max_megabytes=1.0, colours=colours
+    )
+    store = MapStore(tmp_path / 'map')
+    first = store.write(replace(scene_map, path=None), tensors)
+    details = FrameDetails(
+        keypoints=np.array([[5, 5], [20, 20], [30, 30], [40, 40]], np.float32),
+        reliability=np.ones(4, np.float32),
+        reliable=np.array([False, True, True, True]),
+        inlier=np.array([False, False, True, True]),
+        points_in_map=np.zeros((4, 3)),
+    )
+    entry = {**REPORT['frames'][1], **marks_of(details, 64, 48)}
+    page = tmp_path / 'page.html'
+    page.write_text(view_page(first, {'walk': {'frames': [entry]}}))
+    number = len(data.images)
+    document = browser(tmp_path, '--dump-dom', f'file://{page}#frame={number}')
+    legend = re.search(r'id="legend">(.*?)</p>', document).group(1)
+    assert re.findall(r'>([a-z ,]+: \d+) <', legend) == [
+        'inliers: 2', 'reliable, not agreeing: 1',
+    ]  # fmt: skip
+    assert 'What to do: Record this view and update.' in document
+    assert 'Points have the colours of the images.' in document
+    document = browser(tmp_path, '--dump-dom', f'file://{page}#points=3,9')
+    told = re.search(r"--points '(\[.*?\])' '(\[.*?\])' --metres METRES", document)
+    for text, number in zip(told.groups(), (3, 9), strict=True):
+        place = find_place(first, text)
+        np.testing.assert_allclose(place, find_place(first, str(number)), atol=1e-3)
+    document = browser(tmp_path, '--dump-dom', f'file://{page}#frame=0')
+    assert re.search(r'with a point: [1-9]\d* <', document)
+    pixels = colours_of(tmp_path, f'file://{page}')
+    assert pixels.get((7, 0, 7), 0) > 200
+    model = first.model
+    points = model.points_in_map.copy()
+    points[:30, 2] += 9.0
+    moved = LandmarkModel(replace(model.table, points_in_map=points), model.stored)
+    later = store.write(replace(first, model=moved, path=None), None)
+    page.write_text(view_page(later, before=first))
+    document = browser(tmp_path, '--dump-dom', f'file://{page}')
+    found = re.search(r'new are orange \((\d+)\), those that are gone magenta \((\d+)', document)
+    assert 25 <= int(found.group(1)) <= 30
+    assert 10 <= int(found.group(2)) <= 30
+    pixels = colours_of(tmp_path, f'file://{page}')
+    assert pixels.get((7, 0, 7), 0) < 20
+    assert pixels.get((7, 3, 0), 0) > 10
+    assert pixels.get((6, 1, 5), 0) > 10
+
+
+@needs_browser
 def test_a_browser_draws_it(cube, tmp_path):
     """Landmarks, a chosen frame and a scale bar are there: by colours, not by single pixels."""
     MapStore(tmp_path / 'map').write(cube)
@@ -120,37 +197,19 @@ def test_a_browser_draws_it(cube, tmp_path):
     page = tmp_path / 'page.html'
     arguments = ['view', str(tmp_path / 'map'), str(tmp_path / 'report.json')]
     assert main([*arguments, '--html', str(page)]) == 0
-    browser = [
-        CHROMIUM,
-        '--headless',
-        '--no-sandbox',
-        '--disable-gpu',
-        '--window-size=1000,700',
-        f'--user-data-dir={tmp_path / "profile"}',
-    ]
     url = f'file://{page}#frame=0'
     picture = tmp_path / 'shot.png'
-    subprocess.run(
-        [*browser, f'--screenshot={picture}', url], check=True, capture_output=True, timeout=120
-    )
+    browser(tmp_path, f'--screenshot={picture}', url)
     image = cv2.imread(str(picture)).astype(int)
     scene = image[:, :620]
     coloured = (scene.max(axis=2) - scene.min(axis=2) > 60).mean()
     assert 0.005 < coloured < 0.6
     green = (scene[..., 1] > scene[..., 2] + 80) & (scene[..., 1] > scene[..., 0] + 60)
     assert green.sum() > 30
-    document = subprocess.run(
-        [*browser, '--dump-dom', url], check=True, capture_output=True, text=True, timeout=120
-    ).stdout
+    document = browser(tmp_path, '--dump-dom', url)
     assert 'data-ready="3000 landmarks, 122 frames"' in document
     assert 'a&lt;/script&gt;b: localized. 80 inliers of 120' in document
-    refused = subprocess.run(
-        [*browser, '--dump-dom', url.replace('=0', '=1')],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
+    refused = browser(tmp_path, '--dump-dom', url.replace('=0', '=1'))
     assert 'What to do: Record this view and update.' in refused
 
 

@@ -24,6 +24,7 @@ from d2s_ros.localization.rig_shot import RigShot
 from d2s_ros.localization.rig_solver import RigResiduals
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import base_from_camera, rendered_frames
+from d2s_ros.tracking.calibration_watch import CalibrationWatch
 
 CAMERA = Camera('pinhole', 640, 480, 460.0, 460.0, 320.0, 240.0)
 PLACES = (
@@ -253,3 +254,30 @@ def test_right_extrinsics_cost_no_camera(localizer):
         metres, degrees = pose_error(result.map_from_camera, moment[0].map_from_camera)
         assert metres < 0.02
         assert degrees < 0.2
+
+
+def test_a_wrong_calibration_of_one_camera_is_told(localizer, moments):
+    """Cameras that agree on a pose, or prove one alone, say what is wrong with whose intrinsics."""
+
+    def told(moved_px):
+        results = []
+        for front, left in moments:
+            camera = replace(left.camera, cx=left.camera.cx + moved_px)
+            results.append(localized(localizer, (front, replace(left, camera=camera))))
+        shown = [
+            share.intrinsics_error.change[2] * CAMERA.fx
+            for result in results
+            for share in result.cameras
+            if share.name == 'left' and share.intrinsics_error is not None
+        ]
+        watch = CalibrationWatch()
+        # Few images show enough: each is taken in twice.
+        told = [watch.check(result, 0.02, 0.025) for result in results * 2]
+        return told[-1], shown
+
+    reason, shown = told(0.0)
+    assert reason == ''
+    assert np.abs(shown).max() < 10.0
+    reason, shown = told(30.0)
+    assert reason.startswith('left: ')
+    assert min(shown) == pytest.approx(-30.0, abs=15.0)

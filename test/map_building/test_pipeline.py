@@ -13,7 +13,8 @@ from d2s_ros.data.frames import Frame
 from d2s_ros.errors import InputError, MapFormatError
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
-from d2s_ros.map_building.calibration import pose_difference
+from d2s_ros.localization.covariance import COVERAGE_MARGIN
+from d2s_ros.map_building.calibration import pose_difference, scale_of_covariances
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.maps.files import LOCALIZATION_FILE, UPDATE_FILE
@@ -194,7 +195,24 @@ def test_pose_difference_is_in_ros_order():
     np.testing.assert_allclose(pose_difference(moved, truth), change, atol=1e-12)
 
 
-def test_the_median_of_chi_square():
+def test_the_quantiles_of_chi_square():
     from d2s_ros.map_building import calibration
 
     assert pytest.approx(stats.chi2(6).median(), abs=1e-3) == calibration._CHI2_6_MEDIAN
+    assert pytest.approx(stats.chi2(6).ppf(0.9), abs=1e-3) == calibration._CHI2_6_90
+
+
+def test_covariances_hold_the_images_left_out():
+    rng = np.random.default_rng(0)
+    # Over what is published, whose region is larger than errors like normal ones ask for.
+    normal = rng.chisquare(6, 400) / COVERAGE_MARGIN
+    assert scale_of_covariances(normal) == pytest.approx(1.0, abs=0.1)
+    assert scale_of_covariances(4.0 * normal) == pytest.approx(4.0, abs=0.4)
+    # A few images whose errors are heavy: the region of 90 % holds as many of them.
+    heavy = normal[:20].copy()
+    heavy[:3] = 40.0
+    scale = scale_of_covariances(heavy)
+    assert (heavy / scale <= 10.646).mean() >= 0.9
+    # Of nine errors none may be outside.
+    nine = np.append(normal[:8], 30.0)
+    assert scale_of_covariances(nine) == pytest.approx(30.0 / 10.645)

@@ -136,6 +136,7 @@ class StubLocalizer:
                 'used' if result.localized else result.status.value,
                 result.reason,
                 num_inliers=result.num_inliers,
+                intrinsics_error=result.intrinsics_error,
             )
             for shot, result in found
         )

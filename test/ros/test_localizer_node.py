@@ -39,7 +39,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from std_msgs.msg import String
 
 from d2s_ros import kernels
@@ -48,6 +48,7 @@ from d2s_ros.geometry.transforms import RigidTransform, covariance_of_body
 from d2s_ros.kernels import library
 from d2s_ros.ros import conversions
 from d2s_ros.ros.localizer_config import LocalizerNodeConfig
+from d2s_ros.ros.outputs import PICTURES
 
 pytestmark = [pytest.mark.ros, pytest.mark.usefixtures('tf2_msgs')]
 
@@ -412,12 +413,12 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
     camera.connect()
     assert show(camera, (1, 1), 0).message == 'localized'
     pictures = Collector(client, Image, '/d2s/debug_image')
+    small = Collector(client, CompressedImage, '/d2s/debug_image/compressed')
     points = Collector(client, PointCloud2, '/d2s/scene_points')
     paths = Collector(client, Path, '/d2s/path')
     wait_for(
         lambda: all(
-            node._outputs.wanted(name)
-            for name in ('d2s/debug_image', 'd2s/scene_points', 'd2s/path')
+            node._outputs.wanted(name) for name in (*PICTURES, 'd2s/scene_points', 'd2s/path')
         )
     )
     assert show(camera, (2, 2), 10).message == 'localized'
@@ -425,6 +426,12 @@ def test_pictures_points_and_path_only_when_wanted(make_node, client, camera):
     assert image.shape == (48, 64, 3)
     assert image[20, 20, 1] > image[20, 20, 2]
     assert image[30, 40, 2] > image[30, 40, 1]
+    message = wait_for(lambda: small.messages)[-1]
+    assert message.header == pictures.messages[-1].header
+    decoded = conversions.image_from_msg(message)
+    assert np.abs(decoded.astype(int) - image).mean() < 12
+    # The node's own pictures are no input for it.
+    assert node._image_topics() == ['/camera/image_raw']
     cloud = wait_for(lambda: points.messages)[-1]
     assert cloud.header.frame_id == 'map'
     values = np.frombuffer(cloud.data, '<f4').reshape(-1, 4)

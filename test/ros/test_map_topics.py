@@ -50,6 +50,7 @@ def test_landmarks_and_coverage_are_latched(spinner, client, tf2_msgs, tmp_path)
             scale=1.0 if version == '0001' else 2.0,
             points_in_map=points,
             coverage=read_coverage(tmp_path),
+            folder=tmp_path,
         )
 
     node = LocalizerNode(
@@ -74,6 +75,10 @@ def test_landmarks_and_coverage_are_latched(spinner, client, tf2_msgs, tmp_path)
     assert grid.info.resolution == pytest.approx(0.5)
     assert (grid.info.origin.position.x, grid.info.origin.position.y) == (0.0, -0.5)
     assert list(grid.data) == [0, 50, -1, -1, -1, 100]
+    # A build and an update predict after the map is live: what comes later is published too.
+    (tmp_path / 'new').write_text((tmp_path / COVERAGE_FILE).read_text().replace('bad', 'good'))
+    (tmp_path / 'new').replace(tmp_path / COVERAGE_FILE)
+    wait_for(lambda: list(grids.messages[-1].data) == [0, 0, -1, -1, -1, 50])
     # `d2s map scale` makes another version: its landmarks are published, and the pose is forgotten.
     node._hint = 'somewhere'
     (tmp_path / 'current').write_text('0002')

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.parameter import Parameter
 from ros.helpers import (
     BASE_FROM_CAMERA,
@@ -16,6 +17,7 @@ from ros.helpers import (
     START,
     image_msg,
     info_msg,
+    newest_status,
     position,
     send_transform,
     values_of,
@@ -104,6 +106,23 @@ def test_two_cameras_give_one_pose_and_a_blind_one_does_no_harm(rig):
 
     status, _ = show_both(rig, BLACK, BLACK, 3)
     assert status.message == 'too_few_keypoints'
+
+
+def test_a_camera_whose_calibration_is_wrong_is_told_and_then_not_used(rig):
+    _, camera, _ = rig
+    seen = [show_both(rig, picture(100, 50), picture(1, 2, 249), number)[0] for number in range(5)]
+    messages = [status.message for status in seen]
+    assert messages == ['localized'] * 2 + ['calibration_mismatch'] + ['localized'] * 2
+    reason = values_of(seen[2])['reason']
+    assert reason.startswith('/left/image_raw: ')
+    assert 'cx by -' in reason
+    assert 'many images' in values_of(seen[3])['camera: /left/image_raw']
+    assert values_of(seen[3])['camera: /camera/image_raw'].startswith('used')
+
+    def level():
+        return newest_status(camera.diagnostics, 'localizer: input').level
+
+    wait_for(lambda: level() == DiagnosticStatus.ERROR)
 
 
 def test_a_camera_that_died_is_waited_for_and_then_no_more(rig):

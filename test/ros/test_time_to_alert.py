@@ -212,5 +212,5 @@ def test_a_pose_beyond_the_alert_limit_is_not_published(make_node, camera):
     status = camera.show(exact)
     assert status.message == 'localized'
     level = float(values_of(status)['protection level [m]'])
-    assert level == pytest.approx(6.0 * 0.01, rel=1e-3)
+    assert level == pytest.approx(4.25 * 0.01, rel=1e-3)
     assert float(values_of(status)['protection probability']) == 0.99

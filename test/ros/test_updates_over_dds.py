@@ -32,6 +32,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 from d2s_ros.data.sources import open_source  # noqa: E402
 from d2s_ros.data.tum import read_tum  # noqa: E402
+from d2s_ros.maps.files import COVERAGE_FILE  # noqa: E402
 from d2s_ros.maps.scene_map import SceneMap  # noqa: E402
 from d2s_ros.maps.store import MapStore  # noqa: E402
 from d2s_ros.maps.verification import verify  # noqa: E402
@@ -157,6 +158,7 @@ def test_a_map_is_updated_and_taken_while_frames_are_localized(robot, building_l
     final = wait_for(finished, PATIENCE, 'the end of the update')
     assert final['state'] == 'done'
     assert final['verdict'] == 'promoted', final['reasons']
+    assert (robot.map_path / 'versions' / '0002' / COVERAGE_FILE).exists()
     assert shown >= 3
     percents = [float(state['percent']) for state in robot.states(job)]
     assert percents == sorted(percents)

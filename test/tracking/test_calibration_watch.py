@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from d2s_ros.localization.intrinsics_error import IntrinsicsError, together
-from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
+from d2s_ros.localization.result import CameraShare, LocalizationResult, LocalizationStatus
 from d2s_ros.tracking.calibration_watch import CalibrationWatch
 
 
@@ -93,3 +93,39 @@ def test_what_no_image_knows_stays_unknown():
     assert np.allclose(
         together([unknown, known] * 8).change, together([known] * 8).change, atol=1e-6
     )
+
+
+def of_rig(front, left, status=LocalizationStatus.LOCALIZED, used=40):
+    """Return the result of a rig whose cameras say this of their intrinsics; None: not asked."""
+    told = {'front': front, 'left': left}
+    shares = tuple(
+        CameraShare(
+            name,
+            'used',
+            num_inliers=40 if name == 'front' else used,
+            intrinsics_error=fitted(change).intrinsics_error,
+        )
+        for name, change in told.items()
+        if change is not None
+    )
+    return LocalizationResult(status, cameras=shares)
+
+
+def test_each_camera_of_a_rig_is_watched():
+    right, wrong = (0, 0, 0, 0, 0), (0, 0, -0.06, 0, 0)
+    watch = CalibrationWatch()
+    told = [watch.check(of_rig(right, wrong), 0.02, 0.025) for _ in range(20)]
+    assert told[:2] == ['', '']
+    assert told[-1].startswith('left: ')
+    assert 'cx by -' in told[-1]
+    assert 'front' not in told[-1]
+    assert watch.accused == {'left'}
+    assert watch.accuses(of_rig(right, wrong))
+    # A pose that the accused camera has no part in is as good as ever; nothing clears it either.
+    assert not watch.accuses(of_rig(right, wrong, used=0))
+    assert not watch.accuses(of_rig(right, None))
+    assert watch.check(of_rig(right, None), 0.02, 0.025) == told[-1]
+    assert watch.check(of_rig(right, right, LocalizationStatus.NO_POSE), 0.02, 0.025) == told[-1]
+    watch.reset()
+    assert watch.accused == set()
+    assert watch.check(of_rig(right, right), 0.02, 0.025) == ''
