@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from d2s_ros.cli.build_options import (
     places_of,
     with_features_of_area,
 )
+from d2s_ros.cli.build_split import add_split_arguments, build_split, check_split_options
 from d2s_ros.cli.coverage_lines import add_coverage, say_coverage
 from d2s_ros.cli.options import add_device, add_source, add_weights, open_input, user_path
 from d2s_ros.errors import InputError, NothingLocalizedError, UsageError
@@ -21,6 +23,7 @@ from d2s_ros.features.types import FEATURES
 
 if TYPE_CHECKING:
     from d2s_ros.map_building.pipeline import BuildResult
+    from d2s_ros.maps.scene_map import SceneMap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,6 +217,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='start from the beginning, even if an interrupted build left something to go on from',
     )
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed (default: 0)')
+    add_split_arguments(parser)
     add_device(parser)
 
 
@@ -230,6 +234,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.map_building.pipeline import build_map
 
     check_options(args)
+    check_split_options(args)
     if args.camera is not None:
         args.input = record(args.camera, args.map, args.camera_seconds)
     if distributed.world() > 1 and (args.place or args.each_folder):
@@ -260,8 +265,13 @@ def run(args: argparse.Namespace) -> int:
         config = of_places(config, result.scene_map.manifest.features.name)
         return result
 
+    if args.images_per_place is not None:
+        source = open_input(args, poses=args.poses, pose_topic=args.pose_topic, for_mapping=True)
+        say = partial(say_result, coverage=not args.no_coverage)
+        return build_split(args, source, config, say)
     if inputs is None:
-        return say_result(args.map, build(args.map, args.input), coverage=not args.no_coverage)
+        found = build(args.map, args.input).scene_map
+        return say_result(args.map, found, coverage=not args.no_coverage)
     return _build_places(args, inputs, build)
 
 
@@ -290,7 +300,7 @@ def _build_places(
 
     def built(name: str, result: BuildResult) -> None:
         place = Path(args.map) / PLACES_FOLDER / name
-        codes.append(say_result(place, result, coverage=not args.no_coverage))
+        codes.append(say_result(place, result.scene_map, coverage=not args.no_coverage))
 
     def of_place(source: str) -> Callable[[Path], BuildResult]:
         return lambda folder: build(folder, source)
@@ -310,21 +320,21 @@ def _build_places(
     return max(codes)
 
 
-def say_result(map_path: str | Path, result: BuildResult, *, coverage: bool) -> int:
+def say_result(map_path: str | Path, scene_map: SceneMap, *, coverage: bool) -> int:
     """Say what came out of a build, write the calibration that it found; returns the exit code.
 
     Args:
         map_path: The map, or the folder of a place.
-        result: Of the build.
+        scene_map: As it was written.
         coverage: Also predict where the map localizes, say it, and keep it for the node.
     """
     from d2s_ros.data.calibration import write_camera_info
 
-    manifest, metrics = result.scene_map.manifest, result.scene_map.manifest.metrics
-    size = result.scene_map.localization_size_bytes() / 1e6
+    manifest, metrics = scene_map.manifest, scene_map.manifest.metrics
+    size = scene_map.localization_size_bytes() / 1e6
     print(
         f'{map_path}: version {manifest.version}, {metrics["num_images"]} images, '
-        f'{result.scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
+        f'{scene_map.model.summary}, {size:.2f} MB, {metrics["seconds"]["total"]:.0f} s'
     )
     if 'feature_choice' in metrics:
         chosen = metrics['feature_choice']
@@ -357,6 +367,12 @@ def say_result(map_path: str | Path, result: BuildResult, *, coverage: bool) -> 
             f'{metrics["holdout_median_deg"]:.3f} deg, '
             f'inlier share {metrics["holdout_inlier_share"]:.2f}'
         )
+    not_placed = metrics.get('not_placed', ())
+    if not_placed:
+        print(
+            f'{len(not_placed)} images show too little of what others show, and are not in the '
+            f'map: {", ".join(not_placed)}'
+        )
     doubtful = metrics.get('doubtful_poses', ())
     if doubtful:
         names = ', '.join(wrong['name'] for wrong in doubtful)
@@ -375,5 +391,5 @@ def say_result(map_path: str | Path, result: BuildResult, *, coverage: bool) -> 
     if placement['frame_from'] == 'cameras':
         print('no floor was found: z is up as far as the camera was held level')
     if coverage and not useless:
-        say_coverage(result.scene_map)
+        say_coverage(scene_map)
     return NothingLocalizedError.exit_code if useless else 0

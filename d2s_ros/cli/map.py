@@ -1,4 +1,4 @@
-"""`d2s map`: show, check, list, scale, roll back, strip and join maps; where they localize."""
+"""`d2s map`: show, check, list, scale, crop, roll back, strip, join; where maps localize."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from d2s_ros.cli.options import check_outputs, user_path
-from d2s_ros.errors import InputError, MapFormatError, UsageError
+from d2s_ros.errors import MapFormatError, UsageError
 
 if TYPE_CHECKING:
     from d2s_ros.maps.store import MapStore
@@ -20,12 +20,14 @@ _ACTIONS = {
     'rollback': 'make the parent of the live version live',
     'strip': 'delete update data',
     'scale': 'write a version in metres, from a known distance or a factor',
+    'crop': 'write a version without what is outside of a region, or inside',
     'coverage': 'predict where and in which directions the map localizes',
     'merge': 'join two maps that overlap into an area of one frame',
 }
 #: Options that one action alone takes.
 _OPTIONS = {
     'scale': ('points', 'metres', 'factor'),
+    'crop': ('keep', 'drop'),
     'coverage': ('cell', 'picture'),
     'merge': ('other', 'area'),
 }
@@ -67,6 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--factor', type=float, metavar='F', help='scale: metres that one unit of the map is'
+    )
+    parser.add_argument(
+        '--keep',
+        type=float,
+        nargs='+',
+        metavar='X',
+        help='crop: the region that stays, x0 y0 x1 y1 or x0 y0 z0 x1 y1 z1, map frame',
+    )
+    parser.add_argument(
+        '--drop',
+        type=float,
+        nargs='+',
+        metavar='X',
+        help='crop: the region that goes; what is around it stays',
     )
     parser.add_argument(
         '--cell',
@@ -113,6 +129,7 @@ def _run_on_map(args: argparse.Namespace, path: str) -> None:
         'rollback': _rollback,
         'strip': _strip,
         'scale': _scale,
+        'crop': _crop,
         'coverage': _coverage,
     }
     actions[args.action](args, MapStore(path))
@@ -187,27 +204,28 @@ def _strip(args: argparse.Namespace, store: MapStore) -> None:
 
 
 def _scale(args: argparse.Namespace, store: MapStore) -> None:
-    import numpy as np
-
+    from d2s_ros.cli.map_of_area import factor_of
     from d2s_ros.maps.rescaling import find_place, scale_live_version
     from d2s_ros.maps.scene_map import SceneMap
 
-    by_points = args.points is not None and args.metres is not None
-    if by_points == (args.factor is not None) or (args.points is None) != (args.metres is None):
-        raise UsageError('give either --points A B with --metres D, or --factor F')
-    factor = args.factor
-    if by_points:
-        scene_map = SceneMap.open(store.root)
-        first, second = (find_place(scene_map, text) for text in args.points)
-        before = float(np.linalg.norm(second - first))
-        if before == 0:
-            raise InputError('the two places are the same: give places that are far apart')
-        factor = args.metres / before
-        print(f'the places are {before:.6g} apart in the map, {args.metres:g} m in the world')
+    factor = factor_of(args, lambda text: find_place(SceneMap.open(store.root), text))
     written = scale_live_version(store, factor)
     print(
         f'{store.root}: version {written.manifest.version} is live, {factor:.6g} times as large as '
         f'version {written.manifest.parent}, in metres; d2s map rollback goes back'
+    )
+
+
+def _crop(args: argparse.Namespace, store: MapStore) -> None:
+    from d2s_ros.cli.map_of_area import region_of
+    from d2s_ros.maps.cropping import crop_live_version
+
+    written = crop_live_version(store, region_of(args))
+    manifest = written.manifest
+    print(
+        f'{store.root}: version {manifest.version} is live, with '
+        f'{manifest.metrics["num_landmarks"]} landmarks of version {manifest.parent}; '
+        'd2s map rollback goes back, and older versions keep what was left out'
     )
 
 

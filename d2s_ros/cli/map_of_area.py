@@ -7,10 +7,14 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from d2s_ros.errors import MapFormatError, UsageError
+from d2s_ros.errors import InputError, MapFormatError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from d2s_ros.maps.area import Area
+    from d2s_ros.maps.cropping import Region
     from d2s_ros.maps.store import MapStore
 
 
@@ -31,19 +35,30 @@ def run_on_area(
         MapFormatError: the area is damaged.
     """
     from d2s_ros.maps.area import verify_area
+    from d2s_ros.maps.area_scaling import check_rollback, find_in_area, scale_area
     from d2s_ros.maps.scene_map import SceneMap
     from d2s_ros.maps.store import MapStore
 
     if args.place is not None:
-        place = area.places.get(args.place)
-        if args.action == 'scale' and place is not None and place.area_from_place is not None:
+        folder = area.folder(args.place)
+        shared = area.places[args.place].area_from_place is not None
+        if args.action == 'scale' and shared:
             raise UsageError(
-                f'place {args.place} shares its frame with others: scale the maps before they are '
-                'made one area'
+                f'place {args.place} shares its frame with others: leave --place out to scale all'
             )
-        run_on_map(args, str(area.folder(args.place)))
+        if args.action == 'rollback':
+            check_rollback(area, args.place)
+        run_on_map(args, str(folder))
         return
-    if args.action in ('rollback', 'scale', 'coverage'):
+    if args.action == 'crop':
+        _crop(args, area)
+        return
+    if args.action == 'scale':
+        factor = factor_of(args, lambda text: find_in_area(area, text))
+        scale_area(area, factor)
+        print(f'{args.map}: {len(area.places)} places are {factor:.6g} times as large, in metres')
+        return
+    if args.action in ('rollback', 'coverage'):
         raise UsageError(
             f'{args.map} is an area: say which place with --place, one of {", ".join(area.places)}'
         )
@@ -110,6 +125,60 @@ def run_on_area(
             f'{entry["bytes"] / 1e6:.2f} MB'
         )
     return
+
+
+def factor_of(args: argparse.Namespace, find: Callable[[str], NDArray[np.float64]]) -> float:
+    """Return by what lengths are multiplied.
+
+    Args:
+        args: Of the command.
+        find: Returns the point (3,) that a text names.
+
+    Raises:
+        UsageError: neither a factor is given nor a known distance, or both.
+        InputError: the two places of the distance are the same, or not there.
+    """
+    import numpy as np
+
+    by_points = args.points is not None and args.metres is not None
+    if by_points == (args.factor is not None) or (args.points is None) != (args.metres is None):
+        raise UsageError('give either --points A B with --metres D, or --factor F')
+    if not by_points:
+        return float(args.factor)
+    first, second = (find(text) for text in args.points)
+    before = float(np.linalg.norm(second - first))
+    if before == 0:
+        raise InputError('the two places are the same: give places that are far apart')
+    print(f'the places are {before:.6g} apart in the map, {args.metres:g} m in the world')
+    return float(args.metres) / before
+
+
+def region_of(args: argparse.Namespace) -> Region:
+    """Return the region that is kept.
+
+    Raises:
+        UsageError: none is given, or two.
+    """
+    from d2s_ros.maps.cropping import Region
+
+    if (args.keep is None) == (args.drop is None):
+        raise UsageError('give either --keep or --drop with the corners of a region')
+    return Region.of(args.drop if args.keep is None else args.keep, inside=args.drop is None)
+
+
+def _crop(args: argparse.Namespace, area: Area) -> None:
+    from d2s_ros.maps.cropping import crop_area
+
+    written, left_out = crop_area(area, region_of(args))
+    for name, scene_map in written.items():
+        manifest = scene_map.manifest
+        print(
+            f'{name}: version {manifest.version} is live, with '
+            f'{manifest.metrics["num_landmarks"]} landmarks of version {manifest.parent}'
+        )
+    for name, reason in left_out.items():
+        print(f'{name}: not in the area any more, its folder stays as it is ({reason})')
+    print(f'd2s map rollback {args.map} --place NAME goes back, and keeps what was left out')
 
 
 def versions_of(store: MapStore) -> list[dict[str, Any]]:

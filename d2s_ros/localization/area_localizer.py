@@ -22,7 +22,7 @@ from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.extraction import TakenImage, take_image, take_shots
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.localization.map_facts import MapFacts
-from d2s_ros.localization.place_choice import Attempt, choose
+from d2s_ros.localization.place_choice import Attempt, agree, choose
 from d2s_ros.localization.pose_prior import PosePrior, PriorSource
 from d2s_ros.localization.result import LocalizationResult
 from d2s_ros.localization.rig_shot import RigShot
@@ -36,6 +36,12 @@ from d2s_ros.scene_models.base import View
 _Ask = Callable[[Localizer, PriorSource | None], LocalizationResult]
 
 
+#: Keypoints that a further place is asked about first, once another has given a pose.
+_GLANCE = 512
+#: A place that has this share of what `max_rival_share` allows is asked about all keypoints.
+_CLOSER_LOOK = 0.6
+
+
 def _asks(taken: TakenImage) -> _Ask:
     """Return what asks a map about one image."""
 
@@ -46,6 +52,14 @@ def _asks(taken: TakenImage) -> _Ask:
         return taken.at_full_size(result)
 
     return ask
+
+
+def _glances(taken: TakenImage) -> _Ask:
+    """Return what asks a map about the strongest keypoints of an image alone."""
+    view = taken.view
+    return _asks(
+        replace(taken, view=View(view.features.strongest(_GLANCE), view.camera, view.image))
+    )
 
 
 class OpenPlaces:
@@ -206,7 +220,9 @@ class AreaLocalizer:
         self, taken: TakenImage, *, details: bool = False, prior: PriorSource | None = None
     ) -> LocalizationResult:
         """Localize from what was extracted of an image, as `localize` does."""
-        return self._answer([taken.view], _asks(taken), taken.elapsed_ms, details, prior)
+        return self._answer(
+            [taken.view], _asks(taken), taken.elapsed_ms, details, prior, _glances(taken)
+        )
 
     def attempts(self, taken: TakenImage) -> list[Attempt]:
         """Return what the map of each candidate says of an image, the likeliest place first."""
@@ -251,10 +267,11 @@ class AreaLocalizer:
         features_ms: float,
         details: bool,
         prior: PriorSource | None,
+        glance: _Ask | None = None,
     ) -> LocalizationResult:
         """Ask the candidates, and choose between what they say."""
         started = time.perf_counter()
-        attempts = self._ask_all(views, ask, prior() if prior is not None else None)
+        attempts = self._ask_all(views, ask, prior() if prior is not None else None, glance)
         result = choose(attempts, self.config.limits)
         spent = sum(one.result.latency_ms.get('network', 0.0) for one in attempts)
         total = 1e3 * (time.perf_counter() - started)
@@ -266,12 +283,52 @@ class AreaLocalizer:
         }
         return replace(result, latency_ms=latency, details=result.details if details else None)
 
-    def _ask_all(self, views: Sequence[View], ask: _Ask, known: PosePrior | None) -> list[Attempt]:
-        names = self.candidates(views, '' if known is None else known.place)
-        return [
-            self._attempt(name, ask(self.places.get(name), self._prior_in(name, known)))
-            for name in names
-        ]
+    def _ask_all(
+        self,
+        views: Sequence[View],
+        ask: _Ask,
+        known: PosePrior | None,
+        glance: _Ask | None = None,
+    ) -> list[Attempt]:
+        """Ask the candidates; once one has given a pose, others only as far as they are rivals."""
+        best: Attempt | None = None
+        found: list[Attempt] = []
+        for name in self.candidates(views, '' if known is None else known.place):
+            prior = self._prior_in(name, known)
+            one = None
+            if best is not None and glance is not None:
+                one = self._glanced(name, best, glance, prior)
+            if one is None:
+                one = self._attempt(name, ask(self.places.get(name), prior))
+                most = -1 if best is None else best.result.num_inliers
+                if one.result.localized and one.result.num_inliers > most:
+                    best = one
+            found.append(one)
+        return found
+
+    def _glanced(
+        self, name: str, best: Attempt, glance: _Ask, prior: PriorSource | None
+    ) -> Attempt | None:
+        """Return what a place says of the strongest keypoints; None where it may be a rival.
+
+        Its inliers are told in proportion: as a share of those that the best place so far has among
+        the same keypoints.
+        """
+        details = best.result.details
+        assert details is not None
+        own = int(details.inlier[:_GLANCE].sum())
+        one = self._attempt(name, glance(self.places.get(name), prior))
+        seen = 0 if one.result.details is None else len(one.result.details.inlier)
+        if own == 0 or seen != min(_GLANCE, len(details.inlier)):
+            # The map looks at keypoints of its own: they are not the same.
+            return None
+        share = one.result.num_inliers / own
+        limits = self.config.limits
+        if share > _CLOSER_LOOK * limits.max_rival_share and not agree(best, one, limits):
+            return None
+        # Of two places that agree, the pose of all keypoints is the better one.
+        count = min(round(share * best.result.num_inliers), best.result.num_inliers - 1)
+        return replace(one, result=replace(one.result, num_inliers=count))
 
     def _attempt(self, name: str, result: LocalizationResult) -> Attempt:
         """Bring what the map of a place says to the frame of poses there."""

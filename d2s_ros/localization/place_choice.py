@@ -65,7 +65,7 @@ def choose(attempts: Sequence[Attempt], limits: Limits) -> LocalizationResult:
 
 def _rival_check(best: Attempt, attempts: Sequence[Attempt], limits: Limits) -> Check | None:
     """Compare the inliers of a pose with those of the other places; None if no other was asked."""
-    others = [one for one in attempts if one is not best and not _agree(best, one, limits)]
+    others = [one for one in attempts if one is not best and not agree(best, one, limits)]
     if not others:
         return None
     rival = max(others, key=lambda one: one.result.num_inliers)
@@ -82,7 +82,7 @@ def _rival_check(best: Attempt, attempts: Sequence[Attempt], limits: Limits) -> 
     )
 
 
-def _agree(best: Attempt, other: Attempt, limits: Limits) -> bool:
+def agree(best: Attempt, other: Attempt, limits: Limits) -> bool:
     """Return whether another place gives the same pose: it overlaps, and is no rival."""
     if best.frame != other.frame or best.pose is None or other.pose is None:
         return False

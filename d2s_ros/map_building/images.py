@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.errors import InputError
 from d2s_ros.features.types import FeatureExtractor, LocalFeatures
@@ -23,6 +26,8 @@ from d2s_ros.reconstruction.reconstruction import ImageInput
 
 _logger = logging.getLogger(__name__)
 
+#: Given the digest and the pixels of images, keeps their features in a log.
+ExtractAll = Callable[[Iterable[tuple[str, NDArray[np.uint8]]], StageLog], None]
 #: Images with fewer keypoints show nothing to map.
 _MIN_KEYPOINTS = 50
 
@@ -36,10 +41,22 @@ def collect_images(
     require_poses: bool = False,
     stages: BuildStages | None = None,
     progress: bool = False,
+    extract: ExtractAll | None = None,
 ) -> tuple[list[ImageInput], dict[str, int]]:
     """Extract features of the log's usable images, subsampled evenly to `max_images`.
 
     Images without a pose are dropped where others have one.
+
+    Args:
+        source: The log.
+        extractor: Extracts the features.
+        config: Options.
+        use_poses: Use the poses of the log.
+        require_poses: Having none is an error.
+        stages: Where features are kept.
+        progress: Show a progress bar.
+        extract: Extracts and keeps the features of images that have none; `extractor` does, one
+            image after the other, if None.
 
     Returns:
         The images and, by reason, how many were dropped.
@@ -58,19 +75,27 @@ def collect_images(
     digests: list[str] = []
     in_memory: dict[str, LocalFeatures] = {}
     bar = tqdm(source, total=total, desc='features', unit='image', disable=not progress)
-    for index, frame in enumerate(bar):
-        if index not in keep:
-            continue
-        if frame.image is None or frame.camera is None:
-            dropped[frame.error or 'no camera calibration'] += 1
-            continue
-        digest = frame_digest(frame)
-        digests.append(digest)
-        if digest not in log:
-            features = extractor.extract(frame.image)
+
+    def without_features() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        for index, frame in enumerate(bar):
+            if index not in keep:
+                continue
+            if frame.image is None or frame.camera is None:
+                dropped[frame.error or 'no camera calibration'] += 1
+                continue
+            digest = frame_digest(frame)
+            digests.append(digest)
+            waiting.append((digest, replace(frame, image=None)))
+            if digest not in log:
+                yield digest, frame.image
+
+    if extract is not None:
+        extract(without_features(), log)
+    else:
+        for digest, image in without_features():
+            features = extractor.extract(image)
             if not keep_features(log, digest, features):
                 in_memory[digest] = features
-        waiting.append((digest, replace(frame, image=None)))
     stages.set_images(digests)
     images: list[ImageInput] = []
     for digest, frame in waiting:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from d2s_ros import __version__, distributed
 from d2s_ros.config import to_dict
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
+from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.map_building.calibration import (
     rounded_median,
@@ -22,7 +24,7 @@ from d2s_ros.map_building.calibration import (
 from d2s_ros.map_building.colours import point_colours
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.feature_choice import FeatureChoice, choose_features, extractors_of
-from d2s_ros.map_building.preparation import Clock, InputOptions
+from d2s_ros.map_building.preparation import Clock, InputOptions, Prepared
 from d2s_ros.map_building.scene_model import train_map
 from d2s_ros.map_building.stages import BuildStages
 from d2s_ros.maps.scene_map import SceneMap
@@ -149,71 +151,124 @@ class _Build:
     def execute(self, store: MapStore) -> BuildResult:
         """Build the map and write it."""
         prepared = self.features.prepared
-        images, dropped, origin = prepared.images, prepared.dropped, prepared.origin
-        reconstruction, placement = prepared.reconstruction, prepared.placement
-        with self.clock.timed('training'):
-            scene_map, metrics = train_map(
-                reconstruction,
-                self.features.extractor,
-                self.config,
-                source=self.source,
-                device=self.device,
-                progress=self.progress,
-                stages=self.features.stages,
-            )
-        self.clock.end()
-        if self.config.reconstruction.refine_poses and placement['scale_from'] == 'poses':
-            metrics['refined_poses'] = _pose_changes(images, reconstruction)
-        metrics = {
-            **metrics,
-            'placement': placement,
-            'num_images': len(reconstruction.images),
-            'num_points': len(reconstruction.points_in_map),
-            'dropped_images': dropped,
-            'seconds': self.clock.seconds,
-            # The times of a build that was interrupted are those of its last run.
-            'resumed': self.stages.resumed,
-        }
+        more: dict[str, Any] = {'resumed': self.stages.resumed}
         if self.features.report:
-            metrics['feature_choice'] = self.features.report
-        if reconstruction.focal_sigma_px is not None:
-            metrics['self_calibration'] = {
-                'focal_px': round(reconstruction.images[0].camera.fx, 3),
-                'focal_sigma_px': round(reconstruction.focal_sigma_px, 3),
-                'guess_px': round(images[0].camera.fx, 3),
-                'images': len(reconstruction.images),
-            }
-        if placement['frame_from'] == 'poses':
-            metrics['doubtful_poses'] = _doubtful_poses(reconstruction)
-        useless = metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0
-        if useless:
-            _logger.warning(
-                'none of the %d held-out images is localized in the map that was built: are the '
-                'poses those of the optical frame of the camera (z forward, x right), do they fit '
-                'the images, and is the calibration right?',
-                metrics['holdout_images'],
-            )
-        x, y, z = origin.tolist()
-        manifest = replace(scene_map.manifest, metrics=metrics, origin=(x, y, z))
-        update_data = None
-        if self.config.keep_update_data and model_class(self.config.head).keeps_update_data:
-            update_data = collect_update_data(
-                reconstruction,
-                max_keypoints=self.config.update_keypoints,
-                max_megabytes=self.config.max_update_mb,
-                colours=point_colours(reconstruction, self.source)
-                if self.config.keep_colours
-                else None,
-            )
+            more['feature_choice'] = self.features.report
+        scene_map, update_data = make_map(
+            prepared,
+            self.features.extractor,
+            self.config,
+            self.clock,
+            source=self.source,
+            device=self.device,
+            progress=self.progress,
+            stages=self.features.stages,
+            more=more,
+        )
         # A build that was killed after its map was written goes on as if it was not.
         written = store.write(
-            replace(scene_map, manifest=manifest),
+            scene_map,
             update_data,
             # Such a map must not take the place of one that works.
-            promote=not useless or store.current() is None,
+            promote=not _is_useless(scene_map.manifest.metrics) or store.current() is None,
             unless_live=self.stages.resumed,
         )
-        return BuildResult(written, moved(reconstruction, origin), dropped)
+        return BuildResult(
+            written, moved(prepared.reconstruction, prepared.origin), prepared.dropped
+        )
+
+
+def make_map(
+    prepared: Prepared,
+    extractor: FeatureExtractor,
+    config: BuildConfig,
+    clock: Clock,
+    *,
+    source: FrameSource | None,
+    device: str,
+    progress: bool,
+    stages: BuildStages | None,
+    more: Mapping[str, Any],
+) -> tuple[SceneMap, dict[str, NDArray[Any]] | None]:
+    """Turn what was prepared into a map that can be written, with what updates of it need.
+
+    Args:
+        prepared: Images with poses, and points.
+        extractor: Of the map's features.
+        config: Options, with these features.
+        clock: Times of the stages so far.
+        source: The log, for models that look at its pixels.
+        device: Where networks are trained.
+        progress: Show progress bars.
+        stages: What is done of the build.
+        more: Further figures of the manifest.
+    """
+    images, reconstruction, placement = (
+        prepared.images,
+        prepared.reconstruction,
+        prepared.placement,
+    )
+    with clock.timed('training'):
+        scene_map, metrics = train_map(
+            reconstruction,
+            extractor,
+            config,
+            source=source,
+            device=device,
+            progress=progress,
+            stages=stages,
+        )
+    clock.end()
+    if config.reconstruction.refine_poses and placement['scale_from'] == 'poses':
+        metrics['refined_poses'] = _pose_changes(images, reconstruction)
+    metrics = {
+        **metrics,
+        'placement': placement,
+        'num_images': len(reconstruction.images),
+        'num_points': len(reconstruction.points_in_map),
+        'dropped_images': prepared.dropped,
+        # The times of a build that was interrupted are those of its last run.
+        'seconds': clock.seconds,
+        **more,
+    }
+    placed = {image.name for image in reconstruction.images}
+    not_placed = [image.name for image in images if image.name not in placed]
+    if not_placed:
+        metrics['not_placed'] = not_placed
+    if reconstruction.focal_sigma_px is not None:
+        metrics['self_calibration'] = {
+            'focal_px': round(reconstruction.images[0].camera.fx, 3),
+            'focal_sigma_px': round(reconstruction.focal_sigma_px, 3),
+            'guess_px': round(images[0].camera.fx, 3),
+            'images': len(reconstruction.images),
+        }
+    if placement['frame_from'] == 'poses':
+        metrics['doubtful_poses'] = _doubtful_poses(reconstruction)
+    if _is_useless(metrics):
+        _logger.warning(
+            'none of the %d held-out images is localized in the map that was built: are the '
+            'poses those of the optical frame of the camera (z forward, x right), do they fit '
+            'the images, and is the calibration right?',
+            metrics['holdout_images'],
+        )
+    x, y, z = prepared.origin.tolist()
+    manifest = replace(scene_map.manifest, metrics=metrics, origin=(x, y, z))
+    update_data = None
+    if config.keep_update_data and model_class(config.head).keeps_update_data:
+        update_data = collect_update_data(
+            reconstruction,
+            max_keypoints=config.update_keypoints,
+            max_megabytes=config.max_update_mb,
+            colours=point_colours(reconstruction, source)
+            if config.keep_colours and source is not None
+            else None,
+        )
+    return replace(scene_map, manifest=manifest), update_data
+
+
+def _is_useless(metrics: Mapping[str, Any]) -> bool:
+    """Return whether a map localizes none of the images that were held out of it."""
+    return bool(metrics['holdout_images'] > 0 and metrics['holdout_localized'] == 0)
 
 
 def _doubtful_poses(reconstruction: Reconstruction) -> list[dict[str, Any]]:

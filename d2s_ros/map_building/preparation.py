@@ -115,17 +115,21 @@ def prepare(
     with clock.timed('reconstruction'):
         poses = {image.name: image.map_from_camera for image in images}
         if config.placement.align_poses:
-            images = _without_poses(images)
+            images = without_poses(images)
         reconstruction, placement = place(
-            _reconstruct(images, config, options, stages), source, poses, config.placement
+            reconstruct_once(images, config, options, stages), source, poses, config.placement
         )
     return Prepared(images, dropped, origin, reconstruction, placement)
 
 
-def _reconstruct(
+def reconstruct_once(
     images: list[ImageInput], config: BuildConfig, options: InputOptions, stages: BuildStages
 ) -> Reconstruction:
-    """Reconstruct, or read what an interrupted build has reconstructed."""
+    """Reconstruct, or read what an interrupted build has reconstructed.
+
+    Raises:
+        InputError: no structure.
+    """
     log = stages.log('reconstruction')
     known = log.get('points')
     if known is not None:
@@ -141,7 +145,7 @@ def _reconstruct(
     return reconstruction
 
 
-def _without_poses(images: Sequence[ImageInput]) -> list[ImageInput]:
+def without_poses(images: Sequence[ImageInput]) -> list[ImageInput]:
     """Return images to be placed by what they show; their poses are aligned to afterwards.
 
     Raises:

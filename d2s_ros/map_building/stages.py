@@ -7,6 +7,8 @@ MAP.building/reconstruction.log    refined poses, tracks and points
 MAP.building/samples.log           training samples
 MAP.building/training.pt           checkpoint of the training
 
+A log that is split into several maps has places.log instead, the files of each map.
+
 Where features are compared, each kind has a folder of its own in MAP.building, with these files and
 KIND/comparison.log, what it places.
 """
@@ -24,6 +26,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.frames import Frame
@@ -36,7 +39,7 @@ _logger = logging.getLogger(__name__)
 _DESCRIPTION_FILE = 'build.json'
 _CHECKPOINT_FILE = 'training.pt'
 #: Stages that depend on all images together, not on one alone.
-_AFTER_FEATURES = ('matches', 'reconstruction', 'comparison', 'samples')
+_AFTER_FEATURES = ('matches', 'reconstruction', 'comparison', 'samples', 'places')
 _FEATURE_ARRAYS = ('keypoints', 'keypoint_scores', 'descriptors', 'scales')
 
 
@@ -232,15 +235,24 @@ def frame_digest(frame: Frame) -> str:
 
 def keep_features(log: StageLog, key: str, features: LocalFeatures) -> bool:
     """Write the features of an image; returns whether they can be read back."""
+    return log.keep(key, feature_arrays(features))
+
+
+def feature_arrays(features: LocalFeatures) -> dict[str, NDArray[Any]]:
+    """Return the features of an image as `load_features` reads them."""
     width, height = features.image_size
     arrays = {name: getattr(features, name) for name in _FEATURE_ARRAYS}
-    return log.keep(key, {**arrays, 'image_size': np.array([width, height])})
+    return {**arrays, 'image_size': np.array([width, height])}
 
 
 def load_features(log: StageLog, key: str) -> LocalFeatures | None:
     """Return the features of an image, mapped from the log, None if they are not there."""
     arrays = log.get(key)
-    if arrays is None:
-        return None
-    width, height = (int(value) for value in arrays.pop('image_size'))
-    return LocalFeatures(image_size=(width, height), **arrays)
+    return None if arrays is None else features_of_arrays(arrays)
+
+
+def features_of_arrays(arrays: dict[str, NDArray[Any]]) -> LocalFeatures:
+    """Return the features that `feature_arrays` was given."""
+    width, height = (int(value) for value in arrays['image_size'])
+    others = {name: arrays[name] for name in _FEATURE_ARRAYS}
+    return LocalFeatures(image_size=(width, height), **others)

@@ -87,6 +87,19 @@ class AreaIndex:
             max(self.num_places, number + 1),
         )
 
+    def of_places(self, numbers: Sequence[int]) -> AreaIndex:
+        """Return the index of some places, which take the numbers from 0 on."""
+        rows = [np.flatnonzero(self.place_idx == number) for number in numbers]
+        renumbered = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        chosen = np.concatenate(rows)
+        return AreaIndex(
+            self.vlad,
+            self.descriptors[chosen],
+            self.scales[chosen],
+            renumbered.astype(np.int16),
+            len(rows),
+        )
+
     def similarities(self, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return how alike an image and each place are (P,), from -1 to 1.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def match_pairs(
     descriptors = [torch.from_numpy(image.features.descriptors) for image in images]
     points = [np.nan_to_num(p, nan=-1e6).astype(np.float32) for p in ideal]
     prefix = 'guided' if guided else 'free'
-    done = _read_matches(stage, prefix)
+    done = read_matches(stage, prefix)
     unsaved: dict[tuple[int, int], NDArray[np.int64]] = {}
     last_kept = time.monotonic()
     for i, j in tqdm(pairs, desc='matching', unit='pair', disable=not progress):
@@ -130,19 +131,29 @@ def match_pairs(
     }
 
 
+def pack_matches(matches: Mapping[tuple[int, int], NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    """Return matches of at least one pair of images as arrays, as a log keeps them."""
+    return {
+        'pairs': np.array(list(matches), np.int32),
+        'counts': np.array([len(found) for found in matches.values()], np.int32),
+        'matches': np.concatenate(list(matches.values())).astype(np.int32),
+    }
+
+
 def _keep_matches(
     stage: StageLog, prefix: str, matches: dict[tuple[int, int], NDArray[np.int64]]
 ) -> None:
     if matches:
-        arrays = {
-            'pairs': np.array(list(matches), np.int32),
-            'counts': np.array([len(found) for found in matches.values()], np.int32),
-            'matches': np.concatenate(list(matches.values())).astype(np.int32),
-        }
-        stage.keep(f'{prefix}/{len(stage.keys())}', arrays)
+        stage.keep(f'{prefix}/{len(stage.keys())}', pack_matches(matches))
 
 
-def _read_matches(stage: StageLog, prefix: str) -> dict[tuple[int, int], NDArray[np.int64]]:
+def read_matches(stage: StageLog, prefix: str) -> dict[tuple[int, int], NDArray[np.int64]]:
+    """Return the matches (M, 2) of each pair that a log keeps.
+
+    Args:
+        stage: The log.
+        prefix: Of the keys of their records: 'guided' or 'free'.
+    """
     done = {}
     for key, arrays in stage.records():
         if not key.startswith(f'{prefix}/'):

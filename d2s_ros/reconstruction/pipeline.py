@@ -71,7 +71,7 @@ def reconstruct(
     pairs = select_pairs(images, config)
     stage = stage or StageLog(None)
     if metric and config.refine_poses:
-        images = _refined(images, ideal, pairs, config, stage, progress)
+        images = with_refined_poses(images, ideal, pairs, config, stage, progress)
     matches = match_pairs(images, ideal, pairs, config, stage, guided=metric, progress=progress)
     if not matches:
         raise InputError(
@@ -84,7 +84,7 @@ def reconstruct(
         return run_pycolmap(images, ideal, matches, config, metric, Path(folder))
 
 
-def _refined(
+def with_refined_poses(
     images: Sequence[ImageInput],
     ideal: list[NDArray[np.float64]],
     pairs: list[tuple[int, int]],
@@ -92,7 +92,16 @@ def _refined(
     stage: StageLog,
     progress: bool,
 ) -> list[ImageInput]:
-    """Return the images with refined poses, from the stage if they are there."""
+    """Return the images with refined poses, from the stage if they are there.
+
+    Args:
+        images: With approximate poses.
+        ideal: (N, 2) undistorted px of each.
+        pairs: Pairs (i, j), i < j, of images that are matched.
+        config: Options.
+        stage: Where matches and poses are kept.
+        progress: Show progress bars.
+    """
     kept = stage.get('poses')
     if kept is None:
         matches = match_pairs(images, ideal, pairs, config, stage, guided=False, progress=progress)

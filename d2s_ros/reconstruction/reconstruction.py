@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -195,6 +195,28 @@ def make_reconstruction(
     return Reconstruction(
         images, points_in_map, errors / np.maximum(observations, 1), lengths, metric
     )
+
+
+def part_of(reconstruction: Reconstruction, rows: Sequence[int]) -> Reconstruction:
+    """Return some images of a reconstruction with the points that at least two of them show.
+
+    Args:
+        reconstruction: The whole; it stays as it is.
+        rows: Of its images.
+    """
+    images = [reconstruction.images[row] for row in rows]
+    lengths = np.zeros(len(reconstruction.points_in_map), np.int64)
+    for image in images:
+        lengths += np.bincount(
+            np.unique(image.point_idx[image.point_idx >= 0]), minlength=len(lengths)
+        )
+    kept = lengths >= 2
+    renumber = np.where(kept, np.cumsum(kept) - 1, -1)
+    # Keypoints without a point take the last entry.
+    renumber = np.append(renumber, -1)
+    images = [replace(image, point_idx=renumber[image.point_idx]) for image in images]
+    part = make_reconstruction(images, reconstruction.points_in_map[kept], reconstruction.metric)
+    return replace(part, focal_sigma_px=reconstruction.focal_sigma_px)
 
 
 def point_groups(points_in_map: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -330,10 +330,11 @@ class SceneModel(ABC):
 
     @abstractmethod
     def scaled(self, factor: float) -> SceneModel:
-        """Return the model in a unit of length that is smaller by `factor`.
+        """Return the model with all lengths that it stores larger by `factor`."""
 
-        All that it stores of the place grows by `factor`; it observes as before.
-        """
+    def cropped(self, kept: NDArray[np.bool_]) -> SceneModel:
+        """Return the model with some landmarks (M,) alone (InputError: it cannot)."""
+        raise InputError(f'maps with the {self.name} head cannot be cropped')
 
     @abstractmethod
     def observer(self, *, device: str, precision: str, sigma_px: float) -> Observer:

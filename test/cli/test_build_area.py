@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from d2s_ros.cli.main import main
@@ -44,6 +46,12 @@ def test_places_that_can_be_built_become_an_area(building_logs, tmp_path, capsys
         (['--place', 'a=x', '--each-folder'], 'either'),
         (['--place', 'a=x', '--poses', 'p.txt'], 'one by one'),
         (['--place', 'a=x', '--common-frame', '--ignore-poses'], 'needs the poses'),
+        (['--place', 'a=x', '--images-per-place', '9'], 'splits one INPUT'),
+        (['log', '--processes', '2'], 'builds with --images-per-place'),
+        (['log', '--cluster', 'auto'], 'builds with --images-per-place'),
+        (['log', '--images-per-place', '9', '--processes', '0'], 'at least 1'),
+        (['log', '--images-per-place', '9', '--processes', '2', '--cluster', 'auto'], 'either'),
+        (['log', '--images-per-place', '9', '--head', 'regression'], 'maps of landmarks'),
     ],
 )
 def test_options_that_do_not_fit_are_usage_errors(tmp_path, capsys, arguments, words):
@@ -59,3 +67,19 @@ def test_nothing_that_can_be_built_is_no_area(tmp_path, capsys):
     assert code == 3
     assert 'no place could be built' in capsys.readouterr().err
     assert main(['build-map', str(tmp_path), '--each-folder', '--map', str(target / 'x')]) == 3
+
+
+@pytest.mark.slow
+def test_a_log_is_split_by_processes_of_this_machine(building_logs, tmp_path, capsys):
+    root = tmp_path / 'parts'
+    options = ['--budget', 'quick', '--steps', '25', '--max-keypoints', '1024', '--quiet']
+    options += ['--images-per-place', '8', '--processes', '2', '--device', 'cpu']
+    assert main(['build-map', str(building_logs / 'map'), '--map', str(root), *options]) == 0
+    printed = capsys.readouterr().out
+    assert 'area of 2 places in the frame map' in printed
+    assert verify_area(root) == []
+    report = tmp_path / 'report.json'
+    asked = ['localize', str(root), str(building_logs / 'map'), '--report', str(report)]
+    assert main([*asked, '--device', 'cpu', '--quiet']) == 0
+    frames = json.loads(report.read_text())['frames']
+    assert {frame['place'] for frame in frames} - {None} == {'p000', 'p001'}

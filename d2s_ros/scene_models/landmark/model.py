@@ -167,6 +167,10 @@ class LandmarkModel(SceneModel):
         """Return the model with everything in the place larger by `factor`."""
         return LandmarkModel(self.table.scaled(factor), self.stored)
 
+    def cropped(self, kept: NDArray[np.bool_]) -> LandmarkModel:
+        """Return the model with some landmarks (M,) alone."""
+        return LandmarkModel(self.table.of_rows(kept), self.stored)
+
     def observer(self, *, device: str, precision: str, sigma_px: float) -> LandmarkObserver:
         """Make the landmarks ready for the search, and the network for one image after another."""
         return LandmarkObserver(

@@ -103,6 +103,26 @@ class LandmarkTable:
             extent=self.extent * factor,
         )
 
+    def of_rows(self, rows: NDArray[np.bool_]) -> LandmarkTable:
+        """Return some landmarks (M,), with the frame that the network sees coordinates in."""
+        if self.short is not None:
+            short = replace(
+                self.short,
+                codes=self.short.codes[rows],
+                steps=self.short.steps[rows],
+                points=self.short.points[rows],
+                factors=self.short.factors[rows],
+            )
+            return self.of_short(short, self.center, self.extent)
+        codes = None if self.codes is None else replace(self.codes, codes=self.codes.codes[rows])
+        return replace(
+            self,
+            keys=self.keys[rows],
+            points_in_map=self.points_in_map[rows],
+            covariances=self.covariances[rows],
+            codes=codes,
+        )
+
     def normalized(self, points_in_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return points (..., 3) centred and scaled so that most lie within 1."""
         scaled = (points_in_map - self.center) / self.extent
