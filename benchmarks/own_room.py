@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from records import ROOT, write_record
 
 from d2s_ros.data.frames import FrameSource
@@ -51,7 +52,7 @@ def write_video(path: Path, folder: Path, names: list[str]) -> None:
     """Write pictures as a video, ten a second; H.264, nearly without loss."""
     import av
 
-    images = [cv2.imread(str(folder / name)) for name in names]
+    images = [np.asarray(cv2.imread(str(folder / name)), np.uint8) for name in names]
     # H.264 halves colours: its pictures have even sides.
     height, width = (side // 2 * 2 for side in images[0].shape[:2])
     with av.open(str(path), 'w') as container:

@@ -18,7 +18,19 @@ import d2s_ros
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 #: Programs that others document; what they are given of ours is checked below.
-OTHERS = {'colcon', 'docker', 'git', 'pip', 'ray', 'ros2', 'rosdep', 'rviz2', 'source', 'tar', 'python3'}
+OTHERS = {
+    'colcon',
+    'docker',
+    'git',
+    'pip',
+    'ray',
+    'ros2',
+    'rosdep',
+    'rviz2',
+    'source',
+    'tar',
+    'python3',
+}
 
 
 def blocks(path, language):

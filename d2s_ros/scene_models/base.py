@@ -263,6 +263,7 @@ class SceneModel(ABC):
 
     #: In manifests (`head`) and options.
     name: ClassVar[str]
+    #: How it can be trained, of `--recipe`.
     recipes: ClassVar[tuple[str, ...]] = ('default',)
     #: RANSAC allows at least this much, px at 1000 px focal length.
     min_error_px: ClassVar[float] = 0.0
@@ -362,11 +363,7 @@ class SceneModel(ABC):
         return False
 
     def with_mapping(self, reconstruction: Reconstruction) -> SceneModel:
-        """Return the model with what it needs to leave out the images that it was made from.
-
-        Raises:
-            InputError: it cannot.
-        """
+        """Return the model able to leave out the images that it was made from (InputError: not)."""
         raise InputError(
             f'maps with the {self.name} head cannot be updated: no image can be left out of '
             'them, so nothing could judge the update; build a map with landmarks'

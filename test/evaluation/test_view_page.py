@@ -171,6 +171,7 @@ def test_a_browser_shows_keypoints_colours_and_what_an_update_changed(small_map,
     pixels = colours_of(tmp_path, f'file://{page}')
     assert pixels.get((7, 0, 7), 0) > 200
     model = first.model
+    assert isinstance(model, LandmarkModel)
     points = model.points_in_map.copy()
     points[:30, 2] += 9.0
     moved = LandmarkModel(replace(model.table, points_in_map=points), model.stored)

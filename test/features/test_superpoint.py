@@ -319,7 +319,8 @@ def test_resized_images_give_coordinates_of_the_original(network):
 def test_small_images_are_enlarged(network):
     """What is found at twice the size lies where it was in the small image."""
     rng = np.random.default_rng(6)
-    small = cv2.GaussianBlur(rng.integers(0, 256, (96, 128), dtype=np.uint8), (0, 0), 2)
+    noise = rng.integers(0, 256, (96, 128), dtype=np.uint8)
+    small = np.asarray(cv2.GaussianBlur(noise, (0, 0), 2), np.uint8)
     enlarged = resize_to_fit(small, 1024, 640)
     assert enlarged.shape == (192, 256)
     assert resize_to_fit(small, 1024, 160).shape == (120, 160)

@@ -147,6 +147,7 @@ def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(tmp_path):
         nodes.append(start_node(f'--address={address}'))
         wait_for(lambda: raylet_of(nodes[1]))
         with Tracing(address, traces, nodes[1]) as runner:
+            assert isinstance(runner, Tracing)
             wait_for(lambda: ray.cluster_resources().get('CPU') == 2.0)
             killer = threading.Thread(target=runner.kill_second, daemon=True)
             killer.start()

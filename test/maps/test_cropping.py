@@ -17,6 +17,7 @@ from d2s_ros.maps.cropping import Region, crop_area, cropped
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.store import MapStore
 from d2s_ros.maps.update_data import MappingData
+from d2s_ros.scene_models.landmark.model import LandmarkModel
 
 
 @pytest.fixture
@@ -61,8 +62,13 @@ def test_keeping_and_dropping_divide_a_map(half):
         for inside in (True, False)
     ]
     assert sum(len(part.model.points_in_map) for part, _ in parts) == len(points)
-    keys = [set(map(bytes, part.model.table.keys)) for part, _ in parts]
-    assert keys[0] | keys[1] == set(map(bytes, scene_map.model.table.keys))
+    whole_model, *models = [one.model for one in (scene_map, *(part for part, _ in parts))]
+    assert isinstance(whole_model, LandmarkModel)
+    keys = []
+    for model in models:
+        assert isinstance(model, LandmarkModel)
+        keys.append(set(map(bytes, model.table.keys)))
+    assert keys[0] | keys[1] == set(map(bytes, whole_model.table.keys))
     # A keypoint of what was left out is in no tensor of the other part.
     whole = scene_map.load_update_data()
     gone = whole['points'][whole['point_idx']][:, 0] > middle
@@ -132,8 +138,8 @@ def test_places_are_cropped_in_the_frame_of_the_area(small_area, tmp_path, capsy
     assert main(['map', 'rollback', str(root), '--place', 'annex']) == 2
     assert 'another unit of length' in capsys.readouterr().err
     assert main(['map', 'scale', str(root), '--place', 'annex', '--factor', '2']) == 2
-    points = ['--points', '0,0,0', '0,0,4', '--metres', '2']
-    assert main(['map', 'scale', str(root), *points]) == 0
+    measured = ['--points', '0,0,0', '0,0,4', '--metres', '2']
+    assert main(['map', 'scale', str(root), *measured]) == 0
     capsys.readouterr()
     # Nothing but the annex: the hall leaves the area.
     assert main(['map', 'crop', str(root), '--keep', *words([200.0, -1e3, 400.0, 1e3])]) == 0
