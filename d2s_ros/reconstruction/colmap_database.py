@@ -189,11 +189,15 @@ def _verify(
         if calibrated
         else pycolmap.estimate_two_view_geometry
     )
+    options = pycolmap.TwoViewGeometryOptions()
+    # Without, the draws depend on all that this process has estimated before.
+    options.ransac.random_seed = 0
     geometry = estimate(
         colmap_camera(images[i].camera, 1, calibrated),
         np.nan_to_num(ideal[i], nan=-1e6) + 0.5,
         colmap_camera(images[j].camera, 2, calibrated),
         np.nan_to_num(ideal[j], nan=-1e6) + 0.5,
         found.astype(np.uint32),
+        options,
     )
     return geometry if len(geometry.inlier_matches) >= 15 else None

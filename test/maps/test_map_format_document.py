@@ -30,8 +30,10 @@ def data():
 @pytest.fixture(scope='module')
 def written(data, tmp_path_factory):
     """Return the folder of a version with update data."""
+    reconstruction = data.reconstruction()
+    colours = np.full((len(reconstruction.points_in_map), 3), 128, np.uint8)
     update_data = collect_update_data(
-        data.reconstruction(), max_keypoints=1024, max_megabytes=100.0, logs=data.logs
+        reconstruction, max_keypoints=1024, max_megabytes=100.0, logs=data.logs, colours=colours
     )
     root = tmp_path_factory.mktemp('maps') / 'map'
     return MapStore(root).write(make_map(), update_data).path

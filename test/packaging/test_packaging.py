@@ -360,7 +360,7 @@ def test_catkin_reads_the_manifest(repo_root):
 def test_requirements_are_pinned_plainly(repo_root):
     """Exact versions, no indexes, no local versions, nothing twice with different pins."""
     files = sorted((repo_root / 'requirements').glob('*.txt'))
-    assert [path.stem for path in files] == ['dev', 'docs', 'ros', 'runtime', 'training']
+    assert [path.stem for path in files] == ['dev', 'docs', 'ros', 'runtime']
     environments: dict[bool, dict[str, str]] = {False: {}, True: {}}
     for path in files:
         # The site is built in an environment of its own.

@@ -188,5 +188,6 @@ def test_each_photograph_is_shown_with_its_own_points(day_map, place):
         assert np.allclose(in_camera[:, 2], shot.depth)
         # The descriptors agree: these are the landmarks, not others that project there.
         keys = scene_map.model.table.keys[shot.point_idx]
-        alike = (keys * shot.features.descriptors[shot.keypoint_idx]).sum(axis=1)
+        described = scene_map.model.stored.describe(shot.features.descriptors)
+        alike = (keys * described[shot.keypoint_idx]).sum(axis=1)
         assert np.median(alike) > 0.7

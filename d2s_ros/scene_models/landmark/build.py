@@ -76,7 +76,12 @@ def budget(name: str, seed: int) -> dict[str, Any]:
         # Short runs improve on held-out images up to their last step.
         patience=12 if name == 'full' else 0,
     )
-    return {'training': training, 'max_images': max_images}
+    descriptors = DescriptorTrainingConfig(steps=100 if name == 'quick' else 300)
+    return {
+        'training': training,
+        'descriptor_training': descriptors,
+        'max_images': max_images,
+    }
 
 
 def learn_descriptors(context: BuildContext) -> StoredDescriptorNetwork:
