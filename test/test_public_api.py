@@ -108,6 +108,7 @@ def test_the_example_that_builds_a_map(repo_root, colmap_folders, tmp_path):
     assert d2s_ros.load_map(tmp_path / 'map').manifest.metrics['num_images'] == 24
 
 
+@pytest.mark.slow
 def test_the_example_that_compares_with_matching(repo_root, colmap_folders, tmp_path):
     output = run_example(
         repo_root,

@@ -122,6 +122,7 @@ def build(source, target, config):
     return build_map(source, target, config, device='cpu', progress=False).scene_map.manifest
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_gives_the_same_map(
     small_map, config, tmp_path, monkeypatch
 ):

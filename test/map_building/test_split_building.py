@@ -175,6 +175,7 @@ def test_a_part_of_a_reconstruction_has_the_points_that_two_of_its_images_show(s
     assert both[3, 4] == len(first & second) > 0
 
 
+@pytest.mark.slow
 def test_the_parts_localize_as_one_map_of_all_does(log, built, tmp_path):
     build_map(FrameList(log), tmp_path / 'one', CONFIG, device='cpu', progress=False)
     one = Localizer.from_map(tmp_path / 'one', device='cpu')
