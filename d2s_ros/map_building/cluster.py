@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from d2s_ros import __version__
 from d2s_ros.errors import D2SError, InputError
-from d2s_ros.map_building.tasks import AHEAD, Records, Task, TaskRunner
-from d2s_ros.threads import limit_threads
+from d2s_ros.map_building.tasks import AHEAD, Records, Task, TaskRunner, do_task
 
 #: How often Ray repeats a task whose machine was lost.
 _MAX_RETRIES = 5
+#: For a first answer of the cluster, s.
+_ANSWER_SECONDS = 10.0
 
 
 def _run_task(version: str, task: Task) -> Records:
@@ -25,8 +28,28 @@ def _run_task(version: str, task: Task) -> Records:
             f'a machine of the cluster has d2s_ros {__version__}, this one {version}: install the '
             'same version on all'
         )
-    limit_threads(1)
-    return task.function(*task.arguments)
+    return do_task(task)
+
+
+def _check_answer(address: str) -> None:
+    """Check that something listens at the address of a cluster: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: it is no address.
+    """
+    found = os.environ.get('RAY_ADDRESS', '') if address == 'auto' else address
+    if not found:
+        services: Any = importlib.import_module('ray._private.services')
+        # Ray remembers the cluster that this machine joined last, also when it is gone.
+        found = services.canonicalize_bootstrap_address_or_die('auto')
+    where = urlsplit(found if '://' in found else f'//{found}')
+    if not where.hostname or not where.port:
+        raise ValueError(f'{found} is not HOST:PORT')
+    try:
+        socket.create_connection((where.hostname, where.port), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f'{found} does not answer: {error}') from error
 
 
 class RayRunner(TaskRunner):
@@ -55,12 +78,13 @@ class RayRunner(TaskRunner):
                 'pip install "d2s_ros[cluster]", or leave --cluster out'
             ) from error
         try:
+            _check_answer(address)
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).partition('\n')[0]
             raise D2SError(
-                f'no Ray cluster at {address} ({reason}): start one with "ray start --head", '
-                'or see docs/operate/areas.md'
+                f'no Ray cluster at {address} ({reason}): start one with "ray start --head" and '
+                'give its HOST:PORT, or leave --cluster out; see docs/operate/areas.md'
             ) from error
         needs = {'num_gpus': 1} if use_gpu else {'num_cpus': 1}
         self._kind = 'GPU' if use_gpu else 'CPU'

@@ -7,6 +7,8 @@ done again.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import multiprocessing
 import os
 from abc import ABC, abstractmethod
@@ -22,7 +24,8 @@ from tqdm import tqdm
 
 from d2s_ros.data.array_log import StageLog
 from d2s_ros.errors import D2SError
-from d2s_ros.threads import limit_threads
+from d2s_ros.pycolmap_import import import_pycolmap
+from d2s_ros.threads import one_thread
 
 #: Named arrays by key: what a task gives.
 Records = dict[str, dict[str, NDArray[Any]]]
@@ -45,8 +48,35 @@ class Task:
     arguments: tuple[Any, ...]
 
 
+def do_task(task: Task) -> Records:
+    """Do a task with one thread, so that what it gives is the same with any number of cores.
+
+    Sums over several threads are rounded in another order. All runners do their tasks with this.
+    """
+    with _one_core():
+        return task.function(*task.arguments)
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """Let all libraries that compute use one thread; afterwards as many as before."""
+    import cv2
+    from threadpoolctl import threadpool_limits
+
+    # What is loaded later would not be limited.
+    import_pycolmap()
+    importlib.import_module('scipy.linalg')
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with one_thread(), threadpool_limits(1):
+            yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 class TaskRunner(ABC):
-    """Runs tasks somewhere; a context."""
+    """Runs tasks somewhere, each by `do_task`; a context."""
 
     @abstractmethod
     def run(self, tasks: Iterable[Task]) -> Iterator[Records]:
@@ -69,10 +99,10 @@ class TaskRunner(ABC):
 
 
 class LocalRunner(TaskRunner):
-    """Runs tasks in processes of this machine, each with one thread.
+    """Runs tasks in processes of this machine.
 
     Args:
-        processes: How many; 0 one for each core. One runs in this process, with its threads.
+        processes: How many; 0 one for each core. One runs in this process.
     """
 
     def __init__(self, processes: int = 0) -> None:
@@ -83,20 +113,17 @@ class LocalRunner(TaskRunner):
         """Run tasks; see `TaskRunner`."""
         if self.processes == 1:
             for task in tasks:
-                yield task.function(*task.arguments)
+                yield do_task(task)
             return
         if self._pool is None:
             # Forked processes hang where the parent has used threads of OpenMP.
             self._pool = ProcessPoolExecutor(
-                self.processes,
-                mp_context=multiprocessing.get_context('spawn'),
-                initializer=limit_threads,
-                initargs=(1,),
+                self.processes, mp_context=multiprocessing.get_context('spawn')
             )
         waiting: set[Future[Records]] = set()
         try:
             for task in tasks:
-                waiting.add(self._pool.submit(task.function, *task.arguments))
+                waiting.add(self._pool.submit(do_task, task))
                 if len(waiting) >= AHEAD * self.processes:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     yield from (one.result() for one in done)

@@ -22,6 +22,7 @@ from d2s_ros.reconstruction.reconstruction import (
     Reconstruction,
     ReconstructionConfig,
 )
+from d2s_ros.threads import num_threads
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def run_pycolmap(
     output.mkdir()
     if metric:
         limit_errors(options, config.max_reprojection_error_px)
+        # Sums over several threads are rounded in another order.
+        options.num_threads = num_threads()
         model = pycolmap.triangulate_points(
             posed_model, str(database_path), str(folder), str(output), True, options
         )

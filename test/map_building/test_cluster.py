@@ -1,4 +1,4 @@
-"""A build on a real cluster of two nodes, of which one is killed: the maps are those of this one.
+"""A build on a cluster of two nodes, of which one is killed: the maps are those of one process.
 
 Two `ray start` on the loopback; each node has one core.
 """
@@ -28,7 +28,6 @@ from d2s_ros.map_building.tasks import LocalRunner
 from d2s_ros.maps.area import read_area
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.simulation.simulate import frames
-from d2s_ros.threads import one_thread
 
 
 def free_port() -> int:
@@ -130,13 +129,28 @@ def wait_for(condition, seconds: float = 240.0) -> None:
         time.sleep(0.5)
 
 
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+    """The area that one process builds."""
+    path = tmp_path_factory.mktemp('areas') / 'here'
+    with LocalRunner(1) as runner:
+        build_split_area(FrameList(frames(WALK)), path, CONFIG, SPLIT, runner, progress=False)
+    return path
+
+
+@pytest.mark.slow
+def test_one_process_and_two_build_the_same_maps(here, tmp_path):
+    with LocalRunner(2) as runner:
+        build_split_area(
+            FrameList(frames(WALK)), tmp_path / 'two', CONFIG, SPLIT, runner, progress=False
+        )
+    assert same_maps(tmp_path / 'two', here)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(tmp_path):
+def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(here, tmp_path):
     ray = pytest.importorskip('ray', reason='Ray is not installed: pip install d2s_ros[cluster]')
-    log = list(frames(WALK))
-    with one_thread(), LocalRunner(1) as here:
-        build_split_area(FrameList(log), tmp_path / 'here', CONFIG, SPLIT, here, progress=False)
     traces = tmp_path / 'traces'
     traces.mkdir()
     address = f'127.0.0.1:{free_port()}'
@@ -152,7 +166,7 @@ def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(tmp_path):
             killer = threading.Thread(target=runner.kill_second, daemon=True)
             killer.start()
             build_split_area(
-                FrameList(log), tmp_path / 'there', CONFIG, SPLIT, runner, progress=False
+                FrameList(frames(WALK)), tmp_path / 'there', CONFIG, SPLIT, runner, progress=False
             )
             assert runner.killed_at
             killer.join()
@@ -162,7 +176,7 @@ def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(tmp_path):
             os.killpg(node.pid, signal.SIGTERM)
         for node in nodes:
             node.wait(60)
-    assert same_maps(tmp_path / 'there', tmp_path / 'here')
+    assert same_maps(tmp_path / 'there', here)
     begun = [path.name.rpartition('.')[0] for path in traces.iterdir()]
     repeated = {name for name in begun if begun.count(name) > 1}
     # The map that the lost node was making, and nothing else.
@@ -176,9 +190,28 @@ def test_without_ray_or_a_cluster_the_message_says_what_to_do(monkeypatch):
         RayRunner('auto')
 
 
-@pytest.mark.slow
-def test_where_no_cluster_is_the_message_says_so(monkeypatch):
-    monkeypatch.delenv('RAY_ADDRESS', raising=False)
+@pytest.mark.timeout(60)
+def test_where_no_cluster_is_the_message_says_so_soon(monkeypatch, tmp_path):
     pytest.importorskip('ray', reason='Ray is not installed: pip install d2s_ros[cluster]')
-    with pytest.raises(D2SError, match='no Ray cluster at auto'):
+    from ray._private import services
+
+    gone = f'127.0.0.1:{free_port()}'
+    with pytest.raises(D2SError, match=f'no Ray cluster at {gone} .* does not answer'):
+        RayRunner(gone)
+    with pytest.raises(D2SError, match=r'no Ray cluster at here .*not HOST:PORT'):
+        RayRunner('here')
+    monkeypatch.setenv('RAY_ADDRESS', f'ray://{gone}')
+    with pytest.raises(D2SError, match=f'no Ray cluster at auto .ray://{gone} does not answer'):
+        RayRunner('auto')
+    monkeypatch.delenv('RAY_ADDRESS')
+    monkeypatch.setenv('RAY_TMPDIR', str(tmp_path))
+    # Another test may run a cluster at the same time.
+    monkeypatch.setattr(services, 'find_gcs_addresses', list)
+    with pytest.raises(D2SError, match=r'no Ray cluster at auto .Could not find any'):
+        RayRunner('auto')
+    # What a cluster that was killed leaves behind.
+    (tmp_path / 'ray').mkdir()
+    (tmp_path / 'ray' / 'ray_current_cluster').write_text(gone)
+    port = gone.rpartition(':')[2]
+    with pytest.raises(D2SError, match=f'no Ray cluster at auto .*:{port} does not answer'):
         RayRunner('auto')

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import FrameList
-from map_building.doubling import double
+from map_building.doubling import double, threads_of
 
 from d2s_ros.data.array_log import StageLog
 from d2s_ros.errors import D2SError, InputError, UsageError
@@ -231,6 +231,19 @@ def test_a_part_without_structure_is_left_out_and_named(log, built, tmp_path):
         build_split_area(
             FrameList(log), tmp_path / 'b', CONFIG, one, Replaying(known, 1), progress=False
         )
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_every_task_has_one_thread_and_this_process_its_own_again(processes):
+    before = threads_of('x')['x']['threads']
+    with LocalRunner(processes) as runner:
+        records = list(runner.run([Task((str(n),), threads_of, (str(n),)) for n in range(2)]))
+    for record in records:
+        ((_, found),) = record.items()
+        # OpenCV, PyTorch, and what they, NumPy, SciPy and pycolmap bring.
+        assert len(found['threads']) >= 5
+        assert set(found['threads']) == {1}
+    assert threads_of('x')['x']['threads'][: len(before)].tolist() == before.tolist()
 
 
 def test_local_processes_run_tasks_and_pass_errors_on(tmp_path):
