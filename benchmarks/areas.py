@@ -1,34 +1,47 @@
 """Floors that look alike in one area: how many frames are published, and on which floor.
 
-    python benchmarks/areas.py FLOORS --work WORK --chosen-on floor23 --places floor11 floor21
+    python benchmarks/areas.py FLOORS --work WORK [--floors floor9 floor11 ...] [--seconds 1200]
 
 FLOORS has a folder of images for each floor, in folders of walks, without poses. A map of each
-floor of --chosen-on and --places is made of its longest walk (what is in WORK is used again), of
-which every fifth frame is left out as a query. Frames of floors without a map are negatives. The
-limit `max_rival_share` is chosen on the floors of --chosen-on, and reported on those of --places.
+floor is made of all its walks, of which every fifth frame is left out as a query; a floor of which
+too few images join has no map. Maps of all floors are asked about every query, and about every
+--every-th mapping image, which is a query of the area without its floor. What an area of some of
+the floors publishes is computed from these answers by the rules of the localizer.
+
+What is in WORK is used again, so a run that --seconds ended goes on where it was. WORK gets a page,
+areas.html, with each image that the area without its floor published, beside the mapping image
+nearest to its pose.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
 
 from d2s_ros.threads import set_passive_omp_wait
 
 set_passive_omp_wait()
 
+from false_accepts_page import Mapped, page
 from records import write_record
-from tqdm import tqdm
 
 from d2s_ros.cli.localize import write_json
 from d2s_ros.data.camera_guess import guess_camera
+from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.data.image_folder import ImageFolderSource, list_images
 from d2s_ros.errors import InputError
+from d2s_ros.evaluation.metrics import rate_bound
 from d2s_ros.features.types import FeatureConfig
 from d2s_ros.localization.area_localizer import AreaLocalizer
 from d2s_ros.localization.compute_budget import FULL
@@ -36,133 +49,232 @@ from d2s_ros.localization.config import LocalizerConfig
 from d2s_ros.localization.extraction import TakenImage, take_image
 from d2s_ros.localization.limits import Limits
 from d2s_ros.localization.place_choice import Attempt, choose
+from d2s_ros.localization.result import LocalizationResult, LocalizationStatus
 from d2s_ros.map_building.area_building import build_area
 from d2s_ros.map_building.config import budget
 from d2s_ros.map_building.pipeline import BuildResult, build_map
-from d2s_ros.maps.area import is_area, read_area
+from d2s_ros.maps.area import Area, is_area, read_area
+from d2s_ros.maps.update_data import MappingData
 
 #: One frame in this many is a query.
 _STRIDE = 5
+#: A map of fewer images is none of a floor.
+_FEWEST_IMAGES = 12
 _SIZE = (640, 360)
 _LIMITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What the maps of all floors say of one image.
-
-    Attributes:
-        floor, name: Where it was taken.
-        attempts: Of each floor with a map, the likeliest first.
-        query: Whether it was left out of mapping.
-    """
-
-    floor: str
-    name: str
-    attempts: list[Attempt]
-    query: bool
-
-    def published_on(self, floors: Iterable[str], limit: float) -> str:
-        """Return the floor that an area of these floors publishes it on; empty if it refuses."""
-        wanted = set(floors)
-        asked = [one for one in self.attempts if one.place in wanted]
-        asked = asked[: LocalizerConfig().max_candidates]
-        return choose(asked, Limits(max_rival_share=limit)).place if asked else ''
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the inliers of each place, for a closer look."""
-        inliers = {
-            one.place: [one.result.num_inliers, one.result.status.value] for one in self.attempts
-        }
-        return {'floor': self.floor, 'name': self.name, 'query': self.query, 'inliers': inliers}
-
-    def published_alone(self) -> bool:
-        """Return whether the map of its own floor alone publishes it."""
-        return any(one.place == self.floor and one.result.localized for one in self.attempts)
+#: What the maps say of one image, JSON types: `floor`, `frame`, whether it is a `query`, and the
+#: `attempts` of the places, the likeliest first.
+Row = dict[str, Any]
 
 
 def split(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of mapping images and of queries: of the longest walk of a floor."""
+    """Return the names of mapping images and of queries of a floor: every fifth of each walk."""
     walks: dict[str, list[str]] = {}
     for name in list_images(folder):
         walks.setdefault(name.split('/')[0], []).append(name)
-    longest = max(walks.values(), key=len)
-    queries = longest[_STRIDE - 1 :: _STRIDE]
-    return [name for name in longest if name not in queries], queries
+    queries = [name for walk in walks.values() for name in walk[_STRIDE - 1 :: _STRIDE]]
+    left_out = set(queries)
+    return [name for walk in walks.values() for name in walk if name not in left_out], queries
 
 
-def build(path: Path, source: ImageFolderSource, features: str) -> BuildResult:
-    """Build the map of a floor."""
-    config = budget('quick', features=FeatureConfig(name=features))
-    return build_map(source, path, config, device='cpu', progress=False)
+def build(path: Path, source: ImageFolderSource, features: str, fewest: int = 0) -> BuildResult:
+    """Build the map of a floor.
+
+    Raises:
+        InputError: fewer than `fewest` images join.
+    """
+    # The quick budget would thin the walks out.
+    config = replace(budget('quick', features=FeatureConfig(name=features)), max_images=400)
+    result = build_map(source, path, config, device='cpu', progress=False)
+    joined = len(result.reconstruction.images)
+    if joined < fewest:
+        shutil.rmtree(path)
+        raise InputError(f'{joined} of {len(source)} images join')
+    return result
 
 
-def ask(
-    localizer: AreaLocalizer, frames: ImageFolderSource, floor: str, query: bool
-) -> list[Asked]:
-    """Return what the maps say of images of a floor; none of those that show too little."""
-    found = []
-    for frame in tqdm(frames, desc=floor):
-        taken = take_image(
-            frame.image, frame.camera, localizer.extractor, FULL, localizer.config.limits
-        )
-        if not isinstance(taken, TakenImage) or len(taken.view.features) < 2:
-            found.append(Asked(floor, frame.name, [], query))
+def build_floors(
+    root: Path, sources: Mapping[str, ImageFolderSource], features: str, until: float
+) -> tuple[Area, dict[str, str]]:
+    """Build the maps that are missing in an area, and return why floors have none."""
+    kept = root.parent / 'not_mapped.json'
+    failed: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+    for floor, source in sources.items():
+        known = read_area(root).places if is_area(root) else {}
+        if floor in known or floor in failed or time.time() > until:
             continue
-        attempts = [
-            replace(one, result=replace(one.result, details=None))
-            for one in localizer.attempts(taken)
-        ]
-        found.append(Asked(floor, frame.name, attempts, query))
-    return found
+        started = time.time()
+        try:
+            builder = partial(build, source=source, features=features, fewest=_FEWEST_IMAGES)
+            _, reasons = build_area(root, {floor: builder})
+        except InputError as error:
+            # The first floor of an area.
+            reasons = {floor: str(error)}
+        failed |= reasons
+        write_json(kept, failed)
+        print(f'{floor}: {time.time() - started:.0f} s {reasons.get(floor, "")}', flush=True)
+    return read_area(root), {name: why for name, why in failed.items() if name in sources}
 
 
-def share(part: int, whole: int) -> str:
-    """Return counts for a table."""
-    return f'{part}/{whole}'
+def ask(localizer: AreaLocalizer, frame: Frame) -> list[dict[str, Any]]:
+    """Return what the maps of all places say of an image; nothing if it shows too little."""
+    taken = take_image(
+        frame.image, frame.camera, localizer.extractor, FULL, localizer.config.limits
+    )
+    if not isinstance(taken, TakenImage) or len(taken.view.features) < 2:
+        return []
+    return [
+        {
+            'place': one.place,
+            'status': one.result.status.value,
+            'inliers': one.result.num_inliers,
+            'camera': None if one.pose is None else one.pose.translation.tolist(),
+            'checks': {check.name: [check.value, check.limit] for check in one.result.checks},
+            'reliable': one.result.num_reliable,
+            'used': one.result.num_used,
+            'keypoints': one.result.num_keypoints,
+        }
+        for one in localizer.attempts(taken)
+    ]
 
 
-def floors_table(asked: Sequence[Asked], mapped: Sequence[str], limit: float) -> list[str]:
+def ask_all(
+    localizer: AreaLocalizer, sources: Mapping[str, FrameSource], work: Path, until: float
+) -> list[Row]:
+    """Ask about the frames of all floors, or until the time is over; answers are kept."""
+    work.mkdir(exist_ok=True)
+    rows: list[Row] = []
+    for title, frames in sources.items():
+        path = work / f'{title}.jsonl'
+        done = [json.loads(line) for line in path.open()] if path.exists() else []
+        known = {row['frame'] for row in done}
+        with path.open('a', buffering=1) as file:
+            for frame in tqdm(frames, title, mininterval=30.0):
+                if frame.name in known or time.time() > until:
+                    continue
+                floor, _, kind = title.partition('-')
+                row = {'floor': floor, 'frame': frame.name, 'query': kind == 'query'}
+                done.append(row | {'attempts': ask(localizer, frame)})
+                file.write(json.dumps(done[-1]) + '\n')
+        rows += done
+    return rows
+
+
+def published_on(row: Row, places: Iterable[str], limit: float = Limits().max_rival_share) -> str:
+    """Return the place that an area of these places publishes an image on; empty if none."""
+    wanted = set(places)
+    attempts = [
+        Attempt(
+            one['place'],
+            one['place'],
+            LocalizationResult(
+                LocalizationStatus(one['status']), '', num_inliers=int(one['inliers'])
+            ),
+        )
+        for one in row['attempts']
+        if one['place'] in wanted
+    ][: LocalizerConfig().max_candidates]
+    return choose(attempts, Limits(max_rival_share=limit)).place if attempts else ''
+
+
+def counts(rows: Sequence[Row], mapped: Sequence[str], limit: float) -> dict[str, int]:
+    """Return how often areas of all places and of those of other floors publish images."""
+    queries = [row for row in rows if row['query'] and row['floor'] in mapped]
+    alone = [published_on(row, [row['floor']], limit) for row in queries]
+    places = [published_on(row, mapped, limit) for row in queries]
+    right = sum(place == row['floor'] for place, row in zip(places, queries, strict=True))
+    others = [
+        published_on(row, [name for name in mapped if name != row['floor']], limit) for row in rows
+    ]
+    return {
+        'queries': len(queries),
+        'alone': sum(map(bool, alone)),
+        'right': right,
+        'wrong': sum(map(bool, places)) - right,
+        'frames': len(rows),
+        'elsewhere': sum(map(bool, others)),
+    }
+
+
+def floors_table(rows: Sequence[Row], mapped: Sequence[str]) -> list[str]:
     """Return a row for each floor: its queries, and all its frames with the floor left out."""
+    limit = Limits().max_rival_share
     lines = [
         '| floor | queries | published by its own map alone | by the area, right floor '
-        '| wrong floor '
-        '| frames, area without the floor | published |',
-        '|---|---|---|---|---|---|---|',
+        '| wrong floor | frames asked in the area without the floor | published |',
+        '|---' * 7 + '|',
     ]
-    for floor in dict.fromkeys(one.floor for one in asked):
-        of_floor = [one for one in asked if one.floor == floor]
-        queries = [one for one in of_floor if one.query and floor in mapped]
-        alone = sum(one.published_alone() for one in queries)
-        places = [one.published_on(mapped, limit) for one in queries]
-        right = places.count(floor)
-        wrong = len([place for place in places if place and place != floor])
-        others = [name for name in mapped if name != floor]
-        passed = sum(bool(one.published_on(others, limit)) for one in of_floor)
-        cells = [str(len(queries)), str(alone), str(right), str(wrong)] if queries else 4 * ['-']
-        lines.append('| ' + ' | '.join([floor, *cells, str(len(of_floor)), str(passed)]) + ' |')
+    names = list(dict.fromkeys(row['floor'] for row in rows))
+    for name in (*names, 'all'):
+        found = counts([row for row in rows if name in (row['floor'], 'all')], mapped, limit)
+        cells = [str(value) for value in found.values()]
+        if not found['queries']:
+            cells[:4] = 4 * ['-']
+        lines.append('| ' + ' | '.join([name, *cells]) + ' |')
     return lines
 
 
-def limits_table(asked: Sequence[Asked], mapped: Sequence[str], floors: Sequence[str]) -> list[str]:
-    """Return a row for each limit, of the given floors."""
-    lines = ['| max_rival_share | right floor | wrong floor | floor left out, published |']
-    lines.append('|---|---|---|---|')
+def limits_table(rows: Sequence[Row], mapped: Sequence[str]) -> list[str]:
+    """Return a row for each limit of what another place may explain."""
+    lines = [
+        '| max_rival_share | right floor | wrong floor | published in the area without the floor |',
+        '|---|---|---|---|',
+    ]
     for limit in _LIMITS:
-        right = wrong = passed = queries = frames = 0
-        for one in (one for one in asked if one.floor in floors):
-            frames += 1
-            passed += bool(one.published_on([n for n in mapped if n != one.floor], limit))
-            if one.query and one.floor in mapped:
-                queries += 1
-                place = one.published_on(mapped, limit)
-                right += place == one.floor
-                wrong += bool(place) and place != one.floor
+        found = counts(rows, mapped, limit)
         lines.append(
-            f'| {limit} | {share(right, queries)} | {share(wrong, queries)} '
-            f'| {share(passed, frames)} |'
+            f'| {limit} | {found["right"]}/{found["queries"]} '
+            f'| {found["wrong"]}/{found["queries"]} | {found["elsewhere"]}/{found["frames"]} |'
         )
     return lines
+
+
+def maps_table(
+    localizer: AreaLocalizer, sizes: Mapping[str, int], failed: Mapping[str, str]
+) -> tuple[list[str], float]:
+    """Return a row for each floor, and the size of the area, MB."""
+    area = localizer.area
+    total = (area.root / area.index_file).stat().st_size / 1e6
+    lines = ['| floor | images | in the map | landmarks | MB |', '|---|---|---|---|---|']
+    for name, count in sizes.items():
+        if name not in area.places:
+            lines.append(f'| {name} | {count} | {failed.get(name, "not tried")} | - | - |')
+            continue
+        metrics = localizer.places.manifests[name].metrics
+        own = localizer.places.get(name).scene_map.localization_size_bytes() / 1e6
+        total += own
+        lines.append(
+            f'| {name} | {count} | {metrics["num_images"]} | {metrics["num_landmarks"]} '
+            f'| {own:.2f} |'
+        )
+    lines.append(f'| all, with the index | {sum(sizes.values())} | | | {total:.2f} |')
+    return lines, total
+
+
+def write_page(rows: Sequence[Row], data: Path, localizer: AreaLocalizer, path: Path) -> None:
+    """Write a page of the images that areas without their floors published."""
+
+    def mapped(name: str) -> list[Mapped]:
+        images = MappingData.from_map(localizer.places.get(name).scene_map).images
+        return [
+            (image.name, image.map_from_camera.translation, data / name / image.name)
+            for image in images
+        ]
+
+    def picture(row: dict[str, Any]) -> np.ndarray | None:
+        return cv2.imread(str(data / row['source'] / row['frame']))
+
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        names = [name for name in localizer.area.places if name != row['floor']]
+        place = published_on(row, names)
+        attempt: dict[str, Any] = next(
+            (one for one in row['attempts'] if one['place'] == place), {}
+        )
+        about = {'map': place, 'source': row['floor'], 'frame': row['frame']}
+        shown.append({**about, **attempt, 'condition': 'as taken', 'published': bool(place)})
+    path.write_text(page(shown, mapped, picture))
 
 
 def main() -> int:
@@ -170,78 +282,59 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('data', type=Path, help='folder of floors')
     parser.add_argument('--work', type=Path, required=True, help='folder of the area')
-    parser.add_argument('--chosen-on', nargs='+', default=[], metavar='FLOOR')
-    parser.add_argument('--places', nargs='+', required=True, metavar='FLOOR')
-    parser.add_argument('--negatives', nargs='*', default=[], metavar='FLOOR')
-    parser.add_argument('--every', type=int, default=1, help='of the negatives, one in so many')
+    parser.add_argument('--floors', nargs='+', metavar='FLOOR', help='all by default')
+    parser.add_argument(
+        '--every', type=int, default=1, help='of the mapping images, one in so many'
+    )
     parser.add_argument('--focal', type=float, default=600.0, help='of the camera, px')
     parser.add_argument('--features', default='rootsift')
-    parser.add_argument('--record', default='areas')
+    parser.add_argument('--seconds', type=float, default=1e9, help='build and ask for so long')
+    parser.add_argument('--record', metavar='NAME', help='write benchmarks/results/NAME.json')
     args = parser.parse_args()
     started = time.time()
+    until = started + args.seconds
+    args.work.mkdir(parents=True, exist_ok=True)
     camera = guess_camera(*_SIZE, args.focal)
-    root = args.work / 'area'
-    known = set(read_area(root).places) if is_area(root) else set()
-    chosen = [*args.chosen_on, *args.places]
-    builds = {}
-    for floor in chosen:
-        if floor not in known:
-            mapping, _ = split(args.data / floor)
-            source = ImageFolderSource(args.data / floor, camera, names=mapping)
-            builds[floor] = partial(build, source=source, features=args.features)
-    failed: dict[str, str] = {}
-    if builds:
-        _, failed = build_area(root, builds)
-    area = read_area(root)
-    mapped = [name for name in area.places if name in chosen]
+    floors = args.floors or sorted(path.name for path in args.data.iterdir() if path.is_dir())
+    names = {floor: split(args.data / floor) for floor in floors}
+
+    def source(floor: str, wanted: Sequence[str]) -> ImageFolderSource:
+        return ImageFolderSource(args.data / floor, camera, names=wanted)
+
+    sources = {floor: source(floor, names[floor][0]) for floor in floors}
+    area, failed = build_floors(args.work / 'area', sources, args.features, until)
+    mapped = [name for name in area.places if name in floors]
     if len(mapped) < 2:
         raise InputError(f'{len(mapped)} floors could be mapped, at least two are needed: {failed}')
     localizer = AreaLocalizer(area, config=LocalizerConfig(max_candidates=len(area.places)))
-    asked: list[Asked] = []
-    for floor in mapped:
-        mapping, queries = split(args.data / floor)
-        for names, is_query in ((queries, True), (mapping[:: args.every], False)):
-            source = ImageFolderSource(args.data / floor, camera, names=names)
-            asked += ask(localizer, source, floor, is_query)
-    for floor in args.negatives:
-        names = list_images(args.data / floor)[:: args.every]
-        source = ImageFolderSource(args.data / floor, camera, names=names)
-        asked += ask(localizer, source, floor, False)
-    write_json(args.work / 'asked.json', [one.to_json() for one in asked])
-    limit = Limits().max_rival_share
-    # Negatives belong to the part that is reported.
-    reported = [*args.places, *args.negatives]
-    maps = ['| floor | images | in the map | landmarks | MB |', '|---|---|---|---|---|']
-    size = (root / area.index_file).stat().st_size / 1e6
-    for name in mapped:
-        manifest = localizer.places.manifests[name]
-        bytes_of = localizer.places.get(name).scene_map.localization_size_bytes() / 1e6
-        size += bytes_of
-        maps.append(
-            f'| {name} | {len(split(args.data / name)[0])} | {manifest.metrics["num_images"]} '
-            f'| {manifest.metrics["num_landmarks"]} | {bytes_of:.2f} |'
-        )
+    wanted = {f'{floor}-query': source(floor, names[floor][1]) for floor in floors}
+    for floor in floors:
+        wanted[f'{floor}-mapping'] = source(floor, names[floor][0][:: args.every])
+    rows = ask_all(localizer, wanted, args.work / 'asked', until)
+    maps, size = maps_table(localizer, {name: len(names[name][0]) for name in floors}, failed)
     tables = {
         'maps': maps,
-        'floors': floors_table(asked, mapped, limit),
-        'chosen': limits_table(asked, mapped, args.chosen_on),
-        'reported': limits_table(asked, mapped, reported),
+        'floors': floors_table(rows, mapped),
+        'limits': limits_table(rows, mapped),
     }
     for name, lines in tables.items():
         print('\n'.join([name, '', *lines, '']))
+    found = counts(rows, mapped, Limits().max_rival_share)
     figures: dict[str, Any] = {
-        'limit': limit,
-        'chosen_on': args.chosen_on,
-        'reported_on': reported,
+        **found,
+        'wrong_of_published_bound': rate_bound(found['wrong'], found['right'] + found['wrong']),
+        'elsewhere_bound': rate_bound(found['elsewhere'], found['frames']),
         'not_mapped': failed,
         'area_mb': round(size, 2),
         'published_elsewhere': [
-            [one.floor, one.name, place]
-            for one in asked
-            if (place := one.published_on([n for n in mapped if n != one.floor], limit))
+            [row['floor'], row['frame'], place]
+            for row in rows
+            if (place := published_on(row, [n for n in mapped if n != row['floor']]))
         ],
     }
-    write_record(args.record, figures, started, tables=tables)
+    write_page(rows, args.data, localizer, args.work / 'areas.html')
+    if args.record:
+        write_record(args.record, figures, started, tables=tables)
     return 0
 
 

@@ -134,7 +134,7 @@ def here(tmp_path_factory):
     """The area that one process builds."""
     path = tmp_path_factory.mktemp('areas') / 'here'
     with LocalRunner(1) as runner:
-        build_split_area(FrameList(frames(WALK)), path, CONFIG, SPLIT, runner, progress=False)
+        build_split_area(FrameList(list(frames(WALK))), path, CONFIG, SPLIT, runner, progress=False)
     return path
 
 
@@ -142,7 +142,7 @@ def here(tmp_path_factory):
 def test_one_process_and_two_build_the_same_maps(here, tmp_path):
     with LocalRunner(2) as runner:
         build_split_area(
-            FrameList(frames(WALK)), tmp_path / 'two', CONFIG, SPLIT, runner, progress=False
+            FrameList(list(frames(WALK))), tmp_path / 'two', CONFIG, SPLIT, runner, progress=False
         )
     assert same_maps(tmp_path / 'two', here)
 
@@ -166,7 +166,12 @@ def test_a_killed_node_changes_nothing_and_what_was_done_stays_done(here, tmp_pa
             killer = threading.Thread(target=runner.kill_second, daemon=True)
             killer.start()
             build_split_area(
-                FrameList(frames(WALK)), tmp_path / 'there', CONFIG, SPLIT, runner, progress=False
+                FrameList(list(frames(WALK))),
+                tmp_path / 'there',
+                CONFIG,
+                SPLIT,
+                runner,
+                progress=False,
             )
             assert runner.killed_at
             killer.join()
