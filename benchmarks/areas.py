@@ -3,10 +3,10 @@
     python benchmarks/areas.py FLOORS --work WORK [--floors floor9 floor11 ...] [--seconds 1200]
 
 FLOORS has a folder of images for each floor, in folders of walks, without poses. A map of each
-floor is made of all its walks, of which every fifth frame is left out as a query; a floor of which
-too few images join has no map. Maps of all floors are asked about every query, and about every
---every-th mapping image, which is a query of the area without its floor. What an area of some of
-the floors publishes is computed from these answers by the rules of the localizer.
+floor is made of all its walks, of which every fifth frame is left out as a query, and a second one
+of the images that do not join it. All maps are asked about every query, and about every --every-th
+mapping image, which is a query of the area without its floor. What an area of some of the floors
+publishes is computed from these answers by the rules of the localizer.
 
 What is in WORK is used again, so a run that --seconds ended goes on where it was. WORK gets a page,
 areas.html, with each image that the area without its floor published, beside the mapping image
@@ -54,12 +54,17 @@ from d2s_ros.map_building.area_building import build_area
 from d2s_ros.map_building.config import budget
 from d2s_ros.map_building.pipeline import BuildResult, build_map
 from d2s_ros.maps.area import Area, is_area, read_area
+from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import MappingData
 
 #: One frame in this many is a query.
 _STRIDE = 5
-#: A map of fewer images is none of a floor.
-_FEWEST_IMAGES = 12
+#: Fewer images are no map.
+_FEWEST_IMAGES = 8
+#: Mapping images that each is matched with.
+_NEXT_IMAGES = 6
+#: Ends the names of maps of what the first map of a floor lacks.
+_SECOND = '-2'
 #: Focal length (px) and radial distortion of the phone of the tower, which nobody calibrated: what
 #: `d2s build-map` finds in three walks of basement2 (standard deviation 0.3 px).
 _LENS = (475.0, 0.11, -0.16)
@@ -87,8 +92,10 @@ def build(path: Path, source: ImageFolderSource, features: str, fewest: int = 0)
     Raises:
         InputError: fewer than `fewest` images join.
     """
-    # The quick budget would thin the walks out.
-    config = replace(budget('quick', features=FeatureConfig(name=features)), max_images=400)
+    config = budget('quick', features=FeatureConfig(name=features))
+    # The quick budget would thin the walks out. What looks alike may be elsewhere.
+    walks = replace(config.reconstruction, next_images=_NEXT_IMAGES, global_mapping=True)
+    config = replace(config, max_images=400, reconstruction=walks)
     result = build_map(source, path, config, device='cpu', progress=False)
     joined = len(result.reconstruction.images)
     if joined < fewest:
@@ -98,26 +105,49 @@ def build(path: Path, source: ImageFolderSource, features: str, fewest: int = 0)
 
 
 def build_floors(
-    root: Path, sources: Mapping[str, ImageFolderSource], features: str, until: float
+    root: Path,
+    data: Path,
+    names: Mapping[str, Sequence[str]],
+    camera: Camera,
+    features: str,
+    until: float,
 ) -> tuple[Area, dict[str, str]]:
-    """Build the maps that are missing in an area, and return why floors have none."""
+    """Build the maps that are missing in an area, and return why places have none.
+
+    What does not join the map of a floor is tried again by itself: stairs and a hallway behind a
+    closed door show nothing in common.
+    """
     kept = root.parent / 'not_mapped.json'
     failed: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
-    for floor, source in sources.items():
-        known = read_area(root).places if is_area(root) else {}
-        if floor in known or floor in failed or time.time() > until:
-            continue
-        started = time.time()
-        try:
-            builder = partial(build, source=source, features=features, fewest=_FEWEST_IMAGES)
-            _, reasons = build_area(root, {floor: builder})
-        except InputError as error:
-            # The first floor of an area.
-            reasons = {floor: str(error)}
-        failed |= reasons
-        write_json(kept, failed)
-        print(f'{floor}: {time.time() - started:.0f} s {reasons.get(floor, "")}', flush=True)
-    return read_area(root), {name: why for name, why in failed.items() if name in sources}
+    for floor, mapping in names.items():
+        rest = list(mapping)
+        for place in (floor, f'{floor}{_SECOND}'):
+            known = read_area(root).places if is_area(root) else {}
+            if place not in known and place not in failed and time.time() < until:
+                started = time.time()
+                source = ImageFolderSource(data / floor, camera, names=rest)
+                try:
+                    builder = partial(
+                        build, source=source, features=features, fewest=_FEWEST_IMAGES
+                    )
+                    _, reasons = build_area(root, {place: builder})
+                except InputError as error:
+                    # The first map of an area.
+                    reasons = {place: str(error)}
+                failed |= reasons
+                write_json(kept, failed)
+                print(f'{place}: {time.time() - started:.0f} s {reasons}', flush=True)
+            if not is_area(root) or place not in read_area(root).places:
+                break
+            scene_map = SceneMap.open(read_area(root).folder(place))
+            joined = {image.name for image in MappingData.from_map(scene_map).images}
+            rest = [name for name in rest if name not in joined]
+    return read_area(root), failed
+
+
+def floor_of(place: str) -> str:
+    """Return the floor that a place is of."""
+    return place.removesuffix(_SECOND)
 
 
 def ask(localizer: AreaLocalizer, frame: Frame) -> list[dict[str, Any]]:
@@ -181,22 +211,28 @@ def published_on(row: Row, places: Iterable[str], limit: float = Limits().max_ri
     return choose(attempts, Limits(max_rival_share=limit)).place if attempts else ''
 
 
-def counts(rows: Sequence[Row], mapped: Sequence[str], limit: float) -> dict[str, int]:
+def elsewhere(row: Row, places: Iterable[str], limit: float = Limits().max_rival_share) -> str:
+    """Return the place that an area without the floor publishes an image on; empty if none."""
+    return published_on(row, [name for name in places if floor_of(name) != row['floor']], limit)
+
+
+def counts(rows: Sequence[Row], places: Sequence[str], limit: float) -> dict[str, int]:
     """Return how often areas of all places and of those of other floors publish images."""
-    queries = [row for row in rows if row['query'] and row['floor'] in mapped]
-    alone = [published_on(row, [row['floor']], limit) for row in queries]
-    places = [published_on(row, mapped, limit) for row in queries]
-    right = sum(place == row['floor'] for place, row in zip(places, queries, strict=True))
-    others = [
-        published_on(row, [name for name in mapped if name != row['floor']], limit) for row in rows
+    floors = set(map(floor_of, places))
+    queries = [row for row in rows if row['query'] and row['floor'] in floors]
+    alone = [
+        published_on(row, [name for name in places if floor_of(name) == row['floor']], limit)
+        for row in queries
     ]
+    found = [published_on(row, places, limit) for row in queries]
+    right = sum(floor_of(place) == row['floor'] for place, row in zip(found, queries, strict=True))
     return {
         'queries': len(queries),
         'alone': sum(map(bool, alone)),
         'right': right,
-        'wrong': sum(map(bool, places)) - right,
+        'wrong': sum(map(bool, found)) - right,
         'frames': len(rows),
-        'elsewhere': sum(map(bool, others)),
+        'elsewhere': sum(bool(elsewhere(row, places, limit)) for row in rows),
     }
 
 
@@ -204,7 +240,7 @@ def floors_table(rows: Sequence[Row], mapped: Sequence[str]) -> list[str]:
     """Return a row for each floor: its queries, and all its frames with the floor left out."""
     limit = Limits().max_rival_share
     lines = [
-        '| floor | queries | published by its own map alone | by the area, right floor '
+        '| floor | queries | published by its own maps alone | by the area, right floor '
         '| wrong floor | frames asked in the area without the floor | published |',
         '|---' * 7 + '|',
     ]
@@ -240,9 +276,11 @@ def maps_table(
     area = localizer.area
     total = (area.root / area.index_file).stat().st_size / 1e6
     lines = ['| floor | images | in the map | landmarks | MB |', '|---|---|---|---|---|']
-    for name, count in sizes.items():
+    for name in [place for floor in sizes for place in (floor, f'{floor}{_SECOND}')]:
+        count = sizes[floor_of(name)] if name in sizes else ''
         if name not in area.places:
-            lines.append(f'| {name} | {count} | {failed.get(name, "not tried")} | - | - |')
+            if name in failed:
+                lines.append(f'| {name} | {count} | {failed[name]} | - | - |')
             continue
         metrics = localizer.places.manifests[name].metrics
         own = localizer.places.get(name).scene_map.localization_size_bytes() / 1e6
@@ -261,7 +299,7 @@ def write_page(rows: Sequence[Row], data: Path, localizer: AreaLocalizer, path: 
     def mapped(name: str) -> list[Mapped]:
         images = MappingData.from_map(localizer.places.get(name).scene_map).images
         return [
-            (image.name, image.map_from_camera.translation, data / name / image.name)
+            (image.name, image.map_from_camera.translation, data / floor_of(name) / image.name)
             for image in images
         ]
 
@@ -270,8 +308,7 @@ def write_page(rows: Sequence[Row], data: Path, localizer: AreaLocalizer, path: 
 
     shown: list[dict[str, Any]] = []
     for row in rows:
-        names = [name for name in localizer.area.places if name != row['floor']]
-        place = published_on(row, names)
+        place = elsewhere(row, localizer.area.places)
         attempt: dict[str, Any] = next(
             (one for one in row['attempts'] if one['place'] == place), {}
         )
@@ -313,11 +350,13 @@ def main() -> int:
     def source(floor: str, wanted: Sequence[str]) -> ImageFolderSource:
         return ImageFolderSource(args.data / floor, camera, names=wanted)
 
-    sources = {floor: source(floor, names[floor][0]) for floor in floors}
-    area, failed = build_floors(args.work / 'area', sources, args.features, until)
-    mapped = [name for name in area.places if name in floors]
+    mapping = {floor: names[floor][0] for floor in floors}
+    area, failed = build_floors(
+        args.work / 'area', args.data, mapping, camera, args.features, until
+    )
+    mapped = [name for name in area.places if floor_of(name) in floors]
     if len(mapped) < 2:
-        raise InputError(f'{len(mapped)} floors could be mapped, at least two are needed: {failed}')
+        raise InputError(f'{len(mapped)} maps could be made, at least two are needed: {failed}')
     localizer = AreaLocalizer(area, config=LocalizerConfig(max_candidates=len(area.places)))
     wanted = {f'{floor}-query': source(floor, names[floor][1]) for floor in floors}
     for floor in floors:
@@ -339,9 +378,7 @@ def main() -> int:
         'not_mapped': failed,
         'area_mb': round(size, 2),
         'published_elsewhere': [
-            [row['floor'], row['frame'], place]
-            for row in rows
-            if (place := published_on(row, [n for n in mapped if n != row['floor']]))
+            [row['floor'], row['frame'], place] for row in rows if (place := elsewhere(row, mapped))
         ],
     }
     write_page(rows, args.data, localizer, args.work / 'areas.html')

@@ -29,14 +29,18 @@ def select_pairs(
         Sorted pairs (i, j), i < j, of indices into `images`.
     """
     n = len(images)
-    if n <= config.all_pairs_up_to:
-        return [(i, j) for i in range(n) for j in range(i + 1, n)]
     pairs: set[tuple[int, int]] = set()
-    vlad = Vlad.fit([image.features.descriptors for image in images])
-    described = np.stack([vlad.describe(image.features.descriptors) for image in images])
-    neighbours = nearest_images(described, described, config.retrieval_neighbours + 1)
-    for i, row in enumerate(neighbours):
-        pairs.update((min(i, int(j)), max(i, int(j))) for j in row if j != i)
+    if config.next_images:
+        reach = range(1, config.next_images + 1)
+        pairs.update((i, i + step) for i in range(n) for step in reach if i + step < n)
+    elif n <= config.all_pairs_up_to:
+        return [(i, j) for i in range(n) for j in range(i + 1, n)]
+    else:
+        vlad = Vlad.fit([image.features.descriptors for image in images])
+        described = np.stack([vlad.describe(image.features.descriptors) for image in images])
+        neighbours = nearest_images(described, described, config.retrieval_neighbours + 1)
+        for i, row in enumerate(neighbours):
+            pairs.update((min(i, int(j)), max(i, int(j))) for j in row if j != i)
     poses = [image.map_from_camera for image in images]
     if config.pose_neighbours and all(pose is not None for pose in poses):
         centres = np.stack([pose.translation for pose in poses if pose is not None])

@@ -31,6 +31,17 @@ class ReconstructionConfig:
         10, 'Neighbours of an image by global descriptor.', minimum=1
     )
     pose_neighbours: int = option(6, 'Neighbours of an image by pose.', minimum=0)
+    next_images: int = option(
+        0,
+        'Each image is matched with so many that follow in the log and, with poses, its neighbours '
+        'by pose, whatever looks alike; 0 matches those that look alike.',
+        minimum=0,
+    )
+    global_mapping: bool = option(
+        False,
+        'Images without poses are placed all at once instead of one after the other, which few '
+        'images of each thing and a camera that moves straight ahead break less easily.',
+    )
     guided_distance_px: float = option(
         2.5, 'Largest epipolar distance of a match with known poses.', unit='px', minimum=0.1
     )

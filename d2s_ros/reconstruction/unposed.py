@@ -206,11 +206,15 @@ def _map(
     options = pipeline_options(config.min_angle_deg)
     options.ba_refine_focal_length = options.ba_refine_extra_params = not calibrated
     options.mapper.filter_max_reproj_error = config.max_reprojection_error_unposed_px
-    models = import_pycolmap().incremental_mapping(str(database), str(folder), str(output), options)
+    pycolmap = import_pycolmap()
+    if config.global_mapping:
+        at_once = pycolmap.GlobalPipelineOptions()
+        at_once.random_seed = 0
+        models = pycolmap.global_mapping(str(database), str(folder), str(output), at_once)
+    else:
+        models = pycolmap.incremental_mapping(str(database), str(folder), str(output), options)
     if not models:
-        raise InputError(
-            'incremental mapping found no model; give poses, or more overlapping images'
-        )
+        raise InputError('mapping found no model; give poses, or more overlapping images')
     model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
     focal = focal_of(images)
     if not calibrated:

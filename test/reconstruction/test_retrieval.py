@@ -109,6 +109,16 @@ def test_the_number_of_pairs_grows_linearly(rng):
             assert {(i, i + 1) for i in range(count - 1)} <= set(pairs)
 
 
+def test_a_walk_is_matched_with_what_follows_and_what_is_near(rng):
+    config = ReconstructionConfig(all_pairs_up_to=100, next_images=3)
+    found = select_pairs(images_on_a_line(rng, 40, posed=False), config)
+    assert found == [(i, j) for i in range(40) for j in range(i + 1, min(i + 4, 40))]
+    posed = set(select_pairs(images_on_a_line(rng, 40), config))
+    assert posed > set(found)
+    # Of every other neighbour by pose, of six, the farthest at the end of the line.
+    assert max(j - i for i, j in posed) <= 11
+
+
 def test_cameras_that_look_apart_are_not_neighbours_by_pose(rng):
     images = images_on_a_line(rng, 60)
     config = ReconstructionConfig(all_pairs_up_to=2, retrieval_neighbours=1, pose_neighbours=6)

@@ -64,8 +64,9 @@ def centres_off(found, truth):
     return np.linalg.norm(off, axis=1).max() / np.linalg.norm(right - right.mean(0), axis=1).mean()
 
 
-def test_poses_are_found(truth, images):
-    found = reconstruct(images)
+@pytest.mark.parametrize('at_once', [False, True])
+def test_poses_are_found(truth, images, at_once):
+    found = reconstruct(images, ReconstructionConfig(global_mapping=at_once))
     assert not found.metric
     assert len(found.images) == len(images)
     assert centres_off(found, truth) < 0.03
