@@ -71,8 +71,8 @@ _LENS = (475.0, 0.11, -0.16)
 _SIZE = (640, 360)
 _LIMITS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
-#: What the maps say of one image, JSON types: `floor`, `frame`, whether it is a `query`, and the
-#: `attempts` of the places, the likeliest first.
+#: What the maps say of one image, JSON types: `floor`, `frame`, whether it is a `query`, the
+#: `places` that there were, and the `attempts` of each, the likeliest first.
 Row = dict[str, Any]
 
 
@@ -180,15 +180,19 @@ def ask_all(
     rows: list[Row] = []
     for title, frames in sources.items():
         path = work / f'{title}.jsonl'
-        done = [json.loads(line) for line in path.open()] if path.exists() else []
+        kept = [json.loads(line) for line in path.open()] if path.exists() else []
+        # Places that came later were not asked.
+        done = [row for row in kept if row['places'] == list(localizer.area.places)]
         known = {row['frame'] for row in done}
-        with path.open('a', buffering=1) as file:
+        with path.open('w', buffering=1) as file:
+            file.writelines(json.dumps(row) + '\n' for row in done)
             for frame in tqdm(frames, title, mininterval=30.0):
                 if frame.name in known or time.time() > until:
                     continue
                 floor, _, kind = title.partition('-')
                 row = {'floor': floor, 'frame': frame.name, 'query': kind == 'query'}
-                done.append(row | {'attempts': ask(localizer, frame)})
+                about = {'places': list(localizer.area.places), 'attempts': ask(localizer, frame)}
+                done.append(row | about)
                 file.write(json.dumps(done[-1]) + '\n')
         rows += done
     return rows

@@ -210,6 +210,8 @@ def _map(
     if config.global_mapping:
         at_once = pycolmap.GlobalPipelineOptions()
         at_once.random_seed = 0
+        adjustment = at_once.mapper.bundle_adjustment
+        adjustment.refine_focal_length = adjustment.refine_extra_params = not calibrated
         models = pycolmap.global_mapping(str(database), str(folder), str(output), at_once)
     else:
         models = pycolmap.incremental_mapping(str(database), str(folder), str(output), options)
