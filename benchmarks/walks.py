@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,11 +40,10 @@ from d2s_ros.map_building.images import collect_images
 from d2s_ros.map_building.pipeline import build_map
 from d2s_ros.maps.scene_map import SceneMap
 from d2s_ros.maps.update_data import MappingData
-from d2s_ros.reconstruction.pair_matching import match_pairs
 from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.pose_refinement import align_poses
 from d2s_ros.reconstruction.reconstruction import ImageInput, MappedImage
-from d2s_ros.reconstruction.self_calibration import reconstruct_uncalibrated
+from d2s_ros.reconstruction.unposed import place_images
 
 #: Pictures that an open reconstruction pairs with each.
 _NEXT = 8
@@ -55,9 +53,9 @@ _LOOP = 50
 Poses = dict[str, RigidTransform]
 
 
-def poses_of(images: Sequence[MappedImage]) -> Poses:
+def poses_of(images: Sequence[MappedImage] | Sequence[ImageInput]) -> Poses:
     """Return the pose of each picture."""
-    return {image.name: image.map_from_camera for image in images}
+    return {one.name: one.map_from_camera for one in images if one.map_from_camera is not None}
 
 
 def loops(images: Sequence[MappedImage], order: Sequence[str]) -> int:
@@ -78,16 +76,13 @@ def loops(images: Sequence[MappedImage], order: Sequence[str]) -> int:
     return sum(count >= 15 for count in shared.values())
 
 
-def drift(images: Sequence[ImageInput], closed: Poses, folder: Path) -> dict[str, Any]:
+def drift(images: Sequence[ImageInput], closed: Poses) -> dict[str, Any]:
     """Return how far a reconstruction of successive pictures alone is off at its end."""
     config = budget('standard').reconstruction
     count = len(images)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, min(i + _NEXT + 1, count))]
-    ideal = [np.asarray(image.features.keypoints, np.float64) for image in images]
-    matches = match_pairs(images, ideal, pairs, config, StageLog(None), guided=False)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        mapped = reconstruct_uncalibrated(images, matches, config, Path(scratch)).images
-    opened = poses_of(mapped)
+    placed = place_images(images, pairs, config, StageLog(None), calibrated=False)
+    opened = poses_of(placed)
     common = sorted(set(opened) & set(closed))
     first = common[: max(5, len(common) // 5)]
     bring = align_poses([opened[name] for name in first], [closed[name] for name in first])
@@ -150,7 +145,7 @@ def measure(folder: Path, work: Path, training: str) -> dict[str, Any]:
         'reference_images': len(reference),
         'loop_pairs': loops(of_all, names),
         'build_seconds': metrics['seconds'],
-        **drift(mapping, mapped, work),
+        **drift(mapping, mapped),
     }
 
 

@@ -89,13 +89,12 @@ def has_fast_int8() -> bool:
         flags = Path('/proc/cpuinfo').read_text()
     except OSError:
         return False
-    if not has_torch():
+    if not has_torch() or not ('avx512_vnni' in flags or 'avx_vnni' in flags):
         return False
     import torch
 
     return (
-        ('avx512_vnni' in flags or 'avx_vnni' in flags)
-        and bool(torch.backends.mkldnn.is_available())
+        bool(torch.backends.mkldnn.is_available())
         and hasattr(torch.ops.onednn, 'qconv2d_pointwise')
         and hasattr(torch.ops.onednn, 'qlinear_pointwise')
     )

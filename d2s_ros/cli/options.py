@@ -86,7 +86,8 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         '--precision',
         choices=('auto', 'fp32', 'int8'),
         default='auto',
-        help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else fp32); '
+        help='arithmetic of superpoint (default: auto, int8 where the CPU has VNNI, else '
+        'the compiled network in float32); '
         'with fp32, search and network are in float32 too',
     )
 

@@ -6,7 +6,13 @@ import argparse
 import json
 from dataclasses import fields
 
-from d2s_ros.cli.options import add_device, add_source_options, open_input, user_path
+from d2s_ros.cli.options import (
+    add_device,
+    add_source_options,
+    add_weights,
+    open_input,
+    user_path,
+)
 from d2s_ros.privacy.config import AttackConfig
 
 #: Options of the attack that the command has.
@@ -81,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
     add_source_options(parser)
     add_device(parser)
+    add_weights(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -117,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         + [str(args.poses), str(args.image_list)],
         wanted=args.kinds,
         device=resolve_device(args.device),
+        weights=args.weights,
         fresh=args.fresh,
         progress=not args.quiet,
     )

@@ -201,10 +201,11 @@ def _baseline_report(
 def _bare_forward(localizer: Localizer) -> Any:
     """Return what runs the feature network alone on a frame; None where there is none."""
     from d2s_ros.features.network_images import pad_to_cells
+    from d2s_ros.features.superpoint.compiled import CompiledSuperPoint
     from d2s_ros.features.superpoint.extractor import SuperPoint
 
     extractor = localizer.extractor
-    if not isinstance(extractor, SuperPoint):
+    if not isinstance(extractor, (SuperPoint, CompiledSuperPoint)):
         return None
 
     @torch.inference_mode()
@@ -212,7 +213,7 @@ def _bare_forward(localizer: Localizer) -> Any:
         assert frame.image is not None
         grey, _ = extractor.prepared(to_grey(frame.image))
         extractor.forward(pad_to_cells(grey))
-        if extractor.device.type == 'cuda':
+        if localizer.device.startswith('cuda'):
             torch.cuda.synchronize()
 
     return forward

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
 from d2s_ros.evaluation.view_prediction import BAD_INLIERS, PlannedView, ViewPredictor
-from d2s_ros.features.extractor import create_extractor
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.maps.scene_map import SceneMap
@@ -229,8 +228,7 @@ def _found_share(
     scene_map: SceneMap, data: MappingData, predictor: ViewPredictor, count: int
 ) -> tuple[float, int, int]:
     """Return inliers over predicted weights of images left out; how many; how many localized."""
-    extractor = create_extractor(scene_map.manifest.features, device='cpu')
-    localizer = Localizer(scene_map, extractor)
+    localizer = Localizer(scene_map, data.extractor(scene_map.manifest))
     chosen = subsample(list(range(len(data.images))), count)
     shares, localized = [], 0
     for index in chosen:

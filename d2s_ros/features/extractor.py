@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from d2s_ros.device import has_torch, require_torch
 from d2s_ros.errors import ConfigError, WeightsError
 from d2s_ros.features.types import FeatureConfig, FeatureExtractor
@@ -20,7 +22,8 @@ def create_extractor(
         config: Feature type and limits.
         device: 'cpu' or 'cuda' (see `SuperPoint`); RootSIFT runs on the CPU.
         weights: Path of a weight file for network features; without, the packaged one.
-        precision: Of network features: 'fp32', 'int8', or 'auto' for the fastest here; without
+        precision: Of network features: 'fp32', 'int8', or 'auto' for the fastest here, which on
+            a CPU without fast products of bytes is the compiled network in float32; without
             PyTorch 'auto' alone.
 
     Raises:
@@ -39,11 +42,12 @@ def create_extractor(
             raise WeightsError(
                 'superpoint needs a weight file; give --weights PATH, or use --features rootsift'
             )
-        if not has_torch():
-            if device != 'cpu' or precision != 'auto':
-                require_torch(f'superpoint on {device} with the precision {precision}')
-            from d2s_ros.features.superpoint.compiled import CompiledSuperPoint
+        from d2s_ros.features.superpoint.compiled import CompiledSuperPoint, is_faster
 
+        fastest = device == 'cpu' and precision == 'auto'
+        if not fastest:
+            require_torch(f'superpoint on {device} with the precision {precision}')
+        if fastest and (not has_torch() or is_faster(Path(path))):
             return CompiledSuperPoint(path, config=config)
         from d2s_ros.features.superpoint.extractor import SuperPoint
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.config import option, validate
-from d2s_ros.errors import InputError, UnsupportedImageError
+from d2s_ros.errors import InputError, UnsupportedImageError, UsageError
 
 #: What `FeatureConfig.name` may be.
 FEATURES = ('rootsift', 'superpoint', 'aliked', 'xfeat')
@@ -112,6 +112,31 @@ class FeatureExtractor(Protocol):
             UnsupportedImageError: if the image is not of that form.
         """
         ...
+
+
+class StoredFeatures:
+    """Stands for the extractor where features exist already, as those of mapping images.
+
+    Its weights need not be at hand.
+
+    Args:
+        config: Of the features.
+        weights_hash: Of the extractor that made them.
+        dim: Length of a descriptor.
+    """
+
+    def __init__(self, config: FeatureConfig, weights_hash: str, dim: int) -> None:
+        self.config, self.weights_hash, self.dim = config, weights_hash, dim
+
+    def extract(
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None
+    ) -> LocalFeatures:
+        """Refuse.
+
+        Raises:
+            UsageError: always; images need the extractor.
+        """
+        raise UsageError('only features that exist already are localized here, no images')
 
 
 def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from d2s_ros.device import has_torch
 from d2s_ros.errors import UsageError
 from d2s_ros.kernels.interface import Kernels, observers
 
-__all__ = ['NAMES', 'SWITCH', 'Kernels', 'active', 'fallback_warning', 'observers']
+__all__ = ['NAMES', 'SWITCH', 'Kernels', 'active', 'fallback_warning', 'is_compiled', 'observers']
 
 #: Environment variable that chooses the implementation, and what it may be.
 SWITCH, NAMES = 'D2S_KERNELS', ('reference', 'compiled')
@@ -51,6 +51,13 @@ def active() -> Kernels:
     from d2s_ros.kernels import compiled
 
     return compiled
+
+
+def is_compiled() -> bool:
+    """Return whether the compiled kernels compute here."""
+    from d2s_ros.kernels import library
+
+    return library.is_built() and os.environ.get(SWITCH) != 'reference'
 
 
 def fallback_warning() -> str:

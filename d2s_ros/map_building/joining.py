@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError, UsageError
-from d2s_ros.features.extractor import create_extractor
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.geometry.transforms import RigidTransform, pose_error
 from d2s_ros.localization.localizer import Localizer
@@ -142,8 +141,10 @@ def find_junction(
         InputError: too few mapping images are localized in the other map, or they contradict each
             other; the message has the figures.
     """
-    extractor = create_extractor(maps[0].manifest.features, device=device)
-    localizers = [Localizer(one, extractor, device=device) for one in maps]
+    localizers = [
+        Localizer(one, known.extractor(one.manifest), device=device)
+        for one, known in zip(maps, data, strict=True)
+    ]
     pairs: list[tuple[RigidTransform, RigidTransform]] = []
     asked = 0
     for own, other in ((1, 0), (0, 1)):

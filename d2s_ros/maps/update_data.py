@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from d2s_ros.errors import InputError, MapFormatError
-from d2s_ros.features.types import LocalFeatures
+from d2s_ros.features.types import LocalFeatures, StoredFeatures
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.transforms import RigidTransform
+from d2s_ros.maps.manifest import MapManifest
 from d2s_ros.maps.scene_map import CONTENT_ERRORS, SceneMap
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction, make_reconstruction
 from d2s_ros.reconstruction.retrieval import Vlad
@@ -66,6 +67,11 @@ class MappingData:
             raise MapFormatError(
                 f'the update data of {scene_map.path} cannot be used ({error}); build the map again'
             ) from error
+
+    def extractor(self, manifest: MapManifest) -> StoredFeatures:
+        """Return what stands for the extractor while these very features are localized."""
+        dim = self.images[0].features.descriptors.shape[1] if self.images else 0
+        return StoredFeatures(manifest.features, manifest.features_hash, dim)
 
     @classmethod
     def _decode(cls, tensors: dict[str, NDArray[Any]], metric: bool) -> MappingData:

@@ -68,6 +68,7 @@ def attack(
     inputs: Sequence[str] = (),
     wanted: Sequence[str] = (),
     device: str = 'cpu',
+    weights: str | None = None,
     fresh: bool = False,
     progress: bool = False,
     on_step: Callable[[str, int], None] | None = None,
@@ -87,6 +88,7 @@ def attack(
         inputs: What names the photographs, for the resumption: paths.
         wanted: Kinds of content; all that the maps have if empty.
         device: 'cpu' or 'cuda'.
+        weights: Weight file of network features.
         fresh: Forget what an interrupted attack has left.
         progress: Show progress bars.
         on_step: Called with the name of the content and the steps done; an exception ends the
@@ -98,7 +100,7 @@ def attack(
     Raises:
         UsageError: no map, no photographs of the attacker's, or an unknown kind.
         InputError: photographs or poses that cannot be used.
-        MapFormatError: a map that cannot be read.
+        MapFormatError: a map that cannot be read, or that was made with other weights.
     """
     if not maps or not own:
         raise UsageError("the attack needs a map and photographs of the attacker's")
@@ -113,7 +115,7 @@ def attack(
         'options': to_dict(config),
     }
     with _AttackStages(output, description, fresh=fresh) as stages:
-        running = _Attack(opened, maps, config, stages, device, progress, on_step)
+        running = _Attack(opened, maps, config, stages, device, weights, progress, on_step)
         return running.run(photographs, own, output, wanted)
 
 
@@ -127,10 +129,11 @@ class _Attack:
         config: AttackConfig,
         stages: BuildStages,
         device: str,
+        weights: str | None,
         progress: bool,
         on_step: Callable[[str, int], None] | None,
     ) -> None:
-        self.on_step = on_step
+        self.on_step, self.weights = on_step, weights
         self.maps, self.config, self.stages = maps, config, stages
         self.names = [path.name for path in paths]
         self.device, self.progress = device, progress
@@ -217,7 +220,10 @@ class _Attack:
         features = scene_map.manifest.features
         key = f'{features}'
         if key not in self._extractors:
-            self._extractors[key] = create_extractor(features, device=self.device)
+            self._extractors[key] = create_extractor(
+                features, device=self.device, weights=self.weights
+            )
+        scene_map.manifest.check_features(self._extractors[key].weights_hash)
         return self._extractors[key]
 
     def _own_scenes(

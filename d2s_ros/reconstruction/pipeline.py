@@ -1,17 +1,14 @@
 """Posed or unposed mapping images to verified tracks with 3D points.
 
-With known poses, matching is guided by the epipolar geometry and pycolmap triangulates. Without
-poses, pycolmap's incremental mapping finds them; scale and frame are then arbitrary. pycolmap sees
-ideal (undistorted) pixels and pinhole cameras, so every distortion model of `Camera` works.
+With known poses, matching is guided by the epipolar geometry and pycolmap triangulates. Without,
+poses are found first; scale and frame are then arbitrary.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +23,8 @@ from d2s_ros.reconstruction.reconstruction import (
     Reconstruction,
     ReconstructionConfig,
 )
-from d2s_ros.reconstruction.self_calibration import reconstruct_uncalibrated
-from d2s_ros.reconstruction.triangulation import run_pycolmap
+from d2s_ros.reconstruction.triangulation import triangulate
+from d2s_ros.reconstruction.unposed import reconstruct_unposed
 
 _logger = logging.getLogger(__name__)
 
@@ -56,32 +53,28 @@ def reconstruct(
     config = config or ReconstructionConfig()
     if len(images) < 2:
         raise InputError(f'mapping needs at least two images with features, found {len(images)}')
-    if not calibrated:
-        images = [replace(image, map_from_camera=None) for image in images]
     posed = [image.map_from_camera is not None for image in images]
-    if any(posed) and not all(posed):
+    if calibrated and any(posed) and not all(posed):
         raise InputError(
             f'{posed.count(False)} of {len(images)} mapping images have no pose; give poses for '
             'all images or for none'
         )
-    metric = all(posed)
-    if config.refine_poses and not metric:
-        _logger.warning('the images have no poses that could be refined')
+    stage = stage or StageLog(None)
+    if not (calibrated and all(posed)):
+        if config.refine_poses:
+            _logger.warning('the images have no poses that could be refined')
+        return reconstruct_unposed(images, config, stage, calibrated=calibrated, progress=progress)
     ideal = [image.camera.undistort(image.features.keypoints) for image in images]
     pairs = select_pairs(images, config)
-    stage = stage or StageLog(None)
-    if metric and config.refine_poses:
+    if config.refine_poses:
         images = with_refined_poses(images, ideal, pairs, config, stage, progress)
-    matches = match_pairs(images, ideal, pairs, config, stage, guided=metric, progress=progress)
+    matches = match_pairs(images, ideal, pairs, config, stage, guided=True, progress=progress)
     if not matches:
         raise InputError(
             'no two mapping images match; are they of one place, sharp, and are poses and '
             'calibration right?'
         )
-    with tempfile.TemporaryDirectory(prefix='d2s_reconstruct_') as folder:
-        if not calibrated:
-            return reconstruct_uncalibrated(images, matches, config, Path(folder))
-        return run_pycolmap(images, ideal, matches, config, metric, Path(folder))
+    return triangulate(images, matches, config)
 
 
 def with_refined_poses(

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.pycolmap_import import import_pycolmap
+from d2s_ros.reconstruction.adjustment import focal_of, scaled_px, triangulate_again
 from d2s_ros.reconstruction.colmap_database import (
     adjustment_options,
     colmap_camera,
-    limit_errors,
-    pipeline_options,
     write_database,
 )
 from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
@@ -93,33 +92,24 @@ def _adjust(
     config: ReconstructionConfig,
     folder: Path,
 ) -> Any:
-    pycolmap = import_pycolmap()
-
     database = folder / 'database.db'
     model = write_database(images, ideal, matches, database, verify=True)
     priors = {}
     for index, image in enumerate(images):
         assert image.map_from_camera is not None
         priors[index + 1] = image.map_from_camera.translation
-    focal = float(np.median([0.5 * (image.camera.fx + image.camera.fy) for image in images]))
+    focal = focal_of(images)
     for round_, limit in enumerate(_LIMITS_PX):
-        options = pipeline_options(config.min_angle_deg if round_ else 0.5)
-        limit_errors(options, limit * focal / 500.0)
-        options.triangulation.create_max_angle_error = np.degrees(limit / 500.0)
-        options.triangulation.continue_max_angle_error = np.degrees(limit / 500.0)
-        output = folder / f'model_{round_}'
-        output.mkdir()
-        model = pycolmap.triangulate_points(
-            model, str(database), str(folder), str(output), True, options
-        )
+        min_angle_deg = config.min_angle_deg if round_ else 0.5
+        model = triangulate_again(model, database, folder, limit, focal, min_angle_deg)
         if model.num_points3D() < 20:
             raise InputError(
                 f'{model.num_points3D()} points could be triangulated with the given poses, too '
                 'few to refine them; are poses and calibration of these images?'
             )
-        _bundle_adjust(model, priors, loss_px=0.25 * limit * focal / 500.0)
+        _bundle_adjust(model, priors, loss_px=scaled_px(0.25 * limit, focal))
         if round_ < len(_LIMITS_PX) - 1:
-            _place_left_out(images, ideal, matches, model, limit * focal / 500.0)
+            _place_left_out(images, ideal, matches, model, scaled_px(limit, focal))
     return model
 
 

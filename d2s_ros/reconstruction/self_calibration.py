@@ -1,24 +1,13 @@
-"""Images of a camera that is not calibrated: poses, points, focal length and distortion at once."""
+"""How well a reconstruction of images of an unknown camera tells its focal length."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from d2s_ros.errors import InputError
 from d2s_ros.geometry.cameras import Camera
 from d2s_ros.geometry.statistics import subsample
-from d2s_ros.reconstruction.colmap_database import pipeline_options, write_database
-from d2s_ros.reconstruction.reconstruction import (
-    ImageInput,
-    Reconstruction,
-    ReconstructionConfig,
-)
-from d2s_ros.reconstruction.triangulation import collect, map_incrementally
+from d2s_ros.reconstruction.reconstruction import Reconstruction
 
 Array = NDArray[np.float64]
 
@@ -28,48 +17,6 @@ _MAX_POINTS = 4000
 _INTRINSICS = 5
 #: The principal point is taken to be the middle; how far it may be, as a share of the width.
 _PRINCIPAL_POINT_SIGMA = 0.01
-
-
-def reconstruct_uncalibrated(
-    images: Sequence[ImageInput],
-    matches: dict[tuple[int, int], NDArray[np.int64]],
-    config: ReconstructionConfig,
-    folder: Path,
-) -> Reconstruction:
-    """Find poses, points, focal length and two coefficients of radial distortion.
-
-    Args:
-        images: Without poses; all of one camera, a first guess without distortion.
-        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
-        config: Limits.
-        folder: An empty folder for pycolmap's files.
-
-    Returns:
-        A reconstruction whose images have the camera that was found, with its `focal_sigma_px`.
-
-    Raises:
-        InputError: the images are of several cameras, or no image could be mapped.
-    """
-    cameras = {image.camera for image in images}
-    if len(cameras) != 1:
-        raise InputError(
-            f'the images have {len(cameras)} sizes; a calibration is found for images of one '
-            'camera and size only: give a calibration, or other images'
-        )
-    seen = [np.asarray(image.features.keypoints, np.float64) for image in images]
-    database_path = folder / 'database.db'
-    write_database(images, seen, matches, database_path, verify=True, calibrated=False)
-    options = pipeline_options(config.min_angle_deg)
-    options.ba_refine_focal_length = True
-    options.ba_refine_extra_params = True
-    options.mapper.filter_max_reproj_error = config.max_reprojection_error_unposed_px
-    model = map_incrementally(database_path, folder, options, len(images))
-    found = next(iter(model.cameras.values()))
-    camera = Camera.from_colmap(found.model_name, found.width, found.height, found.params)
-    refined = [replace(image, camera=camera) for image in images]
-    ideal = [camera.undistort(keypoints) for keypoints in seen]
-    reconstruction = collect(refined, ideal, model, config, False)
-    return replace(reconstruction, focal_sigma_px=focal_sigma_px(reconstruction))
 
 
 def focal_sigma_px(reconstruction: Reconstruction) -> float:

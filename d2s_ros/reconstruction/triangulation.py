@@ -1,8 +1,7 @@
-"""Matches to points: triangulated with known poses, or mapped incrementally without."""
+"""Matches of images with poses to points."""
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ from d2s_ros.reconstruction.reconstruction import (
     ReconstructionConfig,
 )
 
-_logger = logging.getLogger(__name__)
-
 
 def triangulate(
     images: Sequence[ImageInput],
@@ -42,92 +39,27 @@ def triangulate(
         InputError: no point could be triangulated.
     """
     ideal = [image.camera.undistort(image.features.keypoints) for image in images]
-    with tempfile.TemporaryDirectory(prefix='d2s_triangulate_') as folder:
-        return run_pycolmap(
-            images, ideal, matches, config or ReconstructionConfig(), True, Path(folder)
-        )
-
-
-def run_pycolmap(
-    images: Sequence[ImageInput],
-    ideal: list[NDArray[np.float64]],
-    matches: dict[tuple[int, int], NDArray[np.int64]],
-    config: ReconstructionConfig,
-    metric: bool,
-    folder: Path,
-) -> Reconstruction:
-    """Turn matches into points with pycolmap.
-
-    Args:
-        images: Images with features; all posed if `metric`.
-        ideal: (N, 2) undistorted px of each.
-        matches: (M, 2) keypoint indices for pairs (i, j), i < j, of images.
-        config: Limits.
-        metric: Whether the poses are given; otherwise they are found by incremental mapping.
-        folder: An empty folder for pycolmap's files.
-
-    Raises:
-        InputError: no point could be triangulated, or no image could be mapped.
-    """
     pycolmap = import_pycolmap()
-
-    database_path = folder / 'database.db'
-    posed_model = write_database(images, ideal, matches, database_path, verify=not metric)
-    options = pipeline_options(config.min_angle_deg)
-    output = folder / 'model'
-    output.mkdir()
-    if metric:
+    config = config or ReconstructionConfig()
+    with tempfile.TemporaryDirectory(prefix='d2s_triangulate_') as folder:
+        database, output = Path(folder) / 'database.db', Path(folder) / 'model'
+        posed_model = write_database(images, ideal, matches, database, verify=False)
+        output.mkdir()
+        options = pipeline_options(config.min_angle_deg)
         limit_errors(options, config.max_reprojection_error_px)
         model = pycolmap.triangulate_points(
-            posed_model, str(database_path), str(folder), str(output), True, options
+            posed_model, str(database), folder, str(output), True, options
         )
-    else:
-        options.mapper.filter_max_reproj_error = config.max_reprojection_error_unposed_px
-        model = map_incrementally(database_path, folder, options, len(images))
-    return collect(images, ideal, model, config, metric)
+        return _collect(images, ideal, model, config.max_reprojection_error_px)
 
 
-def map_incrementally(database_path: Path, folder: Path, options: Any, total: int) -> Any:
-    """Return pycolmap's largest model of the images of a database.
-
-    Args:
-        database_path: The database.
-        folder: A folder for pycolmap's files, empty but for the database.
-        options: Of the mapping.
-        total: Number of images, for the message.
-
-    Raises:
-        InputError: no image could be mapped.
-    """
-    pycolmap = import_pycolmap()
-
-    output = folder / 'model'
-    output.mkdir(exist_ok=True)
-    models = pycolmap.incremental_mapping(str(database_path), str(folder), str(output), options)
-    if not models:
-        raise InputError(
-            'incremental mapping found no model; give poses, or more overlapping images'
-        )
-    model = max(models.values(), key=lambda candidate: candidate.num_reg_images())
-    placed = model.num_reg_images()
-    if placed < total:
-        _logger.warning(
-            '%d of %d images could not be placed: what they show is not in the map. Use more '
-            'images (--max-images), or record again, more slowly and without jumps',
-            total - placed,
-            total,
-        )
-    return model
-
-
-def collect(
+def _collect(
     images: Sequence[ImageInput],
     ideal: list[NDArray[np.float64]],
     model: Any,
-    config: ReconstructionConfig,
-    metric: bool,
+    limit_px: float,
 ) -> Reconstruction:
-    """Turn pycolmap's model into arrays, dropping what the filters refuse."""
+    """Turn pycolmap's model into arrays, dropping observations beyond the limit."""
     model.update_point_3d_errors()
     point_ids = sorted(model.point3D_ids())
     if not point_ids:
@@ -153,21 +85,17 @@ def collect(
         seen = point_idx >= 0
         in_camera = camera_from_map.apply(points[point_idx[seen]])
         residuals = reprojection_residuals(image.camera, in_camera, ideal[index][seen])
-        limit = (
-            config.max_reprojection_error_px if metric else config.max_reprojection_error_unposed_px
-        )
         residual = np.linalg.norm(residuals, axis=1)
-        keep = np.isfinite(residual) & (residual <= limit)
+        keep = np.isfinite(residual) & (residual <= limit_px)
         point_idx[np.flatnonzero(seen)[~keep]] = -1
         lengths += np.bincount(np.unique(point_idx[point_idx >= 0]), minlength=len(points))
-        pose = image.map_from_camera if metric else camera_from_map.inverse()
-        assert pose is not None
+        assert image.map_from_camera is not None
         mapped.append(
             MappedImage(
                 image.name,
                 image.stamp_ns,
                 image.camera,
-                pose,
+                image.map_from_camera,
                 image.features,
                 ideal[index],
                 point_idx,
@@ -184,4 +112,4 @@ def collect(
     for mapped_image in mapped:
         seen = mapped_image.point_idx >= 0
         mapped_image.point_idx[seen] = renumber[mapped_image.point_idx[seen]]
-    return Reconstruction(mapped, points[good], errors[good], lengths[good], metric)
+    return Reconstruction(mapped, points[good], errors[good], lengths[good], metric=True)

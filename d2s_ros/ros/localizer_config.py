@@ -69,7 +69,8 @@ class LocalizerNodeConfig:
     )
     precision: str = option(
         'auto',
-        'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else fp32. With fp32, '
+        'Arithmetic of SuperPoint; auto takes int8 where the CPU has VNNI, else the '
+        'compiled network in float32. With fp32, '
         'search and network are in float32 too.',
         choices=('auto', 'fp32', 'int8'),
         read_only=True,

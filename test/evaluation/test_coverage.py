@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from maps.test_scene_map import make_map
 
 from d2s_ros.cli.coverage_lines import say_coverage
 from d2s_ros.cli.main import main
-from d2s_ros.errors import MapFormatError
+from d2s_ros.errors import MapFormatError, UsageError
 from d2s_ros.evaluation import view_prediction
 from d2s_ros.evaluation.coverage import (
     HEADINGS,
@@ -21,8 +22,10 @@ from d2s_ros.evaluation.coverage import (
     CoverageCell,
     coverage_advice,
     measure_coverage,
+    measured_predictor,
 )
 from d2s_ros.evaluation.view_prediction import PlannedView, ViewPredictor, tilt_and_zoom, unhidden
+from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_update.report import report_html
 from d2s_ros.map_update.result import UpdateResult
 from d2s_ros.maps.files import COVERAGE_FILE
@@ -193,6 +196,19 @@ def test_advice_names_where_and_which_way():
     ]
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 185.0).verdict == 'bad'
     assert coverage.view_at(np.array([4.4, 0.4, 9.0]), 355.0).verdict == 'good'
+
+
+def test_weights_that_are_not_at_hand_are_not_needed(small_map):
+    """The features of mapping images are in the map; other images of it need the extractor."""
+    scene_map = SceneMap.open(small_map.path)
+    other = replace(scene_map, manifest=replace(scene_map.manifest, features_hash='of-my-own'))
+    with pytest.raises(MapFormatError, match='the same weights'):
+        Localizer.from_map(other, device='cpu')
+    assert measured_predictor(other, 6).localized == measured_predictor(scene_map, 6).localized > 0
+    stored = MappingData.from_map(scene_map).extractor(scene_map.manifest)
+    assert stored.dim == 128
+    with pytest.raises(UsageError, match='no images'):
+        stored.extract(np.zeros((48, 64), np.uint8))
 
 
 def test_builds_and_updates_say_it_in_short(small_map, tmp_path, capsys):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from d2s_ros.device import has_fast_int8
 from d2s_ros.errors import WeightsError
-from d2s_ros.features.superpoint.compiled import CompiledSuperPoint
+from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.superpoint.compiled import CompiledSuperPoint, is_faster
 from d2s_ros.features.superpoint.extractor import SuperPoint
 from d2s_ros.features.superpoint.files import default_weights_path
 from d2s_ros.features.superpoint.int8 import calibration_image
@@ -41,6 +43,24 @@ def test_features_are_the_same(both, size):
     np.testing.assert_allclose(
         found.keypoint_scores[same], expected.keypoint_scores[nearest][same], rtol=1e-3, atol=1e-5
     )
+
+
+@pytest.mark.skipif(has_fast_int8(), reason='CPU with VNNI: 8 bits are faster')
+def test_it_is_what_auto_takes(tmp_path, monkeypatch):
+    """Where PyTorch has nothing faster; weights of another layout are PyTorch's."""
+    arrays = load_file(default_weights_path())
+    plain, affine = tmp_path / 'plain.safetensors', tmp_path / 'affine.safetensors'
+    save_file(arrays, plain)
+    ones = {f'conv1a_scale.{name}': np.ones(64, np.float32) for name in ('weight', 'bias')}
+    save_file({**arrays, **ones}, affine)
+    monkeypatch.delenv('D2S_KERNELS', raising=False)
+    made = create_extractor(CONFIG, weights=str(plain), precision='auto')
+    assert isinstance(made, CompiledSuperPoint)
+    assert isinstance(create_extractor(CONFIG, precision='fp32'), SuperPoint)
+    assert not is_faster(affine)
+    assert not is_faster(tmp_path / 'nowhere.safetensors')
+    monkeypatch.setenv('D2S_KERNELS', 'reference')
+    assert isinstance(create_extractor(CONFIG, precision='auto'), SuperPoint)
 
 
 def test_a_mask_holds(both):

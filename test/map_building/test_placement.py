@@ -21,6 +21,7 @@ from d2s_ros.map_building.images import collect_images
 from d2s_ros.map_building.placement import PlacementConfig, place
 from d2s_ros.reconstruction.metric_frame import scale_from_ratios, transformed
 from d2s_ros.reconstruction.pipeline import reconstruct
+from d2s_ros.reconstruction.pose_refinement import align_poses
 from d2s_ros.simulation.config import SimulationConfig
 from d2s_ros.simulation.simulate import simulate_log
 
@@ -79,6 +80,19 @@ def tilt_deg(placed, reconstruction):
     ]
     up = np.mean([turn[:, 2] for turn in turns], axis=0)
     return np.degrees(np.arccos(up[2] / np.linalg.norm(up)))
+
+
+def test_the_shape_is_right(placed):
+    """Images of a whole log without poses are all placed, to one percent of their spread."""
+    own = [image.map_from_camera for image in placed.reconstruction.images]
+    assert len(own) == 30
+    truths = placed.truths(placed.reconstruction)
+    align = align_poses(own, truths)
+    true = np.stack([pose.translation for pose in truths])
+    off = np.linalg.norm(np.stack([align(pose).translation for pose in own]) - true, axis=1)
+    spread = np.linalg.norm(true - true.mean(0), axis=1).mean()
+    print(f'off by {off.mean() / spread:.4f} of the spread on average')
+    assert off.mean() < 0.01 * spread
 
 
 def heights(placed, reconstruction):
