@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d2s_ros.device import has_torch, require_torch
+from d2s_ros.device import has_fast_int8, has_torch, require_torch
 from d2s_ros.errors import ConfigError, WeightsError
 from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 
@@ -65,3 +65,14 @@ def create_extractor(
 
         return XFeat(config, weights, device=device)
     raise ConfigError(f'unknown features {config.name!r}')
+
+
+def create_mapping_extractor(
+    config: FeatureConfig, *, device: str = 'cpu', weights: str | None = None
+) -> FeatureExtractor:
+    """Make the extractor of a build or an update: in float32, by the faster network.
+
+    Arguments and errors are those of `create_extractor`.
+    """
+    precision = 'fp32' if has_fast_int8() else 'auto'
+    return create_extractor(config, device=device, weights=weights, precision=precision)

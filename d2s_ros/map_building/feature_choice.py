@@ -23,7 +23,7 @@ from tqdm import tqdm
 from d2s_ros.data.frames import Frame, FrameSource
 from d2s_ros.errors import InputError
 from d2s_ros.features.degradations import Degradation, blurred, exposed
-from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.extractor import create_mapping_extractor
 from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.geometry.transforms import pose_error
@@ -103,9 +103,9 @@ def extractors_of(
         WeightsError: SuperPoint without weights, or weights of another architecture.
     """
     if not config.compare_features:
-        return [create_extractor(config.features, device=device, weights=weights)]
+        return [create_mapping_extractor(config.features, device=device, weights=weights)]
     return [
-        create_extractor(
+        create_mapping_extractor(
             replace(config.features, name=kind),
             device=device,
             weights=weights if kind == 'superpoint' else None,

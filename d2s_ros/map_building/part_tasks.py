@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from d2s_ros.data.array_log import StageLog
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import InputError
-from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.extractor import create_mapping_extractor
 from d2s_ros.features.types import FeatureConfig, FeatureExtractor
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.pipeline import make_map
@@ -52,7 +52,7 @@ class ExtractorOf:
 
 @functools.lru_cache(maxsize=1)
 def _extractor(of: ExtractorOf) -> FeatureExtractor:
-    return create_extractor(of.config, device=resolve_device(of.device), weights=of.weights)
+    return create_mapping_extractor(of.config, device=resolve_device(of.device), weights=of.weights)
 
 
 def extract_features(

@@ -24,7 +24,7 @@ from d2s_ros.config import to_dict
 from d2s_ros.data.array_log import StageLog
 from d2s_ros.data.frames import FrameSource
 from d2s_ros.errors import InputError, UsageError
-from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.extractor import create_mapping_extractor
 from d2s_ros.geometry.transforms import RigidTransform
 from d2s_ros.map_building.config import BuildConfig
 from d2s_ros.map_building.images import collect_images
@@ -112,7 +112,7 @@ def build_split_area(
         'software': __version__,
         'config': to_dict(config),
         'split': to_dict(split),
-        'features_hash': create_extractor(config.features, weights=weights).weights_hash,
+        'features_hash': create_mapping_extractor(config.features, weights=weights).weights_hash,
         'use_poses': options.use_poses,
         'calibrated': calibrated,
     }

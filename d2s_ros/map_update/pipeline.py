@@ -22,7 +22,7 @@ from d2s_ros.config import to_dict
 from d2s_ros.data.sources import LogOptions
 from d2s_ros.device import resolve_device
 from d2s_ros.errors import D2SError, InputError, MapFormatError
-from d2s_ros.features.extractor import create_extractor
+from d2s_ros.features.extractor import create_mapping_extractor
 from d2s_ros.features.types import FeatureExtractor
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_update.candidate_decision import propose_candidate
@@ -156,7 +156,7 @@ class _Run:
         data = mapping_data(incumbent)
         model = incumbent.model.with_mapping(data.reconstruction())
         incumbent = replace(incumbent, model=model)
-        extractor: FeatureExtractor = create_extractor(
+        extractor: FeatureExtractor = create_mapping_extractor(
             incumbent.manifest.features, device=device, weights=weights
         )
         # Taken before anything is read: what a log grows by meanwhile is new to the next update.
