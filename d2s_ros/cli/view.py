@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from d2s_ros.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from d2s_ros.maps.scene_map import SceneMap
+    from d2s_ros.ros.live_view import LiveFrames
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from d2s_ros.ros.live_view import LiveFrames
 
     with LiveFrames(args.namespace, scene_map.origin) as live:
-        _serve(page.encode(), args.port, live.since)
+        _serve(page.encode(), args.port, live)
     return 0
 
 
@@ -104,20 +104,23 @@ def _version(path: str, version: str) -> SceneMap:
     return SceneMap.open(Path(path) / 'versions' / name)
 
 
-def _serve(page: bytes, port: int, since: Callable[[int], dict[str, Any]] | None = None) -> None:
-    """Serve a page at 127.0.0.1, to this computer alone; with `since` the frames that come too."""
+def _serve(page: bytes, port: int, live: LiveFrames | None = None) -> None:
+    """Serve a page at 127.0.0.1, to this computer alone, with the frames of a running node."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from urllib.parse import parse_qs, urlsplit
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked = urlsplit(self.path)
-            kind, body = 'text/html; charset=utf-8', page
-            if since is not None and asked.path == '/frames':
+            code, kind, body = 200, 'text/html; charset=utf-8', page
+            if live is not None and asked.path == '/frames':
                 first = parse_qs(asked.query).get('since', ['0'])[0]
                 kind = 'application/json'
-                body = json.dumps(since(int(first) if first.isdigit() else 0)).encode()
-            self.send_response(200)
+                body = json.dumps(live.since(int(first) if first.isdigit() else 0)).encode()
+            elif live is not None and asked.path == '/picture':
+                picture = live.picture(parse_qs(asked.query).get('name', [''])[0])
+                code, kind, body = 200 if picture else 404, 'image/jpeg', picture or b''
+            self.send_response(code)
             self.send_header('Content-Type', kind)
             self.send_header('Content-Length', str(len(body)))
             self.end_headers()

@@ -45,7 +45,7 @@ def view_page(
         reports: What `d2s localize --report` wrote, by the name of the session; their frames are
             shown too, and each session can be hidden.
         before: An earlier version of the map: what is new and what is gone is coloured.
-        live: The page asks the server that it came from for more frames.
+        live: The page asks the server that it came from for more frames, and for their pictures.
 
     Raises:
         InputError: a report is none.

@@ -250,6 +250,24 @@ class Camera:
         """Return where pixels (N, 2) would lie in the `ideal` camera; NaN where unrecoverable."""
         return self.normalize(keypoints) * [self.fx, self.fy] + [self.cx, self.cy]
 
+    def distortion_jacobian(self, ideal_keypoints: ArrayLike) -> Array:
+        """Return d pixel / d ideal pixel, (N, 2, 2): what the lens does to small distances.
+
+        Args:
+            ideal_keypoints: (N, 2) undistorted px of `ideal`; NaN gives the identity.
+        """
+        ideal = np.asarray(ideal_keypoints, dtype=np.float64).reshape(-1, 2)
+        jacobian = np.tile(np.eye(2), (len(ideal), 1, 1))
+        known = np.isfinite(ideal).all(axis=1)
+        if self.model == 'pinhole' or not known.any():
+            return jacobian
+        steps = 0.5 * np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        around = (ideal[known] + steps[:, None] - [self.cx, self.cy]) / [self.fx, self.fy]
+        rays = np.concatenate([around, np.ones((*around.shape[:2], 1))], axis=2)
+        right, left, below, above = self.project(rays).reshape(around.shape)
+        jacobian[known] = np.stack([right - left, below - above], axis=2)
+        return jacobian
+
     def resized(self, width: int, height: int) -> Camera:
         """Return the camera of the image resampled to another size of about the same aspect.
 

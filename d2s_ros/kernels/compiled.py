@@ -128,7 +128,7 @@ class CompiledResiduals:
             return np.ascontiguousarray(array, np.float64)
 
         count = self._count = len(points)
-        self._points, self._variances = packed(points, 3), packed(variances)
+        self._points, self._variances = packed(points, 3), packed(variances, 3)
         self._covariances = None if point_covariances is None else packed(point_covariances, 3, 3)
         self._intrinsics, self._scale = intrinsics, cauchy_scale**2
         self._whitening = np.zeros((count, 3))

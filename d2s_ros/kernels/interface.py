@@ -263,7 +263,7 @@ class Kernels(Protocol):
             keypoints: (N, 2) float64 px without distortion.
             points: (N, 3) float64 points in the map.
             intrinsics: Of the camera.
-            variances: (N,) float64 of each keypoint, px^2.
+            variances: (N, 3) float64 xx, xy, yy of the covariance of each keypoint, px^2.
             point_covariances: (N, 3, 3) float64, or None for exact points.
             cauchy_scale: Where the loss starts to give way, in sigmas.
         """

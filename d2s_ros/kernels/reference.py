@@ -143,7 +143,7 @@ class NumpyResiduals:
     def whiten(self, rotation: Array, translation: Array) -> None:
         """As `Residuals.whiten`."""
         in_camera, _ = self._in_camera(rotation, translation)
-        noise = self._variances[:, None, None] * np.eye(2)
+        noise = self._variances[:, [[0, 1], [1, 2]]]
         if self._covariances is not None:
             by_point = self._by_point(in_camera) @ rotation
             noise = noise + by_point @ self._covariances @ by_point.transpose(0, 2, 1)

@@ -41,12 +41,12 @@ class CandidateMatches:
 
     Attributes:
         ideal_keypoints: (N, 2) float64 undistorted px of `camera.ideal`, NaN if none.
-        sigmas_px: (N,) standard deviation of each keypoint.
+        sigmas_px: (N,) standard deviation of each keypoint in px of the image.
         similarity: (N, C) cosines of each keypoint's candidates, best first.
         landmark_idx: (N, C) int64 rows of `points_in_map`.
         points_in_map: (M, 3) float64 landmarks.
         point_covariances: (M, 3, 3).
-        camera: Intrinsics; distortion is ignored here.
+        camera: Intrinsics; distortion tells how the noise of keypoints is stretched.
     """
 
     ideal_keypoints: Array

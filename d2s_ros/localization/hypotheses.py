@@ -37,7 +37,7 @@ class Correspondences:
     Attributes:
         ideal_keypoints: (N, 2) float64 undistorted px, finite.
         points_in_map: (N, 3) float64.
-        sigmas_px: (N,) noise of each keypoint.
+        sigmas_px: (N,) noise of each keypoint in px of the image.
         covariances: (N, 3, 3) of the points; None for exact ones.
         given: (K,) bool of the keypoints that were asked for, N of them: the others have no pixel.
     """
@@ -118,7 +118,7 @@ class PoseSearch:
         solver: Of the pose solver, with the RANSAC threshold of the scene model.
 
     Attributes:
-        camera: Of the image, without distortion.
+        camera: Of the image.
         coordinates: Of all keypoints.
     """
 
@@ -132,7 +132,7 @@ class PoseSearch:
         self.coordinates = observation.coordinates
         self._config, self._solver = config, solver
         view, candidates = observation.view, observation.candidates
-        self.camera, self._ideal = view.ideal_camera, view.ideal_keypoints
+        self.camera, self._ideal = view.camera, view.ideal_keypoints
         self._sigmas = sigma_px * view.detection_sigmas
         self._matches = (
             None

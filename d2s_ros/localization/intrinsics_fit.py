@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import Camera, projection_jacobian
+from d2s_ros.geometry.noise import ideal_variances
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
 from d2s_ros.kernels.interface import influence_slope
 from d2s_ros.localization.covariance import blended_scatter, inverse_of
@@ -172,11 +173,11 @@ def _linearise(
     jacobian, error = _residuals(in_camera, keypoints, camera)
     by_map = projection_jacobian(in_camera, camera) @ pose.rotation
     noise = by_map @ covariances @ by_map.transpose(0, 2, 1)
-    variances = np.square(sigmas_px) + config.min_sigma_px**2
+    uu, uv, vv = ideal_variances(np.square(sigmas_px) + config.min_sigma_px**2, keypoints, camera).T
     # Rounded covariances of points may have negative directions: no noise is below the keypoint's.
-    first = 1.0 / np.sqrt(np.maximum(noise[:, 0, 0], 0.0) + variances)
-    mixed = noise[:, 0, 1] * first
-    second = 1.0 / np.sqrt(np.maximum(noise[:, 1, 1] + variances - np.square(mixed), variances))
+    first = 1.0 / np.sqrt(np.maximum(noise[:, 0, 0], 0.0) + uu)
+    mixed = (noise[:, 0, 1] + uv) * first
+    second = 1.0 / np.sqrt(np.maximum(noise[:, 1, 1] + vv - np.square(mixed), vv - uv * uv / uu))
     for values in (jacobian, error):
         values[0] *= first[:, None]
         values[1] = (values[1] - values[0] * mixed[:, None]) * second[:, None]

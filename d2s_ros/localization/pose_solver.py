@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from d2s_ros import kernels
 from d2s_ros.config import option, validate
 from d2s_ros.geometry.cameras import Camera
+from d2s_ros.geometry.noise import ideal_variances
 from d2s_ros.geometry.ransac import RansacConfig, find_pose
 from d2s_ros.geometry.statistics import ellipse_area, extent_of, median_of, scatter_of
 from d2s_ros.geometry.transforms import RigidTransform, rotation_from_vector
@@ -164,8 +165,8 @@ def solve_pose(
     Args:
         ideal_keypoints: (N, 2) float64 undistorted px of `camera.ideal`.
         points_in_map: (N, 3) float64 scene coordinates.
-        camera: Intrinsics; distortion is ignored here.
-        sigmas_px: (N,) standard deviation of each keypoint in px.
+        camera: Intrinsics; distortion tells how the noise of keypoints is stretched.
+        sigmas_px: (N,) standard deviation of each keypoint in px of the image.
         point_covariances: (N, 3, 3) covariance of each scene coordinate, or None for exact ones.
         config: Options.
         rounds: Of the refinement; one will do where `refine_guided` follows.
@@ -267,7 +268,7 @@ def residuals_of(
     config: PoseSolverConfig,
 ) -> Residuals:
     """Return the residuals of correspondences, each with its own noise (`refine_pose`)."""
-    variances = np.square(sigmas_px) + config.min_sigma_px**2
+    variances = ideal_variances(np.square(sigmas_px) + config.min_sigma_px**2, keypoints, camera)
     return kernels.active().residuals(
         keypoints,
         points,

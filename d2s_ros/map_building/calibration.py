@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.features.types import FeatureExtractor
-from d2s_ros.geometry.noise import detection_sigma_px
+from d2s_ros.geometry.noise import detection_sigma_px, in_image_px
 from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.geometry.transforms import RigidTransform, vector_from_rotation
@@ -185,7 +185,9 @@ def keypoint_noise_px(reconstruction: Reconstruction) -> float:
         seen = np.flatnonzero(image.point_idx >= 0)
         point_idx = image.point_idx[seen]
         in_camera = image.map_from_camera.inverse().apply(reconstruction.points_in_map[point_idx])
-        residual = reprojection_residuals(image.camera, in_camera, image.ideal_keypoints[seen])
+        ideal = image.ideal_keypoints[seen]
+        residual = reprojection_residuals(image.camera, in_camera, ideal)
+        residual = in_image_px(residual, ideal, image.camera)
         # A point fitted to n observations leaves residuals smaller by sqrt((2n - 3) / 2n).
         length = np.maximum(reconstruction.track_lengths[point_idx], 2)
         shrink = np.sqrt((2 * length - 3) / (2 * length))

@@ -206,14 +206,12 @@ def solve_labels(
     ideal = camera.undistort(keyframe.features.keypoints[labels.keypoint_idx])
     order = np.lexsort((-labels.similarity, -labels.votes))
     order = order[np.isfinite(ideal[order]).all(axis=1)]
-    pinhole = replace(
-        camera.ideal, fx=camera.ideal.fx * focal_factor, fy=camera.ideal.fy * focal_factor
-    )
+    zoomed = replace(camera, fx=camera.fx * focal_factor, fy=camera.fy * focal_factor)
     scales = keyframe.features.scales[labels.keypoint_idx[order]]
     estimate = solve_pose(
         ideal[order],
         database.data.points_in_map[labels.point_idx[order]],
-        pinhole,
+        zoomed,
         sigmas_px=calibration.sigma_px * detection_sigma_px(scales) * 1.5,
     )
     return estimate, order

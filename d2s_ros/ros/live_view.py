@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage
 
 from d2s_ros.evaluation.view_page import view_frame
 from d2s_ros.geometry.transforms import RigidTransform
@@ -22,6 +23,8 @@ from d2s_ros.ros.conversions import ns_from_stamp
 _QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: Frames that are kept for a page that is opened later.
 _KEPT = 3000
+#: The same of pictures, which are far larger.
+_KEPT_PICTURES = 300
 #: z of a body frame points up, that of a camera ahead.
 _UP = 0.8
 
@@ -43,6 +46,8 @@ class LiveFrames:
         #: Pose or status of an image whose other half has not come.
         self._poses: dict[int, RigidTransform] = {}
         self._waiting: dict[int, dict[str, Any]] = {}
+        #: By the name of the frame, JPEG.
+        self._pictures: dict[str, bytes] = {}
         self._context = Context()
         rclpy.init(context=self._context)
         self._node = rclpy.create_node('d2s_view', context=self._context)
@@ -52,6 +57,13 @@ class LiveFrames:
         )
         self._node.create_subscription(
             DiagnosticArray, f'{prefix}/d2s/status', self._on_status, _QOS
+        )
+        # The node draws it for whoever listens: keypoints are in no other topic.
+        self._node.create_subscription(
+            CompressedImage,
+            f'{prefix}/d2s/debug_image/compressed',
+            self._on_picture,
+            _QOS,
         )
         self._thread = threading.Thread(target=self._spin, daemon=True)
 
@@ -78,6 +90,11 @@ class LiveFrames:
                 **self._counts,
             }
 
+    def picture(self, name: str) -> bytes | None:
+        """Return the picture that the node drew of a frame, JPEG; None if none is kept."""
+        with self._lock:
+            return self._pictures.get(name)
+
     def _spin(self) -> None:
         executor = SingleThreadedExecutor(context=self._context)
         executor.add_node(self._node)
@@ -94,13 +111,19 @@ class LiveFrames:
             self._poses[stamp] = _camera_like(pose)
             self._add_if_whole(stamp)
 
+    def _on_picture(self, message: CompressedImage) -> None:
+        with self._lock:
+            self._pictures[_name_of(ns_from_stamp(message.header.stamp))] = bytes(message.data)
+            while len(self._pictures) > _KEPT_PICTURES:
+                del self._pictures[next(iter(self._pictures))]
+
     def _on_status(self, message: DiagnosticArray) -> None:
         stamp = ns_from_stamp(message.header.stamp)
         for status in message.status:
             values = {item.key: item.value for item in status.values}
             with self._lock:
                 self._waiting[stamp] = {
-                    'name': f'{stamp / 1e9:.3f}',
+                    'name': _name_of(stamp),
                     'status': status.message,
                     'reason': values.get('reason', ''),
                     'num_inliers': values.get('inliers'),
@@ -118,6 +141,7 @@ class LiveFrames:
         frame = view_frame(
             {**entry, 'map_from_camera': None if pose is None else pose.to_tum()}, self._origin
         )
+        frame['drawn'] = True
         self._counts[frame['kind']] += 1
         self._frames.append(frame)
         for half in (self._poses, self._waiting):
@@ -127,6 +151,10 @@ class LiveFrames:
         if len(self._frames) > _KEPT:
             self._first += len(self._frames) - _KEPT
             del self._frames[:-_KEPT]
+
+
+def _name_of(stamp_ns: int) -> str:
+    return f'{stamp_ns / 1e9:.3f}'
 
 
 def _camera_like(pose: RigidTransform) -> RigidTransform:

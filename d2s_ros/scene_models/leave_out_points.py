@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2s_ros.geometry.cameras import projection_jacobian
-from d2s_ros.geometry.noise import detection_sigma_px
+from d2s_ros.geometry.noise import detection_sigma_px, in_image_px
 from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.reconstruction.reconstruction import MappedImage, Reconstruction
 
@@ -94,10 +94,11 @@ class PointsWithoutImages:
         camera_from_map = image.map_from_camera.inverse()
         in_camera = camera_from_map.apply(self._points[positions])
         jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
+        ideal = image.ideal_keypoints[keypoint_idx]
+        jacobian = in_image_px(jacobian, ideal, image.camera)
         weight = 1.0 / np.square(detection_sigma_px(image.features.scales[keypoint_idx]))
-        residual = reprojection_residuals(
-            image.camera, in_camera, image.ideal_keypoints[keypoint_idx]
-        )
+        residual = reprojection_residuals(image.camera, in_camera, ideal)
+        residual = in_image_px(residual, ideal, image.camera)
         information = jacobian.transpose(0, 2, 1) @ jacobian * weight[:, None, None]
         gradient = np.einsum('nij,ni->nj', jacobian, residual) * weight[:, None]
         return positions, information, gradient

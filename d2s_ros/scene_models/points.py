@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.cameras import projection_jacobian
-from d2s_ros.geometry.noise import detection_sigma_px
+from d2s_ros.geometry.noise import detection_sigma_px, in_image_px
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 
 
@@ -30,6 +30,7 @@ def point_covariances(reconstruction: Reconstruction) -> NDArray[np.float64]:
         camera_from_map = image.map_from_camera.inverse()
         in_camera = camera_from_map.apply(points[point_idx])
         jacobian = projection_jacobian(in_camera, image.camera) @ camera_from_map.rotation
+        jacobian = in_image_px(jacobian, image.ideal_keypoints[keypoint_idx], image.camera)
         sigma = detection_sigma_px(image.features.scales[keypoint_idx])
         np.add.at(
             information,

@@ -24,8 +24,22 @@ def problem(rng, implementation, *, camera=CAMERA, count=40, covariances=True, b
     points = pose.inverse().apply(in_camera)
     roots = 0.02 * rng.normal(size=(count, 3, 3))
     noise = roots @ roots.transpose(0, 2, 1) if covariances else None
-    variances = rng.uniform(0.5, 3.0, count)
+    variances = drawn_noise(rng, count)[1]
     return residuals_of(implementation, pixels, points, camera, variances, noise), pose
+
+
+def drawn_noise(rng, count):
+    """Return roots (count, 2, 2) of the covariances of keypoints, and these as xx, xy, yy."""
+    roots = np.linalg.cholesky(
+        [
+            [[v, c * np.sqrt(v * w)], [c * np.sqrt(v * w), w]]
+            for v, w, c in zip(
+                *rng.uniform(0.5, 3.0, (2, count)), rng.uniform(-0.8, 0.8, count), strict=True
+            )
+        ]
+    )
+    covariances = roots @ roots.transpose(0, 2, 1)
+    return roots, covariances[:, [0, 0, 1], [0, 1, 1]]
 
 
 def residuals_of(implementation, pixels, points, camera, variances, noise):
@@ -75,9 +89,10 @@ def test_whitened_residuals_of_drawn_noise_have_unit_variance(rng, implementatio
     in_camera = rng.uniform([-2, -1.5, 2], [2, 1.5, 8], (count, 3))
     points = pose.inverse().apply(in_camera)
     roots = 0.01 * rng.normal(size=(count, 3, 3))
-    variances = rng.uniform(0.5, 3.0, count)
+    pixel_roots, variances = drawn_noise(rng, count)
     seen = points + np.einsum('nij,nj->ni', roots, rng.normal(size=(count, 3)))
-    pixels = CAMERA.project(in_camera) + np.sqrt(variances)[:, None] * rng.normal(size=(count, 2))
+    pixels = CAMERA.project(in_camera)
+    pixels += np.einsum('nij,nj->ni', pixel_roots, rng.normal(size=(count, 2)))
     noise = roots @ roots.transpose(0, 2, 1)
     residuals = residuals_of(implementation, pixels, seen, CAMERA, variances, noise)
     residuals.whiten(pose.rotation, pose.translation)

@@ -9,6 +9,7 @@ import pytest
 from conftest import FrameList
 
 from d2s_ros.errors import InputError
+from d2s_ros.evaluation.coverage_summary import summarize_coverage
 from d2s_ros.geometry.transforms import pose_error
 from d2s_ros.localization.localizer import Localizer
 from d2s_ros.map_building.config import budget
@@ -21,10 +22,11 @@ _MAX_CPU_S = 20.0
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ten_images_in_ten_seconds(small_map, query_frames, tmp_path):
-    """What is published is right, and something is."""
+    """What is published is right, and something is; with the coverage that the command predicts."""
     frames = FrameList(small_map.frames[:10])
     started = time.process_time()
-    build_map(frames, tmp_path / 'map', budget('quick'), device='cpu', progress=False)
+    result = build_map(frames, tmp_path / 'map', budget('quick'), device='cpu', progress=False)
+    summarize_coverage(result.scene_map)
     seconds = time.process_time() - started
     localizer = Localizer.from_map(tmp_path / 'map', device='cpu')
     published = 0

@@ -105,7 +105,7 @@ def _residuals(rng: random.Random) -> tuple[Callable[..., Any], Arguments]:
         'keypoints': _floats(rng, count, 2, kind='f8'),
         'points': _floats(rng, count, 3, kind='f8'),
         'intrinsics': (50.0, 50.0, 3.0, 4.0),
-        'variances': _floats(rng, count, kind='f8'),
+        'variances': _floats(rng, count, 3, kind='f8'),
         'point_covariances': rng.choice([None, _floats(rng, count, 3, 3, kind='f8')]),
         'cauchy_scale': 2.0,
         'rotation': np.eye(3),

@@ -33,13 +33,13 @@ INLINED Ray ray_of(const double *pose, const double *point)
 
 /* Rows of a lower triangle W (w11, w21, w22) with W S W^T = 1 for each residual's covariance S.
  *
- * covariances: (count, 3, 3) of the points, or none. variances: (count) of the pixels.
+ * covariances: (count, 3, 3) of the points, or none. variances: (count, 3) of the pixels: uu, uv, vv.
  * whitening: (count, 3). */
 int32_t d2s_whiten(const double *points, const double *covariances, const double *variances,
                    int64_t count, const double *pose, double fx, double fy, double *whitening)
 {
     for (int64_t n = 0; n < count; n++) {
-        double uu = variances[n], uv = 0.0, vv = variances[n];
+        double uu = variances[3 * n], uv = variances[3 * n + 1], vv = variances[3 * n + 2];
         if (covariances) {
             const Ray ray = ray_of(pose, points + 3 * n);
             const double *covariance = covariances + 9 * n;

@@ -21,6 +21,7 @@ from d2s_ros.scene_models.labels.assignment import balanced_labels, mean_by_poin
 from d2s_ros.scene_models.labels.network import LabelConfig, LabelNetwork, Level
 from d2s_ros.scene_models.labels.samples import LabelSample
 from d2s_ros.scene_models.labels.standard import Standard
+from d2s_ros.scene_models.optimizers import AdamW
 from d2s_ros.scene_models.training_loop import LoopOptions, new_network, one_cycle, run_loop
 
 #: Places around an observation that its label is told apart from.
@@ -124,7 +125,7 @@ def train_labels(
         for level in network.levels
     ]
     trained = _Trained(network, torch.stack(first))
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -22,6 +22,7 @@ from d2s_ros.config import option
 from d2s_ros.reconstruction.reconstruction import Reconstruction
 from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.descriptor_network import DescriptorNetwork
+from d2s_ros.scene_models.optimizers import AdamW
 from d2s_ros.scene_models.training_loop import new_network, one_cycle
 
 #: Points of a long log that are told apart: the neighbours of all would take minutes.
@@ -133,9 +134,7 @@ def train_descriptors(
     neighbours = observations.neighbours()
     log_gain = nn.Parameter(torch.tensor(math.log(_FIRST_GAIN), device=device))
     parameters = [*network.parameters(), log_gain]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: one_cycle(step, config.steps)
     )

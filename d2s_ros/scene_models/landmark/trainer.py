@@ -18,6 +18,7 @@ from d2s_ros.device import has_fast_bfloat16
 from d2s_ros.scene_models.landmark.config import LandmarkConfig
 from d2s_ros.scene_models.landmark.network import LandmarkNetwork
 from d2s_ros.scene_models.landmark.samples import LandmarkSample
+from d2s_ros.scene_models.optimizers import AdamW
 from d2s_ros.scene_models.training_loop import LoopOptions, new_network, one_cycle, run_loop
 
 #: Fields of a sample that the network sees.
@@ -117,7 +118,7 @@ def train_landmark_network(
     if network.descriptors is not None:
         # The samples hold what it gives.
         network.descriptors.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(

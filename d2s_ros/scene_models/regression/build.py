@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from d2s_ros import distributed
-from d2s_ros.geometry.noise import scaled_px
+from d2s_ros.geometry.noise import in_image_px, scaled_px
 from d2s_ros.geometry.reprojection import reprojection_residuals
 from d2s_ros.geometry.statistics import subsample
 from d2s_ros.scene_models.base import MAX_VALIDATION_IMAGES, BuildContext, Observation, View
@@ -183,7 +183,8 @@ def noise_px(observe: Callable[[View], Observation], context: BuildContext) -> f
         with np.errstate(invalid='ignore'):
             keep = np.linalg.norm(residual, axis=1) <= scaled_px(MIN_ERROR_PX, image.camera, 3.0)
         keep &= coordinates.reliability >= context.reliability_threshold
-        normalized.append(residual[keep] / view.detection_sigmas[keep][:, None])
+        residual = in_image_px(residual[keep], image.ideal_keypoints[keep], image.camera)
+        normalized.append(residual / view.detection_sigmas[keep][:, None])
     values = np.concatenate(normalized) if normalized else np.zeros((0, 2))
     if len(values) < 20:
         # Nothing to measure: as uncertain as RANSAC allows.
