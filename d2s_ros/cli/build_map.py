@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d2s_ros.cli.build_options import (
+    add_mapping_options,
     check_options,
     config_of,
     of_places,
@@ -86,12 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='the poses are approximate (odometry): refine them; the frame stays where it is',
     )
-    parser.add_argument(
-        '--align-poses',
-        action='store_true',
-        help='the poses drift (odometry): find poses by the images alone, and take scale, up and '
-        'frame from those given',
-    )
+    add_mapping_options(parser)
     parser.add_argument(
         '--tag-size',
         type=float,

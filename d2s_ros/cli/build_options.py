@@ -13,6 +13,29 @@ if TYPE_CHECKING:
     from d2s_ros.map_building.config import BuildConfig
 
 
+def add_mapping_options(parser: argparse.ArgumentParser) -> None:
+    """Add how poses are found by the images alone."""
+    parser.add_argument(
+        '--align-poses',
+        action='store_true',
+        help='the poses drift (odometry): find poses by the images alone, and take scale, up and '
+        'frame from those given',
+    )
+    parser.add_argument(
+        '--next-images',
+        type=int,
+        metavar='N',
+        help='match each image with the N that follow and not with those that look alike: for a '
+        'walk through places that repeat (floors, hallways)',
+    )
+    parser.add_argument(
+        '--global-mapping',
+        action='store_true',
+        help='without poses: place all images at once instead of one after the other, for a '
+        'camera that moves straight ahead through hallways; not for walks of a few rooms',
+    )
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Check options that contradict each other.
 
@@ -25,6 +48,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError('--ignore-poses leaves nothing for --refine-poses')
     if args.align_poses and (args.refine_poses or args.ignore_poses):
         raise UsageError('--align-poses contradicts --refine-poses and --ignore-poses')
+    if args.next_images is not None and args.next_images < 1:
+        raise UsageError('--next-images is at least 1')
     several = bool(args.place) or args.each_folder
     if args.camera is not None and (several or args.input is not None):
         raise UsageError('--camera is instead of INPUT and --place')
@@ -111,7 +136,12 @@ def config_of(args: argparse.Namespace) -> BuildConfig:
         config,
         compare_features=compared,
         features_reason=reason,
-        reconstruction=replace(config.reconstruction, refine_poses=args.refine_poses),
+        reconstruction=replace(
+            config.reconstruction,
+            refine_poses=args.refine_poses,
+            next_images=args.next_images or 0,
+            global_mapping=args.global_mapping,
+        ),
         placement=PlacementConfig(
             align_poses=args.align_poses,
             use_depth=not args.no_depth,

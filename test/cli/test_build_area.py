@@ -47,6 +47,7 @@ def test_places_that_can_be_built_become_an_area(building_logs, tmp_path, capsys
         (['--place', 'a=x', '--poses', 'p.txt'], 'one by one'),
         (['--place', 'a=x', '--common-frame', '--ignore-poses'], 'needs the poses'),
         (['--place', 'a=x', '--images-per-place', '9'], 'splits one INPUT'),
+        (['log', '--next-images', '0'], 'at least 1'),
         (['log', '--processes', '2'], 'builds with --images-per-place'),
         (['log', '--cluster', 'auto'], 'builds with --images-per-place'),
         (['log', '--images-per-place', '9', '--processes', '0'], 'at least 1'),

@@ -25,8 +25,8 @@ def test_ten_images_in_ten_seconds(small_map, query_frames, tmp_path):
     """What is published is right, and something is; with the coverage that the command predicts."""
     frames = FrameList(small_map.frames[:10])
     started = time.process_time()
-    result = build_map(frames, tmp_path / 'map', budget('quick'), device='cpu', progress=False)
-    summarize_coverage(result.scene_map)
+    built = build_map(frames, tmp_path / 'map', budget('quick'), device='cpu', progress=False)
+    summarize_coverage(built.scene_map)
     seconds = time.process_time() - started
     localizer = Localizer.from_map(tmp_path / 'map', device='cpu')
     published = 0
