@@ -16,6 +16,7 @@ from d2s_ros.reconstruction.pipeline import reconstruct
 from d2s_ros.reconstruction.pose_refinement import align_poses
 from d2s_ros.reconstruction.reconstruction import ImageInput, ReconstructionConfig
 from d2s_ros.reconstruction.self_calibration import focal_sigma_px
+from d2s_ros.reconstruction.triangulation import triangulate
 
 
 @pytest.fixture(scope='module')
@@ -125,6 +126,19 @@ def test_the_camera_is_found_with_the_poses(truth, images):
     mixed = [replace(image, camera=guess) for image in images[:-1]]
     with pytest.raises(InputError, match='2 sizes'):
         reconstruct([*mixed, replace(images[-1], camera=other)], calibrated=False)
+
+
+def test_points_that_two_images_see_are_doubtful(images, caplog, monkeypatch):
+    """In hallways that were wrong nearly all points were seen by two images."""
+
+    def in_pairs(*args):
+        found = triangulate(*args)
+        return replace(found, track_lengths=np.minimum(found.track_lengths, 2))
+
+    monkeypatch.setattr(unposed, 'triangulate', in_pairs)
+    reconstruct(images)
+    assert 'may be wrong' in caplog.text
+    assert '--global-mapping' in caplog.text
 
 
 def test_places_that_share_nothing_are_refused(images):
