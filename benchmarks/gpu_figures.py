@@ -173,7 +173,8 @@ def main() -> int:
             reconstruction, mapped = built.reconstruction, (features, mapping)
         found['frames'][size] = benchmark(localizer, queries, limit=len(queries))
         keep()
-        extractor = localizer.extractor
+        # On a CPU the localizer may have the compiled network, which takes one image at a time.
+        extractor = create_extractor(localizer.extractor.config, device=args.device)
         if isinstance(extractor, SuperPoint):
             found['cameras'][size] = {
                 str(batch): throughput(extractor, queries, batch, args.seconds)

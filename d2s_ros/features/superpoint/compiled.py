@@ -54,6 +54,9 @@ class CompiledSuperPoint(NetworkImages):
         UsageError: the compiled part of the package is missing.
     """
 
+    #: As that of `SuperPoint`.
+    graph_state = 'there is no GPU'
+
     def __init__(self, path: str | Path | None = None, *, config: FeatureConfig) -> None:
         if not can_convolve():
             raise UsageError(
