@@ -105,11 +105,11 @@ setup(
         # To localize in maps with landmarks on a CPU: nothing beyond the above, no PyTorch.
         'robot': [],
         # `d2s build-map`, `d2s update-map`; no wheels for ARM: build on a PC, copy the map.
-        'mapping': [TORCH, 'pycolmap>=3.12', 'scipy>=1.8', 'threadpoolctl>=3.1'],
+        'mapping': [TORCH, 'pycolmap>=4.1', 'scipy>=1.8', 'threadpoolctl>=3.1'],
         # `d2s build-map --cluster`.
         'cluster': [
             TORCH,
-            'pycolmap>=3.12',
+            'pycolmap>=4.1',
             'scipy>=1.8',
             'threadpoolctl>=3.1',
             'ray>=2.40',
