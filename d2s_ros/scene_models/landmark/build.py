@@ -65,7 +65,7 @@ class LandmarkOptions:
 def budget(name: str, seed: int) -> dict[str, Any]:
     """Return the fields of `BuildConfig` that differ from their defaults in a budget."""
     steps, images, max_images = {
-        'quick': (225, 2, 80),
+        'quick': (150, 3, 80),
         'standard': (500, 4, 400),
         'full': (3000, 8, 2000),
     }[name]
@@ -76,14 +76,14 @@ def budget(name: str, seed: int) -> dict[str, Any]:
         # Short runs improve on held-out images up to their last step.
         patience=12 if name == 'full' else 0,
     )
-    values: dict[str, Any] = {'training': training, 'max_images': max_images}
-    if name != 'quick':
-        return values
-    # The whole build of a small log takes some seconds.
+    descriptors = DescriptorTrainingConfig()
+    if name == 'quick':
+        # The whole build of a small log takes some seconds.
+        descriptors = replace(descriptors, steps=100)
     return {
-        **values,
-        'descriptor_training': replace(DescriptorTrainingConfig(), steps=60),
-        'steps_per_image': 2,
+        'training': training,
+        'descriptor_training': descriptors,
+        'max_images': max_images,
     }
 
 
