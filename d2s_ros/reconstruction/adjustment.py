@@ -25,7 +25,7 @@ def focal_of(images: Sequence[ImageInput]) -> float:
     return float(np.median([0.5 * (image.camera.fx + image.camera.fy) for image in images]))
 
 
-def scaled_px(limit: float, focal: float) -> float:
+def px_at_focal(limit: float, focal: float) -> float:
     """Return a limit at a focal length of 500 px as px of images of this focal length."""
     return limit * focal / _FOCAL_PX
 
@@ -44,7 +44,7 @@ def triangulate_again(
         min_angle_deg: Points seen under a smaller angle are dropped.
     """
     options = pipeline_options(min_angle_deg)
-    limit_errors(options, scaled_px(limit, focal))
+    limit_errors(options, px_at_focal(limit, focal))
     options.triangulation.create_max_angle_error = np.degrees(limit / _FOCAL_PX)
     options.triangulation.continue_max_angle_error = np.degrees(limit / _FOCAL_PX)
     output = folder / f'model_{limit:g}'

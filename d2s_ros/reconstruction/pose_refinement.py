@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from d2s_ros.errors import InputError
 from d2s_ros.geometry.transforms import RigidTransform, pose_error, vector_from_rotation
 from d2s_ros.pycolmap_import import import_pycolmap
-from d2s_ros.reconstruction.adjustment import focal_of, scaled_px, triangulate_again
+from d2s_ros.reconstruction.adjustment import focal_of, px_at_focal, triangulate_again
 from d2s_ros.reconstruction.colmap_database import (
     adjustment_options,
     colmap_camera,
@@ -107,9 +107,9 @@ def _adjust(
                 f'{model.num_points3D()} points could be triangulated with the given poses, too '
                 'few to refine them; are poses and calibration of these images?'
             )
-        _bundle_adjust(model, priors, loss_px=scaled_px(0.25 * limit, focal))
+        _bundle_adjust(model, priors, loss_px=px_at_focal(0.25 * limit, focal))
         if round_ < len(_LIMITS_PX) - 1:
-            _place_left_out(images, ideal, matches, model, scaled_px(limit, focal))
+            _place_left_out(images, ideal, matches, model, px_at_focal(limit, focal))
     return model
 
 

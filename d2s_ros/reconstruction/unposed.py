@@ -26,7 +26,7 @@ from d2s_ros.pycolmap_import import import_pycolmap
 from d2s_ros.reconstruction.adjustment import (
     adjust_freely,
     focal_of,
-    scaled_px,
+    px_at_focal,
     triangulate_again,
 )
 from d2s_ros.reconstruction.colmap_database import pipeline_options, write_database
@@ -251,7 +251,7 @@ def _adjusted(
         )
         adjust_freely(
             model,
-            scaled_px(0.25 * limit, focal),
+            px_at_focal(0.25 * limit, focal),
             min_observations=_MIN_OBSERVATIONS,
             intrinsics=intrinsics,
         )
